@@ -1,0 +1,113 @@
+"""`attribute`: one call for every method, with its checks, labels and chunks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cxrkit.attribution import registry
+from cxrkit.attribution.explained import Explained, has_encoding, prepared
+from cxrkit.errors import AttributionError, ParameterError
+
+__all__ = ["attribute", "checked_images", "chunk_size"]
+
+_PIXELS = 16 * 224 * 224  # of one forward pass: keeps the graph of a DenseNet or ResNet-50 within a few GB
+_TOLERANCE = 1e-3  # as in the encoding: resizing may overshoot [0, 1] by a rounding error
+
+
+def attribute(
+    model: nn.Module,
+    images: Tensor,
+    method: str,
+    labels=None,
+    output: str = "logit",
+    *,
+    chunk: int | None = None,
+    **options,
+) -> Tensor:
+    """Maps of every label of every image: [B, L, H, W], raw (signed, unnormalised), at input resolution.
+
+    `model`: any network from images [B, C, H, W] to logits [B, L]; with a `cxrkit.models.Classifier` images
+    are grey [B, 1, H, W] in [0, 1]. `method`: a name of `cxrkit.attribution.methods()`, whose card lists
+    its `options`. `labels`: names or indices (None: all). `output`: what is explained, "logit" or
+    "probability" (the sigmoid of the logit). `chunk`: images per forward pass; None chooses by image size,
+    and the maps don't depend on it. Maps are float32 on the images' device (float64 for float64 images).
+    The model is explained in evaluation mode with frozen weights, and is left as it was: training flags,
+    `requires_grad`, `.grad`, hooks. Raises ParameterError for an unknown method, option, label or layer,
+    and AttributionError for unfit images or where the method can't be right for this network.
+    """
+    entry = registry.entry(method)
+    for option in options:
+        if option not in entry.card.options:
+            raise registry.unknown(f"option of {method}:", option, entry.card.options)
+    if output not in ("logit", "probability"):
+        raise registry.unknown("output", output, ("logit", "probability"))
+    if output not in entry.card.outputs:
+        raise ParameterError(f"{method} explains the logit, which it splits into parts; output={output!r} has none")
+    device = _device(model, images)
+    inputs = checked_images(model, images).to(device)
+    size = chunk_size(images, chunk)
+    explained = Explained(model, labels, output, size)
+    parts = []
+    with prepared(model, device):
+        for start in range(0, len(inputs), size):
+            rows = slice(start, start + size)
+            explained.first_row = start
+            part = entry.function(explained, inputs[rows], **_rows_of(options, rows, len(inputs)))
+            parts.append(part.detach().to(torch.promote_types(images.dtype, torch.float32)))
+    return _finite(torch.cat(parts), method).to(images.device)
+
+
+def checked_images(model: nn.Module, images: Tensor) -> Tensor:
+    """The images, cut off from any graph; AttributionError names what is wrong with them."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
+        got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise AttributionError(f"images must be a tensor [B, C, H, W] with at least one image; got {got}")
+    if not images.is_floating_point():
+        raise AttributionError(f"images must be floating point (scale 8-bit images to [0, 1]); got {images.dtype}")
+    images = images.detach()
+    finite = images.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise AttributionError(f"image {int((~finite).nonzero()[0])} holds NaN or infinite values")
+    if has_encoding(model):
+        if images.shape[1] != 1:
+            raise AttributionError(f"images must be grey, [B, 1, H, W]; got {list(images.shape)}")
+        outside = ((images < -_TOLERANCE) | (images > 1 + _TOLERANCE)).flatten(1).any(1)
+        if outside.any():
+            raise AttributionError(f"image {int(outside.nonzero()[0])} has values outside [0, 1]")
+    return images
+
+
+def chunk_size(images: Tensor, chunk: int | None) -> int:
+    """Images per forward pass: `chunk`, or as many as hold 16 images of 224 x 224 pixels, at least one."""
+    if chunk is None:
+        return max(1, min(16, _PIXELS // (images.shape[-2] * images.shape[-1])))
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ParameterError(f"chunk must be a whole number of images, at least 1; got {chunk!r}")
+    return chunk
+
+
+def _device(model: nn.Module, images: Tensor) -> torch.device:
+    held = next(model.parameters(), None)
+    if held is None:
+        held = next(model.buffers(), images)
+    return held.device if isinstance(held, Tensor) else torch.device("cpu")
+
+
+def _rows_of(options: dict, rows: slice, count: int) -> dict:
+    """Options with the tensors that have one row per image cut to the chunk's rows."""
+    return {
+        name: value[rows] if isinstance(value, Tensor) and value.ndim == 4 and len(value) == count else value
+        for name, value in options.items()
+    }
+
+
+def _finite(maps: Tensor, method: str) -> Tensor:
+    bad = (~maps.isfinite().flatten(2).all(2)).nonzero()
+    if len(bad):
+        image, label = bad[0].tolist()
+        raise AttributionError(
+            f"{method} gave NaN or infinite values for image {image}, label {label} of those asked for; "
+            "are the network's weights finite?"
+        )
+    return maps

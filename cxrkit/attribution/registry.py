@@ -1,0 +1,117 @@
+"""Which methods there are: one card per method, registered by decorator under the name that notebooks use."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from cxrkit.errors import ParameterError
+
+__all__ = ["FAMILIES", "Card", "card", "entry", "method", "methods", "unknown"]
+
+# One module each, named like the family; cards are listed in this order.
+FAMILIES = ("gradient", "cam", "path", "xrai", "perturbation", "relevance", "normgrad", "inherent")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a method is and costs.
+
+    `papers` are keys of the book's papers; `signed` says whether maps may be negative; `outputs` are the
+    quantities it can explain; `forwards` and `backwards` are passes per image, with L labels; `formula` is
+    TeX; `options` are its own keywords.
+    """
+
+    name: str
+    family: str
+    papers: tuple[str, ...]
+    meaning: str
+    formula: str
+    signed: bool
+    needs: str
+    forwards: str
+    backwards: str
+    outputs: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A card with its function `(explained, images, **options) -> maps [B, L, H, W]` and its test of a
+    network's structure.
+    """
+
+    card: Card
+    function: Callable[..., Tensor]
+    fits: Callable[[nn.Module], bool]
+
+
+_entries: dict[str, Entry] = {}
+
+
+def method(
+    family: str,
+    *,
+    papers: tuple[str, ...],
+    meaning: str,
+    formula: str,
+    signed: bool,
+    forwards: str,
+    backwards: str,
+    needs: str = "any differentiable network",
+    outputs: tuple[str, ...] = ("logit", "probability"),
+    fits: Callable[[nn.Module], bool] = lambda model: True,
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register the decorated function as the method of its own name.
+
+    The function gets an `Explained`, one chunk of images [B, C, H, W] and its options, which are its
+    keyword-only parameters (an option that is a tensor with one row per image is cut along with the
+    images). It returns raw maps [B, L, H, W]. `fits` tells from a network's layers alone whether the method
+    can be right for it.
+    """
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name = function.__name__
+        parameters = inspect.signature(function).parameters.values()
+        options = tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+        facts = Card(name, family, papers, meaning, formula, signed, needs, forwards, backwards, outputs, options)
+        _entries[name] = Entry(facts, function, fits)
+        return function
+
+    return register
+
+
+def entry(name: str) -> Entry:
+    """The registered method of that name; ParameterError with near misses otherwise."""
+    if name not in _entries:
+        raise unknown("method", name, _entries)
+    return _entries[name]
+
+
+def card(name: str) -> Card:
+    """The card of one method; ParameterError with near misses for an unknown name."""
+    return entry(name).card
+
+
+def methods(model: nn.Module | None = None) -> tuple[Card, ...]:
+    """Cards of all methods, or of those that can be right for `model`, judged by its layers without running
+    it.
+    """
+    listed = sorted(_entries.values(), key=lambda e: FAMILIES.index(e.card.family))
+    return tuple(e.card for e in listed if model is None or e.fits(model))
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> ParameterError:
+    """The error for a name that isn't known, with what was probably meant, or everything if nothing is
+    near.
+    """
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
+    if near:
+        return ParameterError(f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?")
+    listed = ", ".join(known[:40]) + (", ..." if len(known) > 40 else "")
+    return ParameterError(f"unknown {kind} {name!r}; known: {listed or 'none'}")

@@ -1,0 +1,324 @@
+"""The one dataset class: images, targets, boxes and masks, whatever the source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cxrkit.data.geometry import union_masks
+from cxrkit.errors import CxrkitError, DataError, ParameterError
+
+__all__ = ["BOX_COLUMNS", "SPLITS", "Batch", "Dataset", "Rendered", "Renderer", "Sample", "collate"]
+
+BOX_COLUMNS = ("image_id", "label", "x_min", "y_min", "x_max", "y_max", "reader")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One drawn row: image float32 ``[H, W]`` in [0, 1], and the true regions where the source knows them.
+
+    ``truth``: bool ``[L, H, W]`` (exact finding per label) or None; ``shortcut``: bool ``[H, W]`` (planted
+    confounder) or None.
+    """
+
+    image: Tensor
+    truth: Tensor | None = None
+    shortcut: Tensor | None = None
+
+
+class Renderer(Protocol):
+    """Where the pixels come from: a folder's files, or a drawing made from a seed."""
+
+    def render(self, row: int, size: int) -> Rendered:
+        """Draw the image at position ``row`` of the source's whole table, ``size`` x ``size``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``image`` float32 ``[1, H, W]`` in [0, 1] and its ``target`` float32 ``[L]`` (0, 1 or NaN for unknown).
+
+    ``mask``: bool ``[L, H, W]``, the union of each label's boxes; ``truth`` and ``shortcut`` as in
+    :class:`Rendered`.
+    """
+
+    image: Tensor
+    target: Tensor
+    mask: Tensor
+    image_id: str
+    patient_id: str
+    truth: Tensor | None = None
+    shortcut: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several samples: images ``[B, 1, H, W]``, targets ``[B, L]``, masks ``[B, L, H, W]``.
+
+    ``truth`` bool ``[B, L, H, W]`` and ``shortcut`` bool ``[B, H, W]`` are None where one sample lacks them.
+    """
+
+    images: Tensor
+    targets: Tensor
+    masks: Tensor
+    image_ids: tuple[str, ...]
+    patient_ids: tuple[str, ...]
+    truth: Tensor | None = None
+    shortcut: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def _map(self, change) -> Batch:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: change(value) for name, value in tensors.items()})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; DataLoader calls this when asked to pin."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples into a :class:`Batch`; pass it to DataLoader as ``collate_fn``."""
+    samples = list(samples)
+    if not samples:
+        raise ParameterError("a batch needs at least one sample, none was given")
+
+    def stack(name: str) -> Tensor | None:
+        values = [getattr(sample, name) for sample in samples]
+        return None if any(value is None for value in values) else torch.stack(values)
+
+    return Batch(
+        images=stack("image"),
+        targets=stack("target"),
+        masks=stack("mask"),
+        image_ids=tuple(sample.image_id for sample in samples),
+        patient_ids=tuple(sample.patient_id for sample in samples),
+        truth=stack("truth"),
+        shortcut=stack("shortcut"),
+    )
+
+
+class Dataset(torch.utils.data.Dataset):
+    """Images with labels, boxes and patients; a PyTorch map-style dataset of :class:`Sample`.
+
+    ``labels``: names of the L labels, the order of ``target`` and ``mask``. ``table``: one row per image,
+    with image_id, patient_id, path, one 0/1/NaN column per label, and split once it is known. ``boxes``:
+    columns image_id, label, x_min, y_min, x_max, y_max, reader in original pixels, half-open; boxes whose
+    label is not among ``labels`` stay in the table and make no mask. ``renderer``: draws row ``i`` of
+    ``table``. ``size``: images are ``size`` x ``size``. ``hierarchy``: child label -> parent label.
+    ``frames``: ``[N, 2]`` original width and height, by default the columns orig_width and orig_height.
+    Raises DataError for a table or boxes that do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        labels: Sequence[str],
+        table: pd.DataFrame,
+        boxes: pd.DataFrame | None,
+        renderer: Renderer,
+        size: int,
+        hierarchy: Mapping[str, str] | None = None,
+        frames: np.ndarray | None = None,
+    ):
+        self.name = name
+        self.labels = tuple(labels)
+        self.table = table.reset_index(drop=True)
+        self.boxes = _box_table(boxes)
+        self.renderer = renderer
+        self.size = int(size)
+        self.hierarchy = dict(hierarchy or {})
+        self._check_table()
+        self.frames = self._check_frames(frames)
+        self._rows = np.arange(len(self.table))
+        self._index()
+
+    def _check_table(self) -> None:
+        if len(set(self.labels)) != len(self.labels):
+            raise DataError(f"{self.name}: the labels {list(self.labels)} hold a name twice")
+        missing = [c for c in ("image_id", "patient_id", "path", *self.labels) if c not in self.table.columns]
+        if missing:
+            raise DataError(f"{self.name}: the table lacks {missing}; it has {list(self.table.columns)}")
+        twice = self.table["image_id"][self.table["image_id"].duplicated()]
+        if len(twice):
+            raise DataError(f"{self.name}: image_id {twice.iloc[0]!r} occurs twice; it must be unique")
+
+    def _check_frames(self, frames: np.ndarray | None) -> np.ndarray:
+        if frames is None:
+            if not {"orig_width", "orig_height"} <= set(self.table.columns):
+                raise DataError(f"{self.name}: give frames, or the columns orig_width and orig_height")
+            frames = self.table[["orig_width", "orig_height"]].to_numpy()
+        frames = np.asarray(frames, dtype=np.float64)
+        if frames.shape != (len(self.table), 2):
+            raise DataError(f"{self.name}: frames have shape {frames.shape}, expected ({len(self.table)}, 2)")
+        return frames
+
+    def _index(self) -> None:
+        """Arrays that __getitem__ reads, so that drawing a sample never searches a DataFrame."""
+        self._targets = self.table[list(self.labels)].to_numpy(dtype=np.float32)
+        self._image_ids = [str(value) for value in self.table["image_id"]]
+        self._patient_ids = [str(value) for value in self.table["patient_id"]]
+        order = {label: position for position, label in enumerate(self.labels)}
+        self._box_label = self.boxes["label"].map(lambda label: order.get(label, -1)).to_numpy(dtype=int)
+        self._box_edges = self.boxes[["x_min", "y_min", "x_max", "y_max"]].to_numpy(dtype=np.float64)
+        of_image = self.boxes["image_id"].astype(str).to_numpy()
+        self._boxes_of = dict(pd.Series(of_image).groupby(of_image).indices)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        patients = self.table["patient_id"].nunique()
+        return (
+            f"Dataset({self.name!r}, {len(self)} images of {patients} patients, {len(self.labels)} labels, "
+            f"{len(self.boxes)} boxes, size {self.size})"
+        )
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at ``index``; raises DataError, naming the image, when it can't be drawn."""
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside {self.name}, which holds {len(self)} images")
+        index %= len(self)
+        drawn = self._draw(index)
+        return Sample(
+            image=drawn.image.unsqueeze(0),
+            target=torch.from_numpy(self._targets[index].copy()),
+            mask=self._mask(index),
+            image_id=self._image_ids[index],
+            patient_id=self._patient_ids[index],
+            truth=drawn.truth,
+            shortcut=drawn.shortcut,
+        )
+
+    def _draw(self, index: int) -> Rendered:
+        image_id = self._image_ids[index]
+        try:
+            drawn = self.renderer.render(int(self._rows[index]), self.size)
+        except CxrkitError as error:
+            raise type(error)(f"{self.name}, image {image_id!r}: {error}") from error
+        image = drawn.image
+        if tuple(image.shape) != (self.size, self.size) or image.dtype != torch.float32:
+            raise DataError(
+                f"{self.name}, image {image_id!r}: drawn as {image.dtype} {tuple(image.shape)}, "
+                f"expected float32 ({self.size}, {self.size})"
+            )
+        if not torch.isfinite(image).all():
+            raise DataError(f"{self.name}, image {image_id!r}: holds NaN or infinite pixels")
+        return drawn
+
+    def _mask(self, index: int) -> Tensor:
+        rows = self._boxes_of.get(self._image_ids[index], np.empty(0, dtype=int))
+        frame = tuple(self.frames[index])
+        return union_masks(self._box_edges[rows], self._box_label[rows], len(self.labels), frame, self.size)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The samples at ``indices``, stacked."""
+        return collate([self[index] for index in indices])
+
+    def select(self, rows: Sequence[int] | Sequence[bool] | np.ndarray | slice) -> Dataset:
+        """The images at ``rows`` alone: positions in the order wanted, a mask of length N, or a slice."""
+        if isinstance(rows, slice):
+            rows = np.arange(len(self))[rows]
+        rows = np.asarray(rows)
+        if rows.dtype == bool:
+            if rows.shape != (len(self),):
+                raise ParameterError(f"rows: a mask must have length {len(self)}, got shape {rows.shape}")
+            rows = np.flatnonzero(rows)
+        if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+            raise ParameterError("rows: give whole numbers, a mask or a slice")
+        rows = rows.astype(int)
+        if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
+            raise ParameterError(f"rows: positions must lie in 0 .. {len(self) - 1}")
+        rows = rows % max(len(self), 1)
+        if len(np.unique(rows)) != len(rows):
+            raise ParameterError("rows: a position is given twice; each image may occur once")
+        part = self._copy()
+        part.table = self.table.iloc[rows].reset_index(drop=True)
+        part.boxes = self.boxes[self.boxes["image_id"].isin(part.table["image_id"])].reset_index(drop=True)
+        part.frames = self.frames[rows]
+        part._rows = self._rows[rows]
+        part._index()
+        return part
+
+    def split(self, name: str) -> Dataset:
+        """The part called ``name``: ``"train"``, ``"validation"`` or ``"test"``."""
+        if name not in SPLITS:
+            raise ParameterError(f"split {name!r} is unknown; use one of {list(SPLITS)}")
+        if "split" not in self.table.columns:
+            raise DataError(
+                f"{self.name}: no split is known; cxrkit.data.load makes one where there are at least 5 patients"
+            )
+        return self.select((self.table["split"] == name).to_numpy())
+
+    def with_split(self, split: Sequence[str]) -> Dataset:
+        """The same dataset with ``split`` (train, validation or test per row) as its split column."""
+        part = self._copy()
+        part.table = self.table.assign(split=list(split))
+        return part
+
+    def cached(self, workers: int | None = None, precision: str = "float32") -> Dataset:
+        """The same dataset, keeping each image it has drawn, because training reads every image many times.
+
+        ``workers=None`` draws on first use; a number draws everything now in so many threads.
+        ``precision="uint8"`` takes a quarter of the memory and rounds pixels to 1/255. Costs
+        ``4 * size * size`` bytes an image (or 1), plus the truth where there is one.
+        """
+        if precision not in ("float32", "uint8"):
+            raise ParameterError(f"precision {precision!r} is unknown; use 'float32' or 'uint8'")
+        part = self._copy()
+        part.renderer = _CachedRenderer(self.renderer, precision)
+        if workers is not None:
+            with ThreadPoolExecutor(max(1, workers)) as pool:
+                for _ in pool.map(part._draw, range(len(part))):
+                    pass
+        return part
+
+    def _copy(self) -> Dataset:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+
+class _CachedRenderer:
+    """Keeps what another renderer drew."""
+
+    def __init__(self, renderer: Renderer, precision: str):
+        self.renderer = renderer
+        self.precision = precision
+        self._kept: dict[tuple[int, int], Rendered] = {}
+
+    def render(self, row: int, size: int) -> Rendered:
+        kept = self._kept.get((row, size))
+        if kept is None:
+            kept = self.renderer.render(row, size)
+            # A NaN can't be kept as uint8: leave it as it is, so that the dataset refuses it by name.
+            if self.precision == "uint8" and torch.isfinite(kept.image).all():
+                kept = replace(kept, image=(kept.image * 255).round().to(torch.uint8))
+            self._kept[row, size] = kept
+        if kept.image.dtype == torch.uint8:
+            return replace(kept, image=kept.image.to(torch.float32) / 255)
+        # A caller may write into its sample; the kept copy must not change with it.
+        return replace(kept, image=kept.image.clone())
+
+
+def _box_table(boxes: pd.DataFrame | None) -> pd.DataFrame:
+    if boxes is None:
+        boxes = pd.DataFrame({column: [] for column in BOX_COLUMNS})
+    missing = [column for column in BOX_COLUMNS if column not in boxes.columns]
+    if missing:
+        raise DataError(f"the boxes lack the columns {missing}; they have {list(boxes.columns)}")
+    return boxes.reset_index(drop=True)

@@ -1,0 +1,126 @@
+"""The one transform that image and boxes share: resize to a square, or resize and centre-crop."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cxrkit.errors import ParameterError
+
+__all__ = ["box_masks", "crop_boxes", "resize", "resize_and_crop", "scale_boxes", "union_masks"]
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize to ``size`` x ``size`` with antialiasing; the aspect ratio is not kept, as in the papers.
+
+    ``images``: float ``[..., H, W]``; returns the same leading shape and value range. Bilinear, with the
+    kernel widened when shrinking; pixel centres lie at half-integers (``align_corners=False``), so a
+    coordinate ``x`` of the source lands at ``x * size / W``. Source: paper `bcos`, section 1.7 of its data
+    (squashed to 224 x 224).
+    """
+    if images.shape[-2:] == (size, size):
+        return images
+    leading = images.shape[:-2]
+    flat = images.reshape(-1, 1, *images.shape[-2:])
+    small = F.interpolate(flat, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    # The antialiasing weights sum to one only up to rounding, so a white image could end at 1 + 1e-7.
+    small = small.clamp(flat.min(), flat.max())
+    return small.reshape(*leading, size, size)
+
+
+def resize_and_crop(images: Tensor, resized: int = 256, crop: int = 224) -> Tensor:
+    """Resize to ``resized`` squared and cut out the central ``crop`` squared, as B-cos networks are tested.
+
+    ``images``: float ``[..., H, W]``; returns ``[..., crop, crop]``. Boxes follow with :func:`crop_boxes`.
+    Raises ParameterError unless ``crop <= resized`` and their difference is even. Source: paper `bcos`, its
+    published code.
+    """
+    margin = _margin(resized, crop)
+    small = resize(images, resized)
+    return small[..., margin : margin + crop, margin : margin + crop]
+
+
+def crop_boxes(
+    boxes: np.ndarray,
+    protocol: str = "corrected",
+    frame: tuple[float, float] = (1024, 1024),
+    resized: int = 256,
+    crop: int = 224,
+) -> np.ndarray:
+    """Boxes after :func:`resize_and_crop`, clipped to the crop.
+
+    ``boxes``: ``[M, 4]`` as x_min, y_min, x_max, y_max in pixels of ``frame`` (width, height); returns
+    float64 ``[M, 4]`` in pixels of the crop. ``"corrected"`` (and ``"paper"``, whose text claims nothing
+    else) sends them through the image's own transform; ``"authors"`` scales by crop / frame and forgets the
+    margin, which misplaces a box by up to ``(resized - crop) / 2`` pixels at the border. A box wholly outside
+    the crop ends with zero area. Source: paper `bcos`, published code against its own image transform.
+    """
+    if protocol not in ("paper", "authors", "corrected"):
+        raise ParameterError(f"protocol {protocol!r} is unknown; use 'paper', 'authors' or 'corrected'")
+    margin = _margin(resized, crop)
+    forgotten = protocol == "authors"
+    moved = scale_boxes(boxes, frame, crop) if forgotten else scale_boxes(boxes, frame, resized) - margin
+    return moved.clip(0, crop)
+
+
+def _margin(resized: int, crop: int) -> int:
+    if crop > resized or crop < 1 or (resized - crop) % 2:
+        raise ParameterError(
+            f"crop={crop} does not fit resized={resized}; the difference must be even and not negative"
+        )
+    return (resized - crop) // 2
+
+
+def scale_boxes(boxes: np.ndarray, frame: tuple[float, float], size: int) -> np.ndarray:
+    """Boxes after :func:`resize`: each axis is scaled by its own ``size / frame``.
+
+    ``boxes``: ``[M, 4]`` as x_min, y_min, x_max, y_max in pixels of ``frame`` (width, height); returns
+    float64 ``[M, 4]`` in target pixels.
+    """
+    width, height = frame
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    # Multiply before dividing: 512 * 224 / 1024 is exact where 512 * (224 / 1024) need not be.
+    return boxes * size / np.array([width, height, width, height], dtype=np.float64)
+
+
+def box_masks(boxes: np.ndarray, size: int) -> Tensor:
+    """One mask per box: pixel (i, j) is inside when x_min <= j + 0.5 < x_max, and likewise for i and y.
+
+    ``boxes``: ``[M, 4]`` in target pixels; returns bool ``[M, size, size]``. A box with area that holds no
+    pixel centre gets the pixel under its middle, so no finding vanishes; a box without area, or outside, gets
+    nothing.
+    """
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    columns = _spans(boxes[:, 0], boxes[:, 2], size)
+    rows = _spans(boxes[:, 1], boxes[:, 3], size)
+    return torch.from_numpy(rows[:, :, None] & columns[:, None, :])
+
+
+def _spans(low: np.ndarray, high: np.ndarray, size: int) -> np.ndarray:
+    """Which of ``size`` pixels each interval holds: bool ``[M, size]``."""
+    low, high = low.clip(0, size), high.clip(0, size)
+    centres = np.arange(size) + 0.5
+    inside = (low[:, None] <= centres) & (centres < high[:, None])
+    missed = ~inside.any(axis=1) & (high > low)
+    middle = np.minimum((low + high) / 2, size - 1).astype(int)
+    inside[missed, middle[missed]] = True
+    return inside
+
+
+def union_masks(
+    boxes: np.ndarray, label_index: np.ndarray, n_labels: int, frame: tuple[float, float], size: int
+) -> Tensor:
+    """Union of the boxes of each label on the target grid.
+
+    ``boxes``: ``[M, 4]`` in pixels of ``frame`` (width, height); ``label_index``: int ``[M]``, entries
+    outside ``0 .. n_labels - 1`` belong to no label and are left out. Returns bool ``[n_labels, size,
+    size]``.
+    """
+    masks = torch.zeros(n_labels, size, size, dtype=torch.bool)
+    single = box_masks(scale_boxes(boxes, frame, size), size)
+    for mask, label in zip(single, np.asarray(label_index, dtype=int), strict=True):
+        if 0 <= label < n_labels:
+            masks[label] |= mask
+    return masks

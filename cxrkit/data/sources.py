@@ -1,0 +1,147 @@
+"""The registry of data sources, and the one door to them: :func:`load`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from cxrkit.data.dataset import SPLITS, Dataset
+from cxrkit.data.splits import FOLDS, fold_split
+from cxrkit.errors import DataError, ParameterError
+
+__all__ = ["load", "sources"]
+
+MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
+SMALLEST_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a source's loader lives. The loader takes keyword arguments and returns a Dataset.
+
+    ``needs_root``: whether the images lie in a folder that the user names.
+    """
+
+    title: str
+    module: str
+    function: str
+    needs_root: bool
+
+    def loader(self) -> Callable[..., Dataset]:
+        """The loader itself; its module is imported only now."""
+        return getattr(importlib.import_module(self.module), self.function)
+
+    def options(self) -> tuple[str, ...]:
+        """Names of the options that the loader knows besides root, size and seed."""
+        known = inspect.signature(self.loader()).parameters
+        return tuple(name for name in known if name not in ("root", "size", "seed"))
+
+
+SOURCES = {
+    "phantom": Source("Synthetic frontal chest radiographs", "cxrkit.data.phantom.source", "load_phantom", False),
+    "folder": Source("A folder with images.csv and, optionally, boxes.csv", "cxrkit.data.folder", "load_folder", True),
+}
+
+
+def sources() -> dict[str, dict[str, Any]]:
+    """Every source by name, with its manifest: title, licence, how to get it, options.
+
+    The manifests are the files of ``data_manifests/``; where that folder is not at hand, only the title is
+    given.
+    """
+    return {name: {"title": source.title, **_manifest(name)} for name, source in SOURCES.items()}
+
+
+def _manifest(name: str) -> dict[str, Any]:
+    path = MANIFESTS / f"{name}.yaml"
+    if not path.is_file():
+        return {}
+    import yaml
+
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    split: str | None = None,
+    fold: int = 0,
+    size: int = 224,
+    seed: int = 0,
+    **options: Any,
+) -> Dataset:
+    """Load a source as a :class:`~cxrkit.data.dataset.Dataset`.
+
+    ``name``: one of :func:`sources`. ``root``: the folder of a downloaded source. ``split``: ``"train"``,
+    ``"validation"``, ``"test"``, or None for all images. ``fold``: 0 to 4, the part that is tested; folds
+    keep patients together and follow ``seed``. ``size``: images are ``size`` x ``size``, at least 32.
+    ``options``: the source's own. A source that brings its own split keeps it, and then has fold 0 only.
+    Raises ParameterError for an unknown source or option or a value out of range, DataError for data that
+    can't be read as they stand.
+    """
+    source = _check(name, root, split, fold, size, seed)
+    _check_options(name, source.options(), options)
+    where = {"root": root} if source.needs_root else {}
+    dataset = source.loader()(**where, size=size, seed=seed, **options)
+    dataset = _assign_split(dataset, split, fold, seed)
+    if split is None:
+        return dataset
+    part = dataset.split(split)
+    if not len(part):
+        held = sorted(set(dataset.table["split"]))
+        raise DataError(f"{dataset.name}: no image is in split {split!r}; there are {held}")
+    return part
+
+
+def _assign_split(dataset: Dataset, split: str | None, fold: int, seed: int) -> Dataset:
+    if "split" in dataset.table.columns:
+        if fold != 0:
+            raise ParameterError(f"fold={fold}: {dataset.name} brings its own split, which is fold 0")
+        return dataset
+    targets = dataset.table[list(dataset.labels)].to_numpy()
+    try:
+        return dataset.with_split(fold_split(dataset.table["patient_id"], targets, fold, seed=seed))
+    except DataError as error:
+        # A handful of patients may still be looked at as a whole.
+        if split is None and fold == 0:
+            return dataset
+        raise DataError(f"{dataset.name}: {error}; load it with split=None") from None
+
+
+def _check(name: str, root: str | Path | None, split: str | None, fold: int, size: int, seed: int) -> Source:
+    if name not in SOURCES:
+        raise ParameterError(f"source {name!r} is unknown; the sources are {sorted(SOURCES)}")
+    source = SOURCES[name]
+    if source.needs_root and root is None:
+        raise ParameterError(f"source {name!r} needs root=, the folder that holds its images")
+    if not source.needs_root and root is not None:
+        raise ParameterError(f"source {name!r} takes no root: nothing is read from disk")
+    if split is not None and split not in SPLITS:
+        raise ParameterError(f"split={split!r} is unknown; use one of {list(SPLITS)}, or None for all")
+    _check_integer("fold", fold, 0, FOLDS - 1)
+    _check_integer("size", size, SMALLEST_SIZE, None)
+    _check_integer("seed", seed, 0, None)
+    return source
+
+
+def _check_integer(name: str, value: int, low: int, high: int | None) -> None:
+    fits = isinstance(value, Integral) and not isinstance(value, bool) and value >= low
+    if not fits or (high is not None and value > high):
+        wanted = f"from {low} to {high}" if high is not None else f"of at least {low}"
+        raise ParameterError(f"{name}={value!r} is out of range; use an integer {wanted}")
+
+
+def _check_options(name: str, known: tuple[str, ...], options: dict[str, Any]) -> None:
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ParameterError(
+                f"option {option!r} is unknown to source {name!r}; {hint}the options are {sorted(known)}"
+            )

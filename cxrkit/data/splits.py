@@ -1,0 +1,85 @@
+"""Patient-wise, label-stratified folds: no patient is ever on two sides of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+
+from cxrkit.errors import DataError, ParameterError
+
+__all__ = ["FOLDS", "fold_split", "patient_folds"]
+
+FOLDS = 5
+# One eighth of what is not test chooses thresholds and checkpoints, so that no fold both chooses and reports.
+_VALIDATION_PARTS = 8
+
+
+def patient_folds(patients: Sequence[str], targets: np.ndarray, folds: int = FOLDS, seed: int = 0) -> np.ndarray:
+    """The fold, 0 to ``folds - 1``, in which each image is tested: int ``[N]``.
+
+    ``patients``: N patient ids; ``targets``: ``[N, L]`` of 0, 1 or NaN (unknown, counted as 0). A patient
+    counts as positive for a label when one of the images is. All images of a patient share a fold; labels are
+    spread over the folds by iterative stratification (Sechidis et al., 2011). The order of the rows does not
+    matter. Raises DataError for fewer patients than folds. Source: paper `bcos` (five folds), with patients
+    in place of images.
+    """
+    names, of_image, positive = _by_patient(patients, targets)
+    if len(names) < folds:
+        raise DataError(f"{len(names)} patients can't be spread over {folds} folds; at least {folds} are needed")
+    return _stratify(positive, folds, seed)[of_image]
+
+
+def fold_split(
+    patients: Sequence[str], targets: np.ndarray, fold: int = 0, folds: int = FOLDS, seed: int = 0
+) -> np.ndarray:
+    """``"train"``, ``"validation"`` or ``"test"`` for each image: ``[N]``.
+
+    The images of ``fold`` (see :func:`patient_folds`) are the test part; one eighth of the other patients,
+    and at least one of them, is the validation part. Raises ParameterError for a fold that does not exist,
+    DataError for fewer patients than folds or than three.
+    """
+    if not 0 <= fold < folds:
+        raise ParameterError(f"fold={fold} does not exist; use 0 .. {folds - 1}")
+    names, of_image, positive = _by_patient(patients, targets)
+    if len(names) < max(folds, 3):
+        raise DataError(
+            f"{len(names)} patients can't be spread over {folds} folds with train, validation and test; "
+            f"at least {max(folds, 3)} are needed"
+        )
+    split = np.full(len(names), "train", dtype=object)
+    is_test = _stratify(positive, folds, seed) == fold
+    split[is_test] = "test"
+    rest = np.flatnonzero(~is_test)
+    parts = min(_VALIDATION_PARTS, len(rest))
+    # The seed differs from fold to fold, or the same patients would validate again and again.
+    chosen = _stratify(positive[rest], parts, seed * folds + fold) == 0
+    split[rest[chosen]] = "validation"
+    return split[of_image]
+
+
+def _by_patient(patients: Sequence[str], targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patients in order of name, the position of each image's patient, and each patient's labels."""
+    names, of_image = np.unique(np.arange(len(patients)), return_inverse=True)
+    targets = np.asarray(targets, dtype=np.float64)
+    positive = np.zeros((len(names), targets.shape[1]), dtype=int)
+    np.maximum.at(positive, of_image, (np.nan_to_num(targets) > 0).astype(int))
+    return names, of_image, positive
+
+
+def _stratify(positive: np.ndarray, parts: int, seed: int) -> np.ndarray:
+    """The part, 0 to ``parts - 1``, of each patient; every part gets at least one."""
+    # Patients with and without any finding are strata of their own, also where there is no label at all.
+    healthy = positive.sum(axis=1) == 0
+    strata = np.column_stack([positive, healthy, ~healthy]).astype(int)
+    part_of = np.empty(len(strata), dtype=int)
+    folds = MultilabelStratifiedKFold(parts, shuffle=True, random_state=seed).split(strata, strata)
+    for part, (_, members) in enumerate(folds):
+        part_of[members] = part
+    for part in np.flatnonzero(np.bincount(part_of, minlength=parts) == 0):
+        # Stratification may starve a part when patients are few; the largest part then gives up its last
+        # patient.
+        largest = np.bincount(part_of, minlength=parts).argmax()
+        part_of[np.flatnonzero(part_of == largest)[-1]] = part
+    return part_of

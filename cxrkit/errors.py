@@ -1,0 +1,25 @@
+"""The errors that cxrkit raises: each message names what is at fault and what would be right."""
+
+from __future__ import annotations
+
+__all__ = ["AttributionError", "CxrkitError", "DataError", "ModelError", "ParameterError"]
+
+
+class CxrkitError(Exception):
+    """Root of every error that cxrkit raises on purpose."""
+
+
+class DataError(CxrkitError):
+    """A file, table or box that can't be read as it stands; the message names file and row."""
+
+
+class ModelError(CxrkitError):
+    """A network, weight file or label set that doesn't fit; the message names the part at fault."""
+
+
+class AttributionError(CxrkitError):
+    """A method that can't give a right map for this network; the message names layer and remedy."""
+
+
+class ParameterError(CxrkitError, ValueError):
+    """A parameter that is unknown or out of range; the message names it and what is allowed."""

@@ -1,0 +1,85 @@
+"""B-cos classifiers on the layers of the `bcos` package (paper `bcos`; Böhle et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from cxrkit.errors import ModelError
+
+__all__ = ["builder", "calibrate", "default_logit_bias"]
+
+
+def builder(name: str) -> Callable[[int], nn.Module]:
+    """A function from the number of labels to the B-cos network of that name in `bcos.models`.
+
+    As in the published ImageNet models: B = 2, no MaxOut, no activation functions, uncentred batch norm
+    without bias, and a 1x1 B-cos convolution as head before the average pool.
+    """
+
+    def build(n_labels: int) -> nn.Module:
+        import bcos.models
+        from bcos.modules import norms
+
+        from cxrkit.models.bcos_layers import TrainableBatchNorm, TrainableBcosConv2d
+
+        norm = norms.NoBias(TrainableBatchNorm)
+        make = getattr(bcos.models, name)
+        # The package turns a bias of 0 into -ln(C-1), so it gets a placeholder; `set_logit_bias` follows.
+        return make(num_classes=n_labels, norm_layer=norm, conv_layer=TrainableBcosConv2d, logit_bias=-1.0)
+
+    return build
+
+
+def default_logit_bias(n_labels: int, protocol: str = "corrected") -> float:
+    """Constant added to every logit: -ln(L-1) for L > 1 labels, 0 for one; "authors": -ln 999 whatever the
+    number.
+
+    The authors kept the bias of ImageNet's 1000 classes; under binary cross-entropy it starts every
+    probability at 0.001.
+    """
+    if protocol == "authors":
+        return -math.log(999)
+    return -math.log(n_labels - 1) if n_labels > 2 else 0.0
+
+
+def set_logit_bias(network: nn.Module, value: float) -> None:
+    """Write the bias into the network's logit layer."""
+    from bcos.modules import LogitLayer
+
+    layers = [module for module in network.modules() if isinstance(module, LogitLayer)]
+    if len(layers) != 1:
+        raise ModelError(f"a B-cos network has one logit layer; this one has {len(layers)}")
+    layers[0].logit_bias = value
+
+
+def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor]) -> nn.Module:
+    """Set the running statistics of every batch norm from images [B, 1, H, W], or from an iterable of such
+    batches; returns model.
+
+    With untrained statistics the signal of a B-cos network fades to about 1e-9 in evaluation mode. Weights,
+    mode and momentum stay as they were. Raises ModelError when there are no images.
+    """
+    batches = [images] if isinstance(images, Tensor) else list(images)
+    if not batches or min(len(batch) for batch in batches) == 0:
+        raise ModelError("calibration needs at least one image")
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    training = {module: module.training for module in model.modules()}
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over the batches
+            norm.train()
+        with torch.no_grad():
+            for batch in batches:
+                model(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in training.items():
+            module.training = mode
+    return model

@@ -1,0 +1,114 @@
+"""A model on disk: its weights as safetensors, and a JSON card beside them that says how to rebuild it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from cxrkit.errors import CxrkitError, ModelError
+from cxrkit.models.classifier import Classifier
+from cxrkit.models.weights import read_state, sha256_of
+from cxrkit.models.zoo import NOTICE, create
+
+__all__ = ["load", "save"]
+
+_FORMAT = 1
+
+
+def save(model: Classifier, path: str | os.PathLike) -> Path:
+    """Write the weights to `path` (.safetensors, added when missing) and the card beside it (.json); returns
+    the weights' path.
+
+    Each file is complete or not there at all. The card holds the weights' SHA-256, the training that
+    `model.card` tells of, and that the model is not for clinical use. Raises ModelError for another suffix or
+    a model without a card from `create`.
+    """
+    path = _weights_path(path)
+    if not isinstance(model, Classifier) or "architecture" not in model.card:
+        raise ModelError(
+            "only a classifier made by cxrkit.models.create can be saved: its card tells how to rebuild it"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    _replace(path, lambda target: save_file(tensors, target))
+    card = {"format": _FORMAT} | model.card
+    card |= {"labels": list(model.labels), "logit_bias": model.logit_bias, "notice": NOTICE}
+    card["file"] = {"name": path.name, "sha256": sha256_of(path)}
+    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+    _replace(path.with_suffix(".json"), lambda target: Path(target).write_text(text, encoding="utf-8"))
+    return path
+
+
+def load(path: str | os.PathLike) -> Classifier:
+    """The classifier that `save` wrote, on the CPU and in evaluation mode.
+
+    Raises ModelError naming the file when the weights or the card are missing or damaged, or don't belong
+    together.
+    """
+    path = _weights_path(path)
+    card_path = path.with_suffix(".json")
+    for file in (path, card_path):
+        if not file.is_file():
+            raise ModelError(f"{file} is missing; a model is two files, {path.name} and {card_path.name}")
+    card = _read_card(card_path)
+    if card["file"]["sha256"] != sha256_of(path):
+        raise ModelError(f"{path} isn't the file that {card_path.name} describes: the checksums differ")
+    state = read_state(path)
+    try:
+        model = create(
+            card["architecture"],
+            card["labels"],
+            antialias=card["antialias"],
+            protocol=card["protocol"],
+            seed=card["seed"],
+            logit_bias=card["logit_bias"] if card["encoding"] == "add_inverse" else None,
+        )
+    except (CxrkitError, TypeError) as error:
+        raise ModelError(f"{card_path} describes a model that can't be built: {error}") from error
+    own = {key.removeprefix("network."): value for key, value in model.state_dict().items()}
+    differing = own.keys() ^ state.keys() | {
+        k for k in own.keys() & state.keys() if own[k].shape != state[k].shape
+    }
+    if differing:
+        raise ModelError(f"{path} doesn't fit its card {card_path.name}: {', '.join(sorted(differing)[:5])}")
+    model.network.load_state_dict(state)
+    model.card = {key: value for key, value in card.items() if key not in ("format", "file")}
+    return model.eval()
+
+
+def _weights_path(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if path.suffix not in ("", ".safetensors"):
+        raise ModelError(f"{path}: models are stored as .safetensors, not {path.suffix}")
+    return path.with_suffix(".safetensors")
+
+
+def _read_card(path: Path) -> dict:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable as a model card: {error}") from error
+    needed = ("architecture", "labels", "antialias", "protocol", "seed", "logit_bias", "encoding", "file")
+    absent = [key for key in needed if not isinstance(card, dict) or key not in card]
+    if absent or not isinstance(card["file"], dict) or "sha256" not in card["file"]:
+        raise ModelError(f"{path} is no model card: it lacks {', '.join(absent) or 'file.sha256'}")
+    if card.get("format") != _FORMAT:
+        raise ModelError(f"{path} has format {card.get('format')!r}; this version reads format {_FORMAT}")
+    return card
+
+
+def _replace(path: Path, write: Callable[[str], object]) -> None:
+    """Write to a temporary name in the same folder, then move it into place."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,193 @@
+"""Explaining a trained run: maps of its test images, scored against the boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+import cxrkit.attribution
+import cxrkit.data
+import cxrkit.metrics
+import cxrkit.models
+from cxrkit.errors import DataError, ParameterError
+from cxrkit.study import grid, report, runs
+from cxrkit.study.experiment import ExplainParameters
+from cxrkit.study.training import load_data, target_table
+
+__all__ = ["Subject", "example", "kept_maps", "score", "subject"]
+
+
+@dataclass
+class Subject:
+    """What is explained: a training run, its model, the test images of its fold, by which methods, for which labels."""
+
+    run: runs.Run
+    parameters: ExplainParameters  # with the run's key filled in
+    model: nn.Module
+    images: cxrkit.data.Dataset
+    methods: list[str]
+    labels: list[str]
+
+
+def subject(parameters: ExplainParameters) -> Subject:
+    """Load what `parameters` name; empty ones are filled in. Raises ParameterError for an unknown method or label."""
+    folder = runs.results_folder(parameters.results)
+    run = runs.find(parameters.run, folder) if parameters.run else _newest(folder)
+    model = cxrkit.models.load(run.folder / "model.safetensors").eval()
+    labels = list(parameters.labels or model.labels)
+    if unknown := set(labels) - set(model.labels):
+        raise ParameterError(f"labels {sorted(unknown)} are unknown to run {run.key}; it knows {list(model.labels)}")
+    able = [card.name for card in cxrkit.attribution.methods(model)]
+    methods = list(parameters.methods or able)
+    if unknown := [name for name in methods if name not in able]:
+        raise ParameterError(f"methods {unknown} can't explain {run.key}; those that can: {', '.join(able)}")
+    test = load_data(run.parameters).split("test")
+    if parameters.images and parameters.images < len(test):
+        test = test.select(_spread(len(test), parameters.images))
+    return Subject(run, parameters.model_copy(update={"run": run.key}), model, test, methods, labels)
+
+
+def _newest(folder: Path) -> runs.Run:
+    try:
+        return runs.newest("train", folder)
+    except DataError:
+        return report.runs_of(grid.shown())[0]  # nothing trained yet: the tiny grid gives something to explain
+
+
+def score(subject: Subject, hear: Callable[[str], None] | None = None) -> pd.DataFrame:
+    """Energy-based pointing game of every method on every box-bearing positive of the test images (paper `bcos`, Eqs. 1-3).
+
+    A row per image, label, method and threshold: precision, recall, signed, chance (the boxes' share of the image), grid (share
+    of spectral energy at the strides' frequencies), logit, probability. A degenerate map scores nan and keeps its row.
+    """
+    data = subject.images
+    targets = target_table(data)
+    parts = []
+    for method in subject.methods:
+        for label in subject.labels:
+            column = data.labels.index(label)
+            rows = torch.nonzero(targets[:, column] > 0.5).flatten()
+            for chunk in rows.split(32) if len(rows) else []:
+                parts.append(_score_chunk(subject, chunk, column, method))
+        if hear is not None:
+            hear(method)
+    if not parts:
+        raise ParameterError(f"run {subject.run.key}: no test image has any of the labels {subject.labels} with a box")
+    return pd.concat(parts, ignore_index=True)
+
+
+def _score_chunk(subject: Subject, rows: torch.Tensor, column: int, method: str) -> pd.DataFrame:
+    label = subject.images.labels[column]
+    batch = subject.images.batch(rows.tolist())
+    boxed = batch.masks[:, column].flatten(1).any(1)
+    if not boxed.any():
+        return pd.DataFrame()
+    images, masks = batch.images[boxed], batch.masks[boxed, column]
+    device = next(subject.model.parameters()).device
+    maps = _attribute(subject, images.to(device), method, [label])[:, 0].cpu()
+    with torch.no_grad():
+        logits = subject.model(images.to(device))[:, list(subject.model.labels).index(label)].cpu()
+    frame = {
+        "image_id": np.asarray(batch.image_ids)[boxed.numpy()],
+        "patient_id": np.asarray(batch.patient_ids)[boxed.numpy()],
+        "label": label,
+        "method": method,
+        "logit": logits.numpy(),
+        "probability": logits.sigmoid().numpy(),
+        "chance": cxrkit.metrics.chance_level(masks).numpy(),
+        "signed": cxrkit.metrics.energy_pointing_game(maps, masks, kind="signed").numpy(),
+        "grid": cxrkit.metrics.grid_energy(maps).numpy(),
+    }
+    parts = []
+    for threshold in subject.parameters.thresholds:
+        kinds = {
+            kind: cxrkit.metrics.energy_pointing_game(maps, masks, kind=kind, threshold=threshold).numpy()
+            for kind in ("precision", "recall")
+        }
+        parts.append(pd.DataFrame({**frame, "threshold": threshold, **kinds}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def kept_maps(subject: Subject) -> dict[str, np.ndarray]:
+    """Raw maps of a few test images for every method and label, to look at later.
+
+    Keys: image_ids [n], labels [L], methods [M], logits [n, L], maps [M, n, L, H, W] float32.
+    """
+    data = subject.images
+    count = min(subject.parameters.maps, len(data))
+    rows = _spread_positive(target_table(data), count)
+    batch = data.batch(rows)
+    device = next(subject.model.parameters()).device
+    images = batch.images.to(device)
+    with torch.no_grad():
+        logits = subject.model(images).cpu()
+    maps = [_attribute(subject, images, method, subject.labels).cpu() for method in subject.methods]
+    columns = [list(subject.model.labels).index(label) for label in subject.labels]
+    return {
+        "image_ids": np.asarray(batch.image_ids, dtype=str),
+        "labels": np.asarray(subject.labels, dtype=str),
+        "methods": np.asarray(subject.methods, dtype=str),
+        "logits": logits[:, columns].numpy(),
+        "maps": torch.stack(maps).numpy() if maps else np.empty(0, np.float32),
+    }
+
+
+def example(subject: Subject) -> dict:
+    """One boxed positive of the test images with its map by every method, ready for `figures.show_maps`.
+
+    Of the labels' positives the one the network is surest of, so that there is evidence to look at.
+    """
+    data = subject.images
+    columns = [data.labels.index(label) for label in subject.labels]
+    targets = target_table(data)[:, columns]
+    rows = torch.nonzero((targets > 0.5).any(1)).flatten().tolist()[:32]
+    if not rows:
+        raise ParameterError(f"run {subject.run.key}: no test image has any of the labels {subject.labels}")
+    batch = data.batch(rows)
+    device = next(subject.model.parameters()).device
+    with torch.no_grad():
+        logits = subject.model(batch.images.to(device)).cpu()[:, columns]
+    logits[~((targets[rows] > 0.5) & batch.masks[:, columns].flatten(2).any(2))] = -torch.inf
+    row, column = divmod(int(logits.argmax()), len(columns))
+    image, label = batch.images[row : row + 1], subject.labels[column]
+    maps = [_attribute(subject, image.to(device), method, [label])[0, 0].cpu() for method in subject.methods]
+    return {
+        "image": image[0, 0],
+        "maps": torch.stack(maps),
+        "titles": list(subject.methods),
+        "mask": batch.masks[row, columns[column]],
+        "truth": None if batch.truth is None else batch.truth[row, columns[column]],
+        "caption": f"{label}, {batch.image_ids[row]}: logit {logits.max():.2f}",
+    }
+
+
+def _attribute(subject: Subject, images: torch.Tensor, method: str, labels: list[str]) -> torch.Tensor:
+    options = {"n_steps": subject.parameters.n_steps} if method == "integrated_gradients" else {}
+    return cxrkit.attribute(subject.model, images, method=method, labels=labels, **options)
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    return np.unique(np.linspace(0, count - 1, wanted).round().astype(int)).tolist()
+
+
+def _spread_positive(targets: torch.Tensor, wanted: int) -> list[int]:
+    """Rows so that each label is met early: the first unused positive of each label in turn, then the rest in order."""
+    if wanted == 0:
+        return []
+    positive = targets.nan_to_num() > 0.5
+    chosen: list[int] = []
+    for turn in range(len(targets)):
+        for column in range(targets.shape[1]):
+            rows = [row for row in torch.nonzero(positive[:, column]).flatten().tolist() if row not in chosen]
+            if rows and len(chosen) < wanted:
+                chosen.append(rows[0])
+        if len(chosen) >= wanted or turn * targets.shape[1] > len(targets):
+            break
+    rest = [row for row in range(len(targets)) if row not in chosen]
+    return sorted((chosen + rest)[:wanted])

@@ -1,0 +1,274 @@
+"""From runs to tables: what a grid found, with intervals and chance levels, and a paper's table beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cxrkit.data import Dataset
+from cxrkit.errors import ParameterError
+from cxrkit.metrics import Interval, bootstrap, classification_report
+from cxrkit.study import grid, runs
+from cxrkit.study.training import load_data
+
+__all__ = [
+    "classification_of",
+    "curves",
+    "explained_runs",
+    "paper_table",
+    "pointing_table",
+    "runs_of",
+    "summary",
+    "variant",
+    "view",
+]
+
+VARIANTS = {"none": "B-cos", "flc": "B-cos + FLC", "flc_authors": "B-cos + FLC (as coded)", "blur": "B-cos + BlurPool"}
+# What the tables of paper `bcos` call the same networks.
+PUBLISHED = {
+    "Baseline ResNet50": "Baseline",
+    "B-cos ResNet50": "B-cos",
+    "B-cos": "B-cos",
+    "B-cos_FLC": "B-cos + FLC",
+    "B-cos_BP": "B-cos + BlurPool",
+}
+EXPLANATIONS = {"LayerCAM": "layercam", "Inherent": "bcos"}
+CLAIMS = (
+    ("FLC raises the EPG of B-cos explanations", ("B-cos + FLC", "bcos"), ("B-cos", "bcos")),
+    ("BlurPool raises the EPG of B-cos explanations", ("B-cos + BlurPool", "bcos"), ("B-cos", "bcos")),
+    ("B-cos + FLC beats LayerCAM on the baseline", ("B-cos + FLC", "bcos"), ("Baseline", "layercam")),
+    ("Plain B-cos falls behind LayerCAM on the baseline", ("B-cos", "bcos"), ("Baseline", "layercam")),
+    ("With FLC, B-cos explanations beat LayerCAM on the same network", ("B-cos + FLC", "bcos"), ("B-cos + FLC", "layercam")),
+)
+
+
+def variant(parameters) -> str:
+    """How a network is called in tables: baseline, or B-cos with its down-sampling."""
+    if not parameters.model.startswith("bcos_"):
+        return "Baseline"
+    return VARIANTS[parameters.antialias]
+
+
+def view(parameters) -> str:
+    """Which view of its data set a run saw: the phantom's view, or the set's name."""
+    return parameters.dataset_options.get("view", "multilabel") if parameters.dataset == "phantom" else parameters.dataset
+
+
+def runs_of(name: str) -> list[runs.Run]:
+    """The finished runs of a grid, in its order."""
+    return [runs.Run(task.place) for task in grid.plan(name) if task.done]
+
+
+def explained_runs(name: str) -> list[tuple[runs.Run, runs.Run]]:
+    """The finished pairs (training run, its explanation run) of a grid."""
+    found = runs_of(name)
+    trained = {run.key: run for run in found if run.kind == "train"}
+    return [(trained[run.parameters.run], run) for run in found if run.kind == "explain" and run.parameters.run in trained]
+
+
+def summary(name: str, digits: int | None = None) -> pd.DataFrame:
+    """One row per trained network and method: AUC of the test fold, EPG with its 95 % interval, and chance."""
+    rows = []
+    explained = {train.key: explain for train, explain in explained_runs(name)}
+    for run in (run for run in runs_of(name) if run.kind == "train"):
+        base = {"view": view(run.parameters), "network": variant(run.parameters), "AUC": test_auc(run)}
+        if run.key not in explained:
+            rows.append(base)
+            continue
+        scores = pointing_table(explained[run.key].frame("scores"))
+        rows += [base | row for row in scores[scores["subset"] == "all"].to_dict("records")]
+    columns = ["view", "network", "AUC", "method", "EPG", "low", "high", "chance", "recall", "maps", "degenerate"]
+    frame = pd.DataFrame(rows).reindex(columns=columns)
+    return frame if digits is None else frame.round(digits)
+
+
+def test_auc(run: runs.Run) -> float:
+    """Macro AUC on the test split of a training run."""
+    report = classification_of(run.frame("predictions"))
+    return float(report.loc[report["label"] == "macro", "auc"].iloc[0])
+
+
+def classification_of(predictions: pd.DataFrame, cutoff: float = 0.5) -> pd.DataFrame:
+    """Classification metrics per label and their macro mean; predictions as `training.predict` gives them."""
+    labels = list(dict.fromkeys(predictions["label"]))
+    shape = (-1, len(labels))
+    targets, probabilities = (predictions[name].to_numpy().reshape(shape) for name in ("target", "probability"))
+    return classification_report(targets, probabilities, labels, cutoff=cutoff)
+
+
+def pointing_table(scores: pd.DataFrame, threshold: float = 0.0, cutoff: float = 0.5) -> pd.DataFrame:
+    """Macro mean EPG by method, over all positives and over those found (TP) and missed (FN); scores as `explaining.score` gives.
+
+    The mean is taken per label, then over labels, as in the tables of paper `bcos`; a label without any such image stays out.
+    Interval: 95 %, patients resampled. Degenerate maps are counted, not averaged. Raises ParameterError for a threshold not scored.
+    """
+    frame = scores[np.isclose(scores["threshold"], threshold)]
+    if frame.empty:
+        known = sorted(scores["threshold"].unique())
+        raise ParameterError(f"there are no scores at threshold {threshold}; there are some at {known}")
+    rows = []
+    for method, part in frame.groupby("method", sort=False):
+        found = part["probability"] > cutoff
+        for subset, rows_in in {"all": part, "TP": part[found], "FN": part[~found]}.items():
+            rows.append({"method": method, "subset": subset} | _macro(rows_in))
+    return pd.DataFrame(rows)
+
+
+def _macro(part: pd.DataFrame) -> dict[str, float]:
+    if part.empty:
+        return {"EPG": np.nan, "low": np.nan, "high": np.nan, "recall": np.nan, "chance": np.nan, "maps": 0, "degenerate": 0}
+    by_label = part.groupby("label")[["precision", "recall", "chance"]].mean().mean()
+    # Every label weighs the same in the macro mean, so each map weighs 1 / (labels x maps of its label).
+    valid = part[part["precision"].notna()]
+    share = 1.0 / valid.groupby("label")["precision"].transform("size") / max(valid["label"].nunique(), 1)
+    low, high = _weighted_interval(valid["precision"].to_numpy(), share.to_numpy(), valid["patient_id"].to_numpy())
+    return {
+        "EPG": by_label["precision"],
+        "low": low,
+        "high": high,
+        "recall": by_label["recall"],
+        "chance": by_label["chance"],
+        "maps": len(part),
+        "degenerate": int(part["precision"].isna().sum()),
+    }
+
+
+def _weighted_interval(values: np.ndarray, shares: np.ndarray, patients: np.ndarray) -> tuple[float, float]:
+    if not len(values):
+        return float("nan"), float("nan")
+    centred = (values - (values * shares).sum()) * shares * len(values)
+    interval = bootstrap(centred, patients, n=1000, seed=0)
+    centre = (values * shares).sum()
+    return centre + interval.low, centre + interval.high
+
+
+def curves(scores: pd.DataFrame) -> pd.DataFrame:
+    """Macro EPG precision and recall against the threshold, by method (paper `bcos`, Fig. 3)."""
+    by_label = scores.groupby(["method", "threshold", "label"], sort=False)[["precision", "recall"]].mean()
+    return by_label.groupby(["method", "threshold"], sort=False).mean().reset_index()
+
+
+def notice(name: str) -> str:
+    """A sentence that says which grid a page's numbers come from, and what they may be used for."""
+    found = [run for run in runs_of(name) if run.kind == "train"]
+    size, epochs = found[0].parameters.size, sorted({run.parameters.epochs for run in found})
+    text = (
+        f"From the grid '{name}': {len(found)} networks, {size} x {size} pixels, {' or '.join(map(str, epochs))} epochs, "
+        f"synthetic radiographs; finished {max(run.card['finished'] for run in found)}."
+    )
+    if name == "smoke":
+        text = "NOT A RESULT. These networks are barely trained: `make book` runs the grid 'quick' first. " + text
+    return text
+
+
+def images_of(train: runs.Run, explain: runs.Run, size: int) -> tuple[Dataset, dict[str, np.ndarray]]:
+    """The images whose maps an explanation run kept, drawn at `size`, and the kept arrays (see `explaining.kept_maps`)."""
+    with np.load(explain.folder / "maps.npz", allow_pickle=False) as file:
+        kept = dict(file)
+    data = load_data(train.parameters.model_copy(update={"size": size}))
+    position = {image_id: row for row, image_id in enumerate(data.table["image_id"].astype(str))}
+    return data.select([position[image_id] for image_id in kept["image_ids"]]), kept
+
+
+def enlarge(maps: np.ndarray, size: int) -> np.ndarray:
+    """Maps [..., h, w] repeated to [..., size, size]; every value stays what it was. `size` is a multiple of h and w."""
+    factor = size // maps.shape[-1]
+    if factor * maps.shape[-1] != size or factor * maps.shape[-2] != size:
+        raise ParameterError(f"size {size} is no multiple of the maps' {maps.shape[-2]} x {maps.shape[-1]}")
+    return maps.repeat(factor, axis=-1).repeat(factor, axis=-2)
+
+
+def beside_paper(name: str, table: str, view_name: str, metric: str = "EPG") -> pd.DataFrame:
+    """A published EPG table (rows without augmentation and oversampling) beside the same cells of a grid, in percent.
+
+    `metric`: "EPG" (precision) or "recall". Ours: macro mean over test positives with its 95 % interval and chance level.
+    """
+    published = paper_table(table)
+    published = published[(published["aug"] == "No") & (published["oversampling"] == "No")]
+    ours = summary(name)
+    ours = ours[ours["view"] == view_name].set_index(["network", "method"])
+    rows = []
+    for cell in published.to_dict("records"):
+        network, method = PUBLISHED[cell["variant"]], EXPLANATIONS[cell["explanation"]]
+        row = {"network": network, "explanation": cell["explanation"], "paper": cell["epg_mean"], "paper std": cell["epg_std"]}
+        if (network, method) in ours.index:
+            found = ours.loc[(network, method)]
+            row |= {"ours": 100 * found[metric], "chance": 100 * found["chance"], "maps": found["maps"]}
+            if metric == "EPG":
+                row |= {"low": 100 * found["low"], "high": 100 * found["high"]}
+        rows.append(row)
+    columns = ["network", "explanation", "paper", "paper std", "ours", "low", "high", "chance", "maps"]
+    return pd.DataFrame(rows).reindex(columns=columns).dropna(axis=1, how="all")
+
+
+def difference(name: str, view_name: str, a: tuple[str, str], b: tuple[str, str], column: str = "precision") -> Interval:
+    """Mean difference a - b over the maps of the same image and label, with a 95 % interval (patients resampled).
+
+    `a` and `b`: (network, method). `column`: precision, recall, signed or grid, at threshold 0.
+    """
+    parts = []
+    for network, method in (a, b):
+        for train, explain in explained_runs(name):
+            if (view(train.parameters), variant(train.parameters)) == (view_name, network):
+                scores = explain.frame("scores")
+                part = scores[(scores["method"] == method) & np.isclose(scores["threshold"], 0.0)]
+                parts.append(part.set_index(["image_id", "label"])[[column, "patient_id"]])
+                break
+        else:
+            raise ParameterError(f"grid {name!r} has no explained {network!r} on {view_name!r}")
+    both = parts[0].join(parts[1], lsuffix="_a", rsuffix="_b", how="inner")
+    return bootstrap((both[f"{column}_a"] - both[f"{column}_b"]).to_numpy(), both["patient_id_a"].to_numpy(), n=2000, seed=0)
+
+
+def claims(name: str) -> pd.DataFrame:
+    """The paper's claims about EPG as differences: published, ours with interval (percent), and a plain verdict."""
+    published = paper_table("bcos_tab3_rsna_epg_antialiasing"), paper_table("bcos_tab2_rsna_epg")
+    table = pd.concat(published).query("aug == 'No' and oversampling == 'No'").drop_duplicates(["variant", "explanation"])
+    paper = {(PUBLISHED[row.variant], EXPLANATIONS[row.explanation]): row.epg_mean for row in table.itertuples()}
+    rows = []
+    for claim, a, b in CLAIMS:
+        try:
+            found = difference(name, "binary", a, b)
+        except ParameterError:  # a small grid holds no such pair
+            continue
+        expected = paper[a] - paper[b]
+        row = {"claim": claim, "paper": expected, "ours": 100 * found.mean, "low": 100 * found.low, "high": 100 * found.high}
+        rows.append(row | {"verdict": verdict(found, expected)})
+    return pd.DataFrame(rows, columns=["claim", "paper", "ours", "low", "high", "verdict"])
+
+
+def verdict(interval: Interval, expected: float) -> str:
+    """Whether an interval agrees with the sign of the published difference."""
+    if not np.isfinite(interval.low) or interval.low <= 0 <= interval.high:
+        return "undecided here"
+    return "same direction" if np.sign(interval.mean) == np.sign(expected) else "opposite direction"
+
+
+def own_method(parameters) -> str:
+    """The method that stands for a network: its own explanation for B-cos, LayerCAM for the baseline (as the paper has it)."""
+    return "bcos" if parameters.model.startswith("bcos_") else "layercam"
+
+
+def grid_energies(name: str) -> pd.DataFrame:
+    """Mean share of spectral energy at the strides' frequencies, per view, network and method, with a 95 % interval."""
+    rows = []
+    for train, explain in explained_runs(name):
+        scores = explain.frame("scores")
+        for method, part in scores[np.isclose(scores["threshold"], 0.0)].groupby("method", sort=False):
+            found = bootstrap(part["grid"].to_numpy(), part["patient_id"].to_numpy(), n=1000, seed=0)
+            base = {"view": view(train.parameters), "network": variant(train.parameters), "method": method}
+            rows.append(base | {"grid energy": found.mean, "low": found.low, "high": found.high})
+    frame = pd.DataFrame(rows)
+    return frame[frame["method"].isin(["bcos", "input_x_gradient", "layercam"])].sort_values(["view", "method", "network"])
+
+
+def paper_table(name: str) -> pd.DataFrame:
+    """A published table as printed, from `book/papers/`. Raises ParameterError naming those that are there."""
+    folder = runs.project_folder() / "book" / "papers"
+    path = Path(folder / f"{name}.csv")
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.csv")))
+        raise ParameterError(f"there is no paper table {name!r}; known: {known}")
+    return pd.read_csv(path)

@@ -1,0 +1,95 @@
+"""Maps, masks and images as the few bytes that a page carries, and back."""
+
+from __future__ import annotations
+
+import base64
+import io
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from cxrkit.errors import ParameterError
+
+__all__ = ["LEVELS", "THRESHOLD_STEP", "area_resize", "pack_image", "pack_map", "pack_mask", "unpack_map"]
+
+THRESHOLD_STEP = 0.05  # The viewer's threshold slider moves in these steps.
+
+
+def _codebook() -> tuple[np.ndarray, np.ndarray]:
+    """Bin edges and one value per bin for magnitudes in [0, 1], as codes 0 … 127.
+
+    Every step of the threshold slider is a bin edge, so rounding never moves a value across a threshold. Below the
+    first step the bins shrink towards zero, because gradient maps keep much of their mass in small values. Code 127
+    is the maximum alone: thresholds are relative to it.
+    """
+    fine = THRESHOLD_STEP * (np.arange(32) / 31) ** 2
+    coarse = np.arange(6, 101) / 100
+    edges = np.concatenate([[fine[1] / 4], fine[1:], coarse])
+    values = np.concatenate([[0.0], (edges[:-1] + edges[1:]) / 2, [1.0]])
+    return edges, values.round(7)
+
+
+_EDGES, _VALUES = _codebook()
+LEVELS: list[float] = _VALUES.tolist()
+
+
+def area_resize(array: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Shrink by exact area averaging, so that the share of mass in a region and the area of a mask stay what they were.
+
+    ``array``: ``[..., H, W]``; returns float64 ``[..., height, width]``.
+    """
+    rows, columns = _overlap(array.shape[-2], height), _overlap(array.shape[-1], width)
+    return rows @ np.asarray(array, dtype=np.float64) @ columns.T
+
+
+def _overlap(source: int, target: int) -> np.ndarray:
+    """Share of each target cell that each source pixel covers: ``[target, source]``, rows sum to 1."""
+    cell = np.arange(target + 1)[:, None] * source / target
+    pixel = np.arange(source)[None, :]
+    covered = np.minimum(cell[1:], pixel + 1) - np.maximum(cell[:-1], pixel)
+    return covered.clip(min=0) * target / source
+
+
+def pack_map(values: np.ndarray) -> dict:
+    """One signed map ``[h, w]`` in 8 bits per value: ``{"z": text, "scale": [negative, positive]}``.
+
+    Codes are int8, stored as differences between rows (modulo 256), because smooth maps then shrink by another 40 %;
+    ``sign(code) * LEVELS[|code|] * scale[code > 0]`` gives the value back. The two scales are the largest magnitudes
+    of either sign. Raises ParameterError for values that aren't finite.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ParameterError("the map holds NaN or infinite values; only finite maps can be shown")
+    scale = [float(max(0.0, -values.min())), float(max(0.0, values.max()))]
+    codes = np.zeros(values.shape, dtype=np.int8)
+    for sign, largest in zip((-1, 1), scale, strict=True):
+        if largest > 0:
+            chosen = sign * values > 0
+            codes[chosen] = sign * np.searchsorted(_EDGES, sign * values[chosen] / largest, side="right")
+    return {"z": _deflate(np.diff(codes.view(np.uint8), axis=0, prepend=np.uint8(0))), "scale": scale}
+
+
+def unpack_map(record: dict, shape: tuple[int, int]) -> np.ndarray:
+    """The values that the viewer shows for a packed map: float64 ``[h, w]``."""
+    rows = np.frombuffer(zlib.decompress(base64.b64decode(record["z"])), dtype=np.uint8).reshape(shape)
+    codes = np.add.accumulate(rows, axis=0, dtype=np.uint8).view(np.int8)
+    magnitude = _VALUES[np.abs(codes.astype(int))]
+    return np.where(codes < 0, -record["scale"][0] * magnitude, record["scale"][1] * magnitude)
+
+
+def pack_mask(coverage: np.ndarray) -> str:
+    """A region on the map's grid: the covered share of each cell, 0 … 1, as 0 … 255."""
+    return _deflate(np.rint(np.asarray(coverage, dtype=np.float64) * 255).clip(0, 255).astype(np.uint8))
+
+
+def pack_image(image: np.ndarray) -> str:
+    """A grey image ``[H, W]`` in [0, 1] as the base64 text of an 8-bit PNG."""
+    grey = np.rint(np.asarray(image, dtype=np.float64).clip(0, 1) * 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(grey).save(stream, format="PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _deflate(array: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode("ascii")

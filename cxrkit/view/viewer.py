@@ -1,0 +1,280 @@
+"""Compare explanations in a page: images, boxes and maps packed into one self-contained HTML fragment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from cxrkit.errors import ParameterError
+from cxrkit.view.packing import LEVELS, THRESHOLD_STEP, area_resize, pack_image, pack_map, pack_mask
+
+__all__ = ["NOTE", "Bundle", "asset", "image_record", "new_bundle", "static_html"]
+
+NOTE = "Not for clinical use."
+
+
+@cache
+def asset(name: str) -> str:
+    """Text of a file that lies beside this module: ``viewer.js`` or ``viewer.css``."""
+    return files("cxrkit.view").joinpath(name).read_text(encoding="utf-8")
+
+
+def new_bundle(labels: Sequence[str], note: str) -> dict[str, Any]:
+    """What both faces of the viewer start from: labels, note, and how to decode maps; no images or series yet."""
+    labels = [str(label) for label in labels]
+    if not labels or len(set(labels)) != len(labels):
+        raise ParameterError(f"labels: at least one and each once, got {labels}")
+    return {
+        "version": 1,
+        "note": note,
+        "levels": LEVELS,
+        "step": THRESHOLD_STEP,
+        "labels": labels,
+        "images": [],
+        "series": [],
+        "start": {},
+    }
+
+
+def image_record(
+    image: Any,
+    image_id: str,
+    labels: Sequence[str],
+    masks: Any = None,
+    boxes: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    truth: Any = None,
+    targets: Any = None,
+    map_size: int = 96,
+    image_size: int = 1024,
+) -> dict[str, Any]:
+    """One image as the viewer takes it, at most ``image_size`` pixels long, and its regions, at most ``map_size`` long.
+
+    ``image``: ``[1, H, W]`` or ``[H, W]`` in [0, 1]; ``masks`` and ``truth``: bool ``[L, H, W]``; ``boxes``: label ->
+    boxes as x_min, y_min, x_max, y_max in pixels of ``image``, drawn, and scored where ``masks`` is None;
+    ``targets``: ``[L]`` of 0, 1 or NaN. Raises ParameterError when a shape or a label doesn't fit.
+    """
+    pixels = _array(image)
+    pixels = pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels
+    if pixels.ndim != 2 or not np.isfinite(pixels).all():
+        raise ParameterError(f"image {image_id!r}: finite values [1, H, W] or [H, W] expected, got {pixels.shape}")
+    shape, count = pixels.shape, len(labels)
+    unknown = sorted(set(boxes or {}) - set(labels))
+    if unknown:
+        raise ParameterError(f"image {image_id!r}: boxes name {unknown}, which are none of the labels {list(labels)}")
+    boxes = {labels.index(label): _array(of).reshape(-1, 4) for label, of in (boxes or {}).items()}
+    regions = None if masks is None else _expect(masks, (count, *shape), f"masks of image {image_id!r}")
+    if regions is None and boxes:
+        regions = np.stack([_coverage(boxes.get(label, ()), shape) for label in range(count)])
+    grid = _grid(shape, map_size)
+    record = {
+        "id": str(image_id),
+        "size": list(shape),
+        "grid": list(grid),
+        "png": pack_image(area_resize(pixels, *_grid(shape, image_size))),
+        "targets": None if targets is None else _numbers(_expect(targets, (count,), f"targets of image {image_id!r}")),
+        "boxes": {label: of.tolist() for label, of in boxes.items() if len(of)},
+        "masks": _regions(regions, grid),
+        "truth": _regions(
+            None if truth is None else _expect(truth, (count, *shape), f"truth of image {image_id!r}"), grid
+        ),
+    }
+    for label in record["masks"]:
+        if label not in record["boxes"] and (found := _rectangles(regions[label])) is not None:
+            record["boxes"][label] = found
+    return record
+
+
+class Bundle:
+    """Images, labels and maps of several models and methods, to be compared in a page without a kernel.
+
+    ``labels``: names of the L labels; ``note``: a sentence that stays visible, such as what the images are;
+    ``image_size`` and ``map_size``: the most pixels that a stored image or map has along its longer side (area means).
+    The scores that the page computes are those of the shown maps: for smooth ones the same as at full size, for
+    noisy ones only at threshold 0. A bundle shows itself as the last value of a notebook cell.
+    """
+
+    def __init__(self, labels: Sequence[str], note: str = NOTE, map_size: int = 96, image_size: int = 256):
+        for name, size in (("map_size", map_size), ("image_size", image_size)):
+            if size < 1:
+                raise ParameterError(f"{name}={size}: a positive number of pixels expected")
+        self.data = new_bundle(labels, note)
+        self.labels: list[str] = self.data["labels"]
+        self._sizes = {"map_size": map_size, "image_size": image_size}
+        self._predicted: set[tuple[int, int]] = set()
+
+    def add_image(
+        self,
+        image: Any,
+        image_id: str,
+        masks: Any = None,
+        boxes: Mapping[str, Sequence[Sequence[float]]] | None = None,
+        truth: Any = None,
+        targets: Any = None,
+    ) -> None:
+        """Add one image; arguments as in :func:`image_record`."""
+        record = image_record(image, image_id, self.labels, masks, boxes, truth, targets, **self._sizes)
+        self.data["images"].append(record)
+
+    def add_sample(self, sample: Any) -> None:
+        """Add the image, mask, truth and target of a ``cxrkit.data`` sample."""
+        self.add_image(sample.image, sample.image_id, sample.mask, truth=sample.truth, targets=sample.target)
+
+    def add_series(
+        self,
+        model: str,
+        method: str,
+        maps: Any,
+        logits: Any,
+        signed: bool = True,
+        keep: Any = None,
+        probabilities: Any = None,
+    ) -> None:
+        """Add the maps of one method for one model, for all images added so far and in their order.
+
+        ``maps``: ``[B, L, H, W]``, raw; ``logits``: ``[B, L]``; ``probabilities``: ``[B, L]``, the sigmoid of the
+        logits by default; ``signed``: whether negative values mean something, which sets the colours. ``keep``: bool
+        ``[B, L]``, the maps to store; by default those of labels that are present, predicted (probability at least
+        one half) or the image's highest logit; ``"all"`` stores every one. Raises ParameterError for shapes that don't
+        fit and for maps that aren't finite, naming image and label.
+        """
+        images, labels = self.data["images"], self.labels
+        if any((entry["model"], entry["method"]) == (model, method) for entry in self.data["series"]):
+            raise ParameterError(f"series {model!r}, {method!r} was added before; give it another name")
+        name = f"of series {model!r}, {method!r}"
+        logits = _expect(logits, (len(images), len(labels)), f"logits {name}")
+        odds = 1 / (1 + np.exp(-logits.clip(-80, 80))) if probabilities is None else _array(probabilities)
+        odds = _expect(odds, logits.shape, f"probabilities {name}")
+        maps = _array(maps)
+        if maps.shape[:2] != logits.shape or maps.ndim != 4:
+            raise ParameterError(f"maps {name}: shape {maps.shape}, expected {(*logits.shape, 'H', 'W')}")
+        keep = self._kept(logits, odds, keep, name)
+        packed = {}
+        for image, label in np.argwhere(keep).tolist():
+            record, values = images[image], maps[image, label]
+            try:
+                if values.shape != tuple(record["size"]):
+                    raise ParameterError(f"{values.shape} does not match the image, {tuple(record['size'])}")
+                packed[f"{image}/{label}"] = pack_map(area_resize(values, *record["grid"]))
+            except ParameterError as error:
+                raise ParameterError(f"map {name}, image {record['id']!r}, {labels[label]!r}: {error}") from error
+        entry = {"model": model, "method": method, "signed": bool(signed), "maps": packed}
+        entry["logits"] = [_numbers(row) for row in logits]
+        entry["probabilities"] = [_numbers(row) for row in odds]
+        self.data["series"].append(entry)
+
+    def _kept(self, logits: np.ndarray, odds: np.ndarray, keep: Any, name: str) -> np.ndarray:
+        if isinstance(keep, str):
+            if keep != "all":
+                raise ParameterError(f"keep={keep!r}: 'all', None or a bool array {logits.shape} expected")
+            return np.ones(logits.shape, dtype=bool)
+        if keep is not None:
+            return _expect(keep, logits.shape, f"keep {name}").astype(bool)
+        present = [
+            np.equal(record["targets"] or np.zeros(len(self.labels)), 1).astype(bool) for record in self.data["images"]
+        ]
+        best = logits == logits.max(axis=1, keepdims=True)
+        # What an earlier series kept is kept again, so that panels side by side are rarely one-sided.
+        earlier = np.zeros(logits.shape, dtype=bool)
+        for place in self._predicted:
+            earlier[place] = True
+        chosen = np.reshape(present, logits.shape) | (odds >= 0.5) | best | earlier
+        self._predicted |= {(image, label) for image, label in np.argwhere(chosen).tolist()}
+        return chosen
+
+    def start(self, image: int = 0, label: str | None = None, panels: Sequence[tuple[str, str]] = ()) -> Bundle:
+        """Choose what is shown first: image position, label, and one (model, method) per panel; returns itself.
+
+        Without it the viewer starts on the first image's first stored label with two panels. One to six panels.
+        Raises ParameterError for what the bundle doesn't hold.
+        """
+        known = [(entry["model"], entry["method"]) for entry in self.data["series"]]
+        lost = [panel for panel in panels if tuple(panel) not in known]
+        if lost or len(panels) > 6:
+            raise ParameterError(f"panels: at most six of {known}, got {list(panels)}")
+        if not 0 <= image < len(self.data["images"]):
+            raise ParameterError(f"image={image}: the bundle holds {len(self.data['images'])} images")
+        if label is not None and label not in self.labels:
+            raise ParameterError(f"label={label!r} is none of {self.labels}")
+        start = {"image": image, "label": None if label is None else self.labels.index(label)}
+        self.data["start"] = start | {"panels": [known.index(tuple(panel)) for panel in panels]}
+        return self
+
+    def _repr_html_(self) -> str:
+        return static_html(self)
+
+
+def static_html(bundle: Bundle, height: int = 480, limit: int = 3_000_000) -> str:
+    """The viewer with its data as one HTML fragment: style, script and data inside, nothing is fetched.
+
+    ``height``: the most pixels that an image takes up and down; ``limit``: the most bytes of the fragment. Several
+    fragments may share a page. Raises ParameterError for a bundle without images or above the limit.
+    """
+    if not bundle.data["images"]:
+        raise ParameterError("the bundle holds no image; call add_image first")
+    # A "<" in data could end the script element or open a comment in it; JSON may write it as an escape.
+    data = json.dumps(bundle.data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    html = (
+        f"<style>{asset('viewer.css')}</style>\n"
+        f'<div class="cxr" data-cxr style="--cxr-height:{int(height)}px">\n'
+        '<p class="cxr-note">This comparison of explanations needs JavaScript.</p>\n'
+        f'<script type="application/json">{data}</script>\n</div>\n'
+        f'<script type="module">{asset("viewer.js")}\nmountAll(document);</script>\n'
+    )
+    if (size := len(html.encode())) > limit:
+        raise ParameterError(
+            f"the viewer takes {size} bytes, the limit is {limit}: keep fewer maps, add fewer images or lower map_size"
+        )
+    return html
+
+
+def _array(values: Any) -> np.ndarray:
+    """Tensor, array or nested list as float64 on the CPU."""
+    values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
+    return np.asarray(values, dtype=np.float64)
+
+
+def _expect(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    values = _array(values)
+    if values.shape != shape:
+        raise ParameterError(f"{name}: shape {values.shape}, expected {shape}")
+    return values
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """Values for JSON, which has no NaN."""
+    return [round(float(value), 6) if np.isfinite(value) else None for value in values]
+
+
+def _grid(shape: tuple[int, int], map_size: int) -> tuple[int, int]:
+    shrink = min(1.0, map_size / max(shape))
+    return max(1, round(shape[0] * shrink)), max(1, round(shape[1] * shrink))
+
+
+def _coverage(boxes: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Union of boxes: pixel (i, j) is inside when its centre is, with half-open edges."""
+    rows, columns = np.arange(shape[0])[:, None] + 0.5, np.arange(shape[1])[None, :] + 0.5
+    mask = np.zeros(shape)
+    for left, top, right, bottom in boxes:
+        mask[(left <= columns) & (columns < right) & (top <= rows) & (rows < bottom)] = 1
+    return mask
+
+
+def _regions(masks: np.ndarray | None, grid: tuple[int, int]) -> dict[int, str]:
+    """Packed coverage of every label that has a region."""
+    present = [] if masks is None else [label for label, mask in enumerate(masks) if mask.any()]
+    return {label: pack_mask(area_resize(masks[label], *grid)) for label in present}
+
+
+def _rectangles(mask: np.ndarray) -> list[list[float]] | None:
+    """The boxes that a mask is the union of, or None where they overlap or it has another shape."""
+    pieces, _ = ndimage.label(mask)
+    slices = ndimage.find_objects(pieces)
+    if any(not mask[piece].all() for piece in slices):
+        return None
+    return [[float(v) for v in (x.start, y.start, x.stop, y.stop)] for y, x in slices]

@@ -1,0 +1,176 @@
+"""The comparison viewer alive in JupyterLab: maps are computed when they are first looked at."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import anywidget
+import torch
+import traitlets
+from torch import Tensor, nn
+
+from cxrkit.errors import CxrkitError, ParameterError
+from cxrkit.view import viewer
+from cxrkit.view.packing import area_resize, pack_map
+
+__all__ = ["Explorer", "explain"]
+
+logger = logging.getLogger(__name__)
+
+
+def explain(model: nn.Module, image: Tensor, method: str, label: str) -> Tensor:
+    """The map ``[H, W]`` of one label of one image ``[1, H, W]``, by :func:`cxrkit.attribute` with its defaults."""
+    from cxrkit.attribution import attribute
+
+    return attribute(model, image[None], method, labels=[label])[0, 0]
+
+
+class Explorer(anywidget.AnyWidget):
+    """Viewer that asks Python for the images and maps it hasn't got; what was computed is kept.
+
+    ``models``: name -> classifier (logits ``[B, L]``, its labels in ``.labels``); ``dataset``: has a length and gives
+    samples, may be None when images come by :meth:`add_image`; ``methods``: names; ``labels``: by default the
+    dataset's, else the first model's; ``images``: the dataset's positions to offer, by default the first 100;
+    ``explain``: ``(model, image [1, H, W], method, label) -> map [H, W]``; ``map_size``: as in
+    :class:`cxrkit.view.viewer.Bundle`. A method that refuses a model leaves a sentence in its panel. The trait
+    ``selection`` tells what is shown: image, label, and one position in ``bundle["series"]`` per panel.
+    """
+
+    _esm = viewer.asset("viewer.js")
+    _css = viewer.asset("viewer.css")
+    bundle = traitlets.Dict().tag(sync=True)
+    selection = traitlets.Dict().tag(sync=True)
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        dataset: Any = None,
+        methods: Sequence[str] = ("gradcam", "layercam"),
+        *,
+        labels: Sequence[str] | None = None,
+        images: Sequence[int] | None = None,
+        note: str = viewer.NOTE,
+        explain: Callable[[nn.Module, Tensor, str, str], Tensor] = explain,
+        map_size: int = 224,
+        **traits: Any,
+    ):
+        if not models or not methods:
+            raise ParameterError("an Explorer needs at least one model and one method")
+        self.models = dict(models)
+        self.explain = explain
+        self.map_size = map_size
+        self._dataset = dataset
+        self._answers: dict[str, dict[str, Any]] = {}
+        self._logits: dict[tuple[str, int], Tensor] = {}
+        labels = labels or getattr(dataset, "labels", None) or getattr(next(iter(models.values())), "labels", ())
+        data = viewer.new_bundle(labels, note)
+        count = 0 if dataset is None else len(dataset)
+        # Each entry gives a sample: from the dataset's row, or an image that was added.
+        self._images: list[int | dict[str, Any]] = list(range(min(count, 100)) if images is None else images)
+        data["images"] = [{"id": self._name(row)} for row in self._images]
+        data["series"] = [{"model": m, "method": k, "signed": None} for m in self.models for k in methods]
+        super().__init__(bundle=data, **traits)
+        self.on_msg(self._receive)
+
+    def add_image(self, image: Tensor, image_id: str = "own image", **regions: Any) -> int:
+        """Offer one more image and show it; returns its position.
+
+        ``image``: ``[1, H, W]`` in [0, 1]; ``regions``: ``masks``, ``boxes``, ``truth`` and ``targets`` as in
+        :func:`cxrkit.view.viewer.image_record`, which raises ParameterError when they don't fit.
+        """
+        image = torch.as_tensor(image, dtype=torch.float32)
+        own = {"image": image if image.ndim == 3 else image[None], "image_id": image_id, **regions}
+        viewer.image_record(own["image"], image_id, self.bundle["labels"], **regions)
+        self._images.append(own)
+        images = [*self.bundle["images"], {"id": str(image_id)}]
+        self.bundle = {**self.bundle, "images": images, "start": {"image": len(images) - 1}}
+        return len(images) - 1
+
+    def _name(self, row: int) -> str:
+        table = getattr(self._dataset, "table", None)
+        return f"image {row}" if table is None else str(table["image_id"].iloc[row])
+
+    def _sample(self, position: int) -> dict[str, Any]:
+        entry = self._images[position]
+        if isinstance(entry, dict):
+            return entry
+        sample = self._dataset[entry]
+        regions = {"masks": sample.mask, "truth": sample.truth, "targets": sample.target}
+        return {"image": sample.image, "image_id": sample.image_id, **regions}
+
+    def _receive(self, _widget: Any, question: Any, _buffers: Any = None) -> None:
+        """Answer one question of the front end; whatever goes wrong becomes a sentence in the panel."""
+        key = question.get("key") if isinstance(question, dict) else None
+        try:
+            answer = self.answer(question)
+        except CxrkitError as error:
+            answer = {"error": str(error)}
+        except Exception as error:
+            # A panel that waits forever says less than any error; the traceback goes to the log.
+            logger.exception("the viewer's question %r failed", key)
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        self.send({"key": key, "type": question.get("type") if key else None, **answer})
+
+    def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to ``{"type": "image", "image": i}`` or ``{"type": "map", "image", "label", "series"}``.
+
+        An image gives ``record``; a map gives ``record``, ``logit`` and ``probability``. Raises ParameterError for
+        a question that isn't one of these, and whatever the dataset, the model or the method raises.
+        """
+        kind = question.get("type")
+        if kind not in ("image", "map"):
+            raise ParameterError(f"type={kind!r}: 'image' or 'map' expected")
+        sizes = {"image": len(self._images)}
+        if kind == "map":
+            sizes |= {"label": len(self.bundle["labels"]), "series": len(self.bundle["series"])}
+        place = {name: question.get(name) for name in sizes}
+        for name, value in place.items():
+            if type(value) is not int or not 0 <= value < sizes[name]:
+                raise ParameterError(f"{name}={value!r}: a whole number from 0 to {sizes[name] - 1} expected")
+        key = f"{kind} {'/'.join(map(str, place.values()))}"
+        if key not in self._answers:
+            self._answers[key] = self._image(**place) if kind == "image" else self._map(**place)
+        return self._answers[key]
+
+    def _image(self, image: int) -> dict[str, Any]:
+        sample = self._sample(image)
+        own = self.bundle["labels"]
+        return {"record": viewer.image_record(**sample, labels=own, map_size=self.map_size)}
+
+    def _map(self, image: int, label: int, series: int) -> dict[str, Any]:
+        name, entry = self.bundle["labels"][label], self.bundle["series"][series]
+        model = self.models[entry["model"]]
+        known = list(getattr(model, "labels", self.bundle["labels"]))
+        if name not in known:
+            raise ParameterError(f"{entry['model']} does not know the label {name!r}; it knows {known}")
+        parameter = next(model.parameters(), None)
+        pixels = self._sample(image)["image"].to("cpu" if parameter is None else parameter.device)
+        with _evaluating(model):
+            if (entry["model"], image) not in self._logits:
+                with torch.no_grad():
+                    self._logits[entry["model"], image] = model(pixels[None])[0].float().cpu()
+            values = self.explain(model, pixels, entry["method"], name)
+        logit = self._logits[entry["model"], image][known.index(name)]
+        grid = self.answer({"type": "image", "image": image})["record"]["grid"]
+        values = torch.as_tensor(values).detach().cpu()
+        if values.shape != pixels.shape[-2:]:
+            raise ParameterError(f"the map is {tuple(values.shape)}, the image {tuple(pixels.shape[-2:])}")
+        return {
+            "record": pack_map(area_resize(values.numpy(), *grid)),
+            "logit": logit.item(),
+            "probability": logit.sigmoid().item(),
+        }
+
+
+@contextmanager
+def _evaluating(model: nn.Module):
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode

@@ -1,0 +1,87 @@
+"""The book as a reader opens it: built by the plain tool, opened from disk in a browser, nothing fetched from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory) -> Path:
+    """Folder of the built pages: the one that CXRKIT_BOOK names, or one built here with the tiny grid."""
+    if built := os.environ.get("CXRKIT_BOOK"):
+        return Path(built).resolve()
+    output = tmp_path_factory.mktemp("book")
+    command = [sys.executable, "-m", "jupyter_book", "build", str(PROJECT), "--path-output", str(output)]
+    outcome = subprocess.run([*command, "--warningiserror", "--keep-going"], capture_output=True, text=True, cwd=PROJECT)
+    assert outcome.returncode == 0, outcome.stdout[-6000:] + outcome.stderr[-6000:]
+    return output / "_build" / "html"
+
+
+@pytest.fixture
+def page(browser):
+    """A page that records every request and every error."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.requested, page.errors = [], []
+    page.on("request", lambda request: page.requested.append(request.url))
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    yield page
+    context.close()
+
+
+def pixels(page) -> str:
+    return page.locator("canvas").first.evaluate("canvas => canvas.toDataURL()")
+
+
+def test_label_and_method_change_the_picture(book, page):
+    page.goto((book / "notebooks" / "compare.html").as_uri())
+    page.wait_for_selector("canvas")
+    page.wait_for_timeout(500)
+    seen = {pixels(page)}
+    label = page.get_by_label("Label").first
+    for value in label.locator("option").evaluate_all("options => options.map(o => o.value)")[:6]:
+        label.select_option(value)
+        page.wait_for_timeout(200)
+        seen.add(pixels(page))
+    assert len(seen) >= 3
+    seen = set()
+    method = page.get_by_label("Method").first
+    for value in method.locator("option").evaluate_all("options => options.map(o => o.value)"):
+        method.select_option(value)
+        page.wait_for_timeout(200)
+        seen.add(pixels(page))
+    assert len(seen) >= 2
+    assert page.errors == []
+    assert [url for url in page.requested if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_no_page_asks_for_anything_from_elsewhere(book, page):
+    pages = sorted(path for path in book.rglob("*.html") if "_static" not in path.parts)
+    assert len(pages) > 10
+    for path in pages:
+        page.goto(path.as_uri())
+        page.wait_for_load_state("load")
+    outside = {url for url in page.requested if not url.startswith(("file:", "data:", "blob:"))}
+    assert outside == set()
+
+
+def test_formulas_are_set_offline(book, page):
+    page.goto((book / "notebooks" / "explain.html").as_uri())
+    page.wait_for_selector("mjx-container", timeout=20_000)
+    assert page.errors == []
+
+
+def test_every_page_says_what_it_is_not(book):
+    for path in book.rglob("*.html"):
+        if "_static" in path.parts or path.name in {"genindex.html", "search.html"}:
+            continue
+        assert "Not a medical device" in path.read_text(encoding="utf-8"), path.name

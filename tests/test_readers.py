@@ -1,0 +1,346 @@
+"""Reading one file: formats, pixel values, and refusals that name the file and quote no header."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import warnings
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset as Header
+from pydicom.dataset import FileMetaDataset
+from pydicom.pixels import apply_windowing
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+from cxrkit.data.readers import image_size, read_image
+from cxrkit.errors import CxrkitError, DataError, ParameterError
+
+RAMP = np.arange(12 * 10).reshape(12, 10)
+SECRET = "SECRET^PATIENT"
+
+
+def dicom(path, pixels, photometric="MONOCHROME2", stored=None, **fields):
+    """Write ``pixels`` as an uncompressed DICOM file, with a patient's name that no message may repeat."""
+    header = Header()
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    header.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["cxrkit"])
+    header.SOPClassUID = SecondaryCaptureImageStorage
+    header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID
+    header.PatientName = SECRET
+    header.PatientID = SECRET
+    grey = pixels.ndim == 2
+    header.Rows, header.Columns = pixels.shape[:2]
+    header.SamplesPerPixel = 1 if grey else 3
+    if not grey:
+        header.PlanarConfiguration = 0
+    header.PhotometricInterpretation = photometric
+    header.BitsAllocated = 8 * pixels.dtype.itemsize
+    header.BitsStored = stored or header.BitsAllocated
+    header.HighBit = header.BitsStored - 1
+    header.PixelRepresentation = int(pixels.dtype.kind == "i")
+    header.PixelData = pixels.tobytes()
+    header["PixelData"].VR = "OW" if header.BitsAllocated > 8 else "OB"
+    for name, value in fields.items():
+        setattr(header, name, value)
+    header.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Check that ``read_image`` refuses a file, names it and the cause, quotes no header and writes nothing."""
+
+    def check(path, *words, error=DataError, **options):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(error) as caught:
+            read_image(path, **options)
+        message = str(caught.value)
+        assert str(path) in message
+        assert SECRET not in message
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+        for word in words:
+            assert word in message
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return check
+
+
+# PNG and JPEG
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
+def test_png_of_any_8_bit_mode_gives_the_same_grey(tmp_path, mode):
+    Image.fromarray(RAMP.astype(np.uint8)).convert(mode).save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(read, RAMP / 255, atol=1e-6)
+
+
+def test_png_16_bit_keeps_its_precision(tmp_path):
+    values = (RAMP * 500 + 3).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(np.rint(read_image(tmp_path / "a.png") * 65535), values)
+
+
+def test_png_1_bit(tmp_path):
+    Image.fromarray(RAMP % 2 == 0).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), (RAMP % 2 == 0).astype(np.float32))
+
+
+def test_colour_becomes_luma_and_transparency_black(tmp_path):
+    colours = np.array([[[255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255], [255, 255, 255, 51]]], np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    np.testing.assert_allclose(read_image(tmp_path / "a.png"), [[0.299, 0.587, 0.114, 0.2]], atol=1e-6)
+
+
+def test_jpeg_matches_pillow(tmp_path):
+    smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as picture:
+        expected = np.asarray(picture) / 255
+    np.testing.assert_allclose(read_image(tmp_path / "a.jpg"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(tmp_path, orientation):
+    stored = np.zeros((8, 16), np.uint8)
+    stored[:4, :4] = 200
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.png"
+    Image.fromarray(stored).save(path, exif=exif)
+    read = read_image(path)
+    # The standard's table: where the stored first row and first column end up.
+    first_row = {1: "top", 2: "top", 3: "bottom", 4: "bottom", 5: "left", 6: "right", 7: "right", 8: "left"}
+    first_col = {1: "left", 2: "right", 3: "right", 4: "left", 5: "top", 6: "top", 7: "bottom", 8: "bottom"}
+    corner = {first_row[orientation], first_col[orientation]}
+    row = slice(0, 4) if "top" in corner else slice(-4, None)
+    column = slice(0, 4) if "left" in corner else slice(-4, None)
+    assert read[row, column].min() > 0.5
+    assert np.isclose(read.sum(), 16 * 200 / 255)
+    assert image_size(path) == read.shape[::-1]
+
+
+def test_content_decides_not_the_name(tmp_path):
+    Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "a.png")
+    expected = read_image(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.dcm")
+    dicom(tmp_path / "c.jpg", RAMP.astype(np.uint8))
+    np.testing.assert_array_equal(read_image(tmp_path / "b.dcm"), expected)
+    np.testing.assert_array_equal(read_image(tmp_path / "c.jpg"), expected)
+
+
+def test_files_that_are_no_image(tmp_path, refused):
+    refused(tmp_path / "none.png", "no such file")
+    (tmp_path / "empty.png").touch()
+    refused(tmp_path / "empty.png", "empty", "0 bytes")
+    (tmp_path / "text.dcm").write_text("PatientName: " + SECRET)
+    refused(tmp_path / "text.dcm", "neither DICOM, PNG nor JPEG")
+    (tmp_path / "folder.dcm").mkdir()
+    refused(tmp_path / "folder.dcm", "is a folder")
+    (tmp_path / "head.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    refused(tmp_path / "head.png", "PNG", "truncated or damaged")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0.02, 0.98), kind=st.sampled_from(["PNG", "JPEG"]))
+def test_truncated_picture_is_refused(tmp_path, share, kind):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, kind)
+    path = tmp_path / "cut"
+    path.write_bytes(buffer.getvalue()[: max(12, int(share * len(buffer.getvalue())))])
+    with pytest.raises(DataError, match="truncated or damaged"):
+        read_image(path)
+
+
+def test_frame_of_a_picture(tmp_path, refused):
+    Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", frame=0).shape == RAMP.shape
+    refused(tmp_path / "a.png", "frame=1", error=ParameterError, frame=1)
+
+
+# DICOM, written here
+
+
+def test_dicom_8_bit_is_divided_by_its_range(tmp_path):
+    path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8))
+    np.testing.assert_allclose(read_image(path), RAMP / 255, atol=1e-6)
+    assert image_size(path) == (10, 12)
+
+
+def test_dicom_deeper_runs_from_minimum_to_maximum(tmp_path):
+    path = dicom(tmp_path / "a.dcm", (RAMP * 20 + 100).astype(np.uint16), stored=12)
+    np.testing.assert_allclose(read_image(path), RAMP / RAMP.max(), atol=1e-6)
+
+
+def test_dicom_signed(tmp_path):
+    path = dicom(tmp_path / "a.dcm", (RAMP * 20 - 1000).astype(np.int16))
+    np.testing.assert_allclose(read_image(path), RAMP / RAMP.max(), atol=1e-6)
+
+
+def test_dicom_constant_image_keeps_its_place_in_the_range(tmp_path):
+    path = dicom(tmp_path / "a.dcm", np.full((4, 4), 1023, np.uint16), stored=12)
+    np.testing.assert_allclose(read_image(path), np.full((4, 4), 1023 / 4095), atol=1e-6)
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    for stored, dtype in ((8, np.uint8), (12, np.uint16)):
+        plain = dicom(tmp_path / "a.dcm", RAMP.astype(dtype), stored=stored)
+        inverted = dicom(tmp_path / "b.dcm", RAMP.astype(dtype), "MONOCHROME1", stored=stored)
+        np.testing.assert_allclose(read_image(inverted), 1 - read_image(plain), atol=1e-6)
+
+
+def test_negative_slope_turns_the_image_over(tmp_path):
+    path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8), RescaleSlope=-2, RescaleIntercept=7)
+    np.testing.assert_allclose(read_image(path), 1 - RAMP / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_window_agrees_with_pydicom(tmp_path, function):
+    values = (RAMP * 30).astype(np.uint16)
+    fields = {"WindowCenter": 1500, "WindowWidth": 1200, "RescaleSlope": 1, "RescaleIntercept": -50}
+    if function:
+        fields["VOILUTFunction"] = function
+    path = dicom(tmp_path / "a.dcm", values, stored=12, **fields)
+    header = pydicom.dcmread(path)
+    # pydicom's window runs over the range of the stored values after rescaling: -50 to 4045.
+    expected = (apply_windowing(values - 50.0, header) + 50) / 4095
+    np.testing.assert_allclose(read_image(path), expected, atol=2e-4)
+    np.testing.assert_allclose(read_image(path, window=False), RAMP / RAMP.max(), atol=1e-6)
+
+
+def test_first_of_several_windows(tmp_path):
+    one = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16), WindowCenter=50, WindowWidth=41)
+    two = dicom(tmp_path / "b.dcm", RAMP.astype(np.uint16), WindowCenter=[50, 9], WindowWidth=[41, 2])
+    np.testing.assert_array_equal(read_image(one), read_image(two))
+    assert read_image(one)[RAMP <= 29].max() == 0
+    assert read_image(one)[RAMP >= 70].min() == 1
+
+
+def test_window_of_no_width_is_refused(tmp_path, refused):
+    path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16), WindowCenter=50, WindowWidth=0)
+    refused(path, "window", "window=False")
+    assert read_image(path, window=False).max() == 1
+
+
+def test_rgb_secondary_capture_becomes_grey(tmp_path):
+    colour = np.repeat(RAMP[..., None], 3, axis=2).astype(np.uint8)
+    colour[0, 0] = (255, 0, 0)
+    read = read_image(dicom(tmp_path / "a.dcm", colour, "RGB"))
+    assert np.isclose(read[0, 0], 0.299)
+    np.testing.assert_allclose(read[1:], RAMP[1:] / 255, atol=1e-6)
+
+
+def test_multi_frame_needs_a_choice(tmp_path, refused):
+    path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8), Rows=6, NumberOfFrames=2)
+    refused(path, "2 frames", "frame=0 .. 1")
+    refused(path, "frame=2", "0 .. 1", error=ParameterError, frame=2)
+    np.testing.assert_allclose(read_image(path, frame=1), RAMP[6:] / 255, atol=1e-6)
+
+
+def test_damaged_dicom(tmp_path, refused):
+    whole = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16)).read_bytes()
+    for keep in (140, 300, len(whole) - 100, len(whole) - 2):
+        (tmp_path / "cut.dcm").write_bytes(whole[:keep])
+        refused(tmp_path / "cut.dcm")
+    header = pydicom.dcmread(tmp_path / "a.dcm")
+    del header.PixelData
+    header.save_as(tmp_path / "bare.dcm")
+    refused(tmp_path / "bare.dcm", "no pixel data")
+    header = pydicom.dcmread(tmp_path / "a.dcm")
+    with pytest.warns(UserWarning, match="CS"):
+        header.PhotometricInterpretation = SECRET
+    header.save_as(tmp_path / "odd.dcm")
+    refused(tmp_path / "odd.dcm")
+    header = pydicom.dcmread(tmp_path / "a.dcm")
+    header.Rows = 100
+    header.save_as(tmp_path / "tall.dcm")
+    refused(tmp_path / "tall.dcm", "pixel data")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_is_read_or_refused_by_name(tmp_path, data):
+    path = tmp_path / "a.dcm"
+    raw = bytearray(dicom(path, RAMP.astype(np.uint16), WindowCenter=9, WindowWidth=5).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(132, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw)
+    message = ""
+    try:
+        read = read_image(path)
+    except CxrkitError as error:
+        message = str(error)
+    assert str(path) in message if message else np.isfinite(read).all()
+    assert "SECRET" not in message
+
+
+# DICOM, of pydicom's own test files (those that the test machine has; nothing is downloaded)
+
+
+def installed(name: str) -> str:
+    path = get_testdata_file(name, download=False)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def test_real_radiograph_in_four_encodings(capfd):
+    """RG1 is one frontal chest radiograph, MONOCHROME1, stored plain and as JPEG 2000."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plain, packed = read_image(installed("RG1_UNCR.dcm")), read_image(installed("RG1_J2KR.dcm"))
+        lossy_plain, lossy = read_image(installed("RG1_UNCI.dcm")), read_image(installed("RG1_J2KI.dcm"))
+    assert not caught
+    assert capfd.readouterr() == ("", "")
+    assert plain.shape == (1955, 1841)
+    np.testing.assert_array_equal(plain, packed)
+    np.testing.assert_allclose(lossy_plain, lossy, atol=0.02)
+    # Lungs are dark, the mediastinum is bright.
+    assert plain[800:1000, 400:600].mean() < plain[800:1000, 850:950].mean()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("MR_small.dcm", "MR_small_RLE.dcm"),
+        ("MR_small.dcm", "MR_small_jp2klossless.dcm"),
+        ("MR_small.dcm", "MR_small_jpeg_ls_lossless.dcm"),
+        ("MR_small.dcm", "MR_small_bigendian.dcm"),
+    ],
+)
+def test_transfer_syntaxes_agree(one, other):
+    np.testing.assert_array_equal(read_image(installed(one)), read_image(installed(other)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["JPEG-LL.dcm", "JPGLosslessP14SV1_1s_1f_8b.dcm", "SC_rgb_jpeg_dcmtk.dcm", "vlut_04.dcm", "mlut_18.dcm"],
+)
+def test_other_files_fill_the_range(name):
+    read = read_image(installed(name))
+    assert read.min() >= 0
+    assert read.max() <= 1
+    assert read.max() - read.min() > 0.9
+
+
+@pytest.mark.parametrize("name", ["RG1_J2KR.dcm", "MR_small_RLE.dcm", "JPEG-LL.dcm", "MR_small.dcm"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.95])
+def test_truncated_real_file_is_refused(tmp_path, refused, name, share):
+    with open(installed(name), "rb") as file:
+        raw = file.read()
+    (tmp_path / "cut.dcm").write_bytes(raw[: int(share * len(raw))])
+    refused(tmp_path / "cut.dcm")
+
+
+def test_file_without_image_is_refused(refused):
+    refused(installed("rtplan.dcm"), "holds no image")

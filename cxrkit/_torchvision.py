@@ -1,8 +1,9 @@
 """Lets torchvision import on a CPU-only torch.
 
-torchvision's wheels on the package index are linked against CUDA. Beside a CPU build of torch their operators don't load, and
-`import torchvision` dies on the missing operator `torchvision::nms`. Declaring the two operator schemas it registers fakes for
-is enough for models, transforms, feature extraction and box arithmetic. Where the real operators load, nothing is declared.
+torchvision's wheels on the package index are linked against CUDA. Beside a CPU build of torch their operators don't
+load, and `import torchvision` dies on the missing operator `torchvision::nms`. Declaring the two operator schemas it
+registers fakes for is enough for models, transforms, feature extraction and box arithmetic. Where the real operators
+load, nothing is declared.
 """
 
 from __future__ import annotations

@@ -13,14 +13,22 @@ from cxrkit.study import grid, runs
 
 __all__ = ["build"]
 
-_SHOWN = ("_config.yml", "_toc.yml", "book/**/*", "notebooks/**/*", "cxrkit/**/*.py", "cxrkit/**/*.js", "cxrkit/**/*.css")
+_SHOWN = (
+    "_config.yml",
+    "_toc.yml",
+    "book/**/*",
+    "notebooks/**/*",
+    "cxrkit/**/*.py",
+    "cxrkit/**/*.js",
+    "cxrkit/**/*.css",
+)
 
 
 def build(name: str = "quick") -> Path:
     """Build the book of the project one stands in; returns its first page.
 
-    Pages are executed afresh whenever text, notebooks, package or runs changed since the last whole build, and not at all
-    otherwise: a page never shows stale results. Warnings are errors. Raises CxrkitError when the build fails.
+    Pages are executed afresh whenever text, notebooks, package or runs changed since the last whole build, and not at
+    all otherwise: a page never shows stale results. Warnings are errors. Raises CxrkitError when the build fails.
     """
     project = runs.project_folder()
     html = project / "_build" / "html"

@@ -12,7 +12,9 @@ from rich.table import Table
 
 from cxrkit.errors import CxrkitError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Explain chest X-ray classifiers. Not a medical device.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Explain chest X-ray classifiers. Not a medical device."
+)
 data_app = typer.Typer(no_args_is_help=True, help="The sources of images.")
 grid_app = typer.Typer(no_args_is_help=True, help="Grids of notebook runs.")
 app.add_typer(data_app, name="data")
@@ -113,12 +115,20 @@ def run_grid(file: str, workers: int = 0) -> None:
     failed = state[state["state"] != "done"]
     _print_frame(report.summary(file, digits=3))
     if len(failed):
-        console.print(f"{len(failed)} runs are not done; their notebooks with the traceback: results/notebooks/*.failed.ipynb")
+        console.print(
+            f"{len(failed)} runs are not done; their notebooks with the traceback: results/notebooks/*.failed.ipynb"
+        )
         raise SystemExit(1)
 
 
 def _progress() -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     return Progress(*columns, console=console)
 
 

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-CHROMIUM_FLAGS = (
-    "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-)
+CHROMIUM_FLAGS = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 
 
 def pytest_configure(config):
@@ -33,7 +31,8 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def browser():
-    """Headless Chromium as the system has it; without one the browser tests are skipped, except in CI, where they fail."""
+    """Headless Chromium as the system has it; without one the browser tests are skipped, except in CI, where they
+    fail."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         message = "there is no Chromium here; install the package 'chromium' to run the browser tests"

@@ -17,6 +17,7 @@ from torch import nn
 import cxrkit
 from cxrkit import AttributionError, ParameterError
 from cxrkit.attribution import card, methods
+from cxrkit.attribution.api import chunk_size
 from cxrkit.attribution.explained import Explained, prepared
 
 GRADIENT = ("saliency", "input_x_gradient", "integrated_gradients")
@@ -308,6 +309,12 @@ def test_maps_do_not_depend_on_the_chunk(method, tiny):
     for chunk in (1, 2, 4):
         part = cxrkit.attribute(tiny, x, method, chunk=chunk, **options)
         torch.testing.assert_close(part, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_the_default_chunk_shrinks_with_larger_images():
+    sizes = [chunk_size(torch.empty(1, 1, side, side), None) for side in (32, 224, 448, 2048)]
+    assert sizes == [8, 8, 2, 1]
+    assert chunk_size(torch.empty(1, 1, 32, 32), 5) == 5
 
 
 def test_default_layer_is_the_last_map_and_the_models_own_choice_wins(tiny, images):

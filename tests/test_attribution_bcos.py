@@ -272,8 +272,16 @@ def test_a_source_beside_the_image_is_reported_and_can_be_accepted():
 def test_wrong_logit_bias_is_noticed(images):
     model = network()
     model.logit_bias = model.logit_bias + 0.01
-    with pytest.raises(AttributionError, match="label 'Mass'"):
+    with pytest.raises(AttributionError, match="image 0, label 'Mass'"):
         cxrkit.attribute(model, images, "bcos", labels=["Mass"])
+
+
+def test_the_image_at_fault_is_counted_over_all_chunks():
+    leak = torch.tensor([0.0, 0.0, 0.5])
+    rows = iter(leak.view(3, 1, 1, 1, 1))
+    model = small(Function(lambda x: x + next(rows)))
+    with pytest.raises(AttributionError, match="image 2, label 0"):
+        cxrkit.attribute(model, encoded()[:1].expand(3, -1, -1, -1), "bcos", chunk=1)
 
 
 def test_networks_without_bcos_layers_are_refused():

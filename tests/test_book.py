@@ -1,4 +1,5 @@
-"""The book as a reader opens it: built by the plain tool, opened from disk in a browser, nothing fetched from elsewhere."""
+"""The book as a reader opens it: built by the plain tool, opened from disk in a browser, nothing fetched from
+elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ def book(tmp_path_factory) -> Path:
         return Path(built).resolve()
     output = tmp_path_factory.mktemp("book")
     command = [sys.executable, "-m", "jupyter_book", "build", str(PROJECT), "--path-output", str(output)]
-    outcome = subprocess.run([*command, "--warningiserror", "--keep-going"], capture_output=True, text=True, cwd=PROJECT)
+    outcome = subprocess.run(
+        [*command, "--warningiserror", "--keep-going"], capture_output=True, text=True, cwd=PROJECT
+    )
     assert outcome.returncode == 0, outcome.stdout[-6000:] + outcome.stderr[-6000:]
     return output / "_build" / "html"
 

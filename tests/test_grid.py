@@ -50,7 +50,8 @@ def pretend(monkeypatch):
 
 def test_products_cases_and_steps_multiply(make_grid):
     path = make_grid(
-        train=TRAIN | {"product": {"seed": [0, 1], "fold": [0, 1, 2]}, "cases": [{"model": "resnet18"}, {"antialias": "blur"}]},
+        train=TRAIN
+        | {"product": {"seed": [0, 1], "fold": [0, 1, 2]}, "cases": [{"model": "resnet18"}, {"antialias": "blur"}]},
         explain=dict(EXPLAIN),
     )
     tasks = grid.plan(path)

@@ -35,7 +35,7 @@ def bcos18():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_public_shape_of_every_network(name):
     model = create(name, LABELS).eval()
-    images = torch.rand(2, 1, 64, 64)
+    images = torch.rand(2, 1, 32, 32)
     logits = model(images)
     assert logits.shape == (2, 3)
     assert torch.equal(logits, model.classify(model.encode(images)))
@@ -214,9 +214,12 @@ def test_gradients_are_those_of_the_bcos_package(bcos18, explained):
         assert torch.allclose(ours, theirs, atol=1e-9 * max(1.0, theirs.abs().max().item()), rtol=1e-7)
 
 
-def test_training_step_is_that_of_the_bcos_package():
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_training_step_is_that_of_the_bcos_package(momentum):
     model = create("bcos_resnet18", LABELS).double()
     plain = plain_bcos(model).train()
+    for norm in (m for n in (model, plain) for m in n.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = momentum
     images = torch.rand(4, 1, 64, 64, dtype=torch.float64)
     targets = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]], dtype=torch.float64)
     for logits in (model(images), plain(model.encode(images))):
@@ -225,6 +228,29 @@ def test_training_step_is_that_of_the_bcos_package():
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-12, rtol=1e-6), name
     for (name, ours), theirs in zip(model.network.named_buffers(), plain.buffers(), strict=True):
         assert torch.allclose(ours.double(), theirs.double(), rtol=1e-9), name
+
+
+def test_explaining_in_training_mode_is_that_of_the_bcos_package():
+    model = create("bcos_resnet18", LABELS).double()
+    plain = plain_bcos(model).train()
+    encoded = model.encode(torch.rand(2, 1, 64, 64, dtype=torch.float64)).requires_grad_()
+    gradients = []
+    for network in (model.network, plain):
+        with explanation_mode(network):
+            gradients.append(torch.autograd.grad(network(encoded)[:, 0].sum(), encoded)[0])
+    assert torch.allclose(*gradients, atol=1e-12)
+
+
+def test_gradients_of_the_training_layers_numerically():
+    from cxrkit.models.bcos_layers import TrainableBatchNorm, TrainableBcosConv2d
+
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    convolution = TrainableBcosConv2d(3, 4, kernel_size=3, padding=1, stride=2).double()
+    norm = TrainableBatchNorm(3).double()
+    norm.bias = None
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    assert torch.autograd.gradcheck(lambda x, w: convolution(x), (x, convolution.linear.weight))
+    assert torch.autograd.gradcheck(lambda x, w: norm(x), (x, norm.weight))
 
 
 @pytest.mark.parametrize("antialias", ["none", "flc", "flc_authors", "blur"])
@@ -245,14 +271,14 @@ def test_completeness_and_the_frozen_scales(antialias):
 @pytest.mark.parametrize("antialias", ["none", "flc", "flc_authors", "blur"])
 def test_a_fresh_bcos_network_learns_separable_images(antialias):
     generator = torch.Generator().manual_seed(0)
-    images = 0.3 * torch.rand(16, 1, 64, 64, generator=generator)
-    targets = (torch.arange(16) % 2).float()[:, None].repeat(1, 2)
+    images = 0.3 * torch.rand(8, 1, 64, 64, generator=generator)
+    targets = (torch.arange(8) % 2).float()[:, None].repeat(1, 2)
     targets[:, 1] = 1 - targets[:, 1]
     images[::2, :, 16:32, 16:32] += 0.6
     model = create("bcos_resnet18", ["a", "b"], antialias=antialias).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     losses = []
-    for _ in range(6):
+    for _ in range(5):
         loss = F.binary_cross_entropy_with_logits(model(images), targets)
         optimizer.zero_grad()
         loss.backward()

@@ -339,7 +339,7 @@ def test_truncated_real_file_is_refused(tmp_path, refused, name, share):
     with open(installed(name), "rb") as file:
         raw = file.read()
     (tmp_path / "cut.dcm").write_bytes(raw[: int(share * len(raw))])
-    refused(tmp_path / "cut.dcm")
+    refused(tmp_path / "cut.dcm", "truncated")
 
 
 def test_file_without_image_is_refused(refused):

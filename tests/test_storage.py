@@ -144,9 +144,7 @@ def test_a_saved_backbone_starts_another_label_set(saved):
     model, path = saved
     fresh = create("bcos_resnet18", ("nodule", "mass"), weights=path, antialias="blur")
     assert fresh.card["weights"]["random_layers"] == ["fc.linear"]
-    assert torch.equal(
-        fresh.network.layer2[0].conv1[0].linear.weight, model.network.layer2[0].conv1[0].linear.weight
-    )
+    assert torch.equal(fresh.network.layer2[0].conv1[0].linear.weight, model.network.layer2[0].conv1[0].linear.weight)
     same = create("bcos_resnet18", LABELS, weights=path, antialias="blur")
     assert same.card["weights"]["random_layers"] == []
     assert torch.equal(same.network.fc.linear.weight, model.network.fc.linear.weight)

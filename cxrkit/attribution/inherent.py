@@ -104,7 +104,7 @@ def bcos_rgba(
         raise ParameterError(f"percentile must be above 0 and at most 100; got {percentile!r}")
     device = next((p.device for p in model.parameters()), images.device)
     inputs = checked_images(model, images).to(device)
-    size = chunk_size(images, chunk)
+    size = chunk_size(inputs, chunk)
     explained = Explained(model, labels, "logit", size)
     parts = []
     with prepared(model, device):
@@ -139,7 +139,7 @@ def _dynamic_weights(explained: Explained, images: Tensor) -> tuple[Tensor, Tens
         )
     with torch.no_grad():
         encoded = explained.encode(images)
-    encoded = encoded.detach().contiguous(memory_format=torch.channels_last)  # the faster layout on a CPU
+    encoded = encoded.detach()
     inputs = encoded.clone().requires_grad_()
     with torch.enable_grad(), explanation_mode(model, True), _only_linear_layers(model):
         logits = explained.classify(inputs)

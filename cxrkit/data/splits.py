@@ -61,7 +61,7 @@ def fold_split(
 
 def _by_patient(patients: Sequence[str], targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Patients in order of name, the position of each image's patient, and each patient's labels."""
-    names, of_image = np.unique(np.arange(len(patients)), return_inverse=True)
+    names, of_image = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     targets = np.asarray(targets, dtype=np.float64)
     positive = np.zeros((len(names), targets.shape[1]), dtype=int)
     np.maximum.at(positive, of_image, (np.nan_to_num(targets) > 0).astype(int))

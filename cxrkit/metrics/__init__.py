@@ -1,7 +1,8 @@
 """From maps and boxes to numbers: where a map points, how a classifier does, how sure a mean is.
 
-Image-level metrics take maps ``[..., H, W]`` and masks ``[..., H, W]`` and keep the leading shape; what has no answer is nan,
-never a number that looks like one. One module per question: `localisation`, `classification`, `artefacts`, `statistics`.
+Image-level metrics take maps ``[..., H, W]`` and masks ``[..., H, W]`` and keep the leading shape; what has no
+answer is nan, never a number that looks like one. One module per question: `localisation`, `classification`,
+`artefacts`, `statistics`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """How much of a map is a grid: energy at the frequencies at which a network samples its input.
 
-A network that keeps every s-th sample writes patterns of period s pixels into its explanations. On an axis of N pixels they can
-only have frequencies k N / s (k = 0, 1, ..., s - 1), so the *grid bins* of stride s are the pairs of such frequencies,
-one per axis, other than the zero frequency; the bins of several strides are united. They include the horizontal and vertical
-stripes (one frequency 0). Low frequencies are left to the map's content: a stride counts only where its bins lie at least four
-window widths apart.
+A network that keeps every s-th sample writes patterns of period s pixels into its explanations. On an axis of N
+pixels they can only have frequencies k N / s (k = 0, 1, ..., s - 1), so the *grid bins* of stride s are the
+pairs of such frequencies, one per axis, other than the zero frequency; the bins of several strides are united.
+They include the horizontal and vertical stripes (one frequency 0). Low frequencies are left to the map's
+content: a stride counts only where its bins lie at least four window widths apart.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ SPACING = 4
 
 
 def power_spectrum(maps: Tensor, window: bool = False) -> Tensor:
-    """Power of a map's frequencies: real ``[..., H, W]`` -> float64 ``[..., H, W]``, zero frequency at ``[H // 2, W // 2]``.
+    """Power of a map's frequencies: ``[..., H, W]`` -> float64 ``[..., H, W]``, frequency 0 at ``[H // 2, W // 2]``.
 
-    The map's mean is removed first. The transform is orthonormal: the powers add up to the sum of the squared values. ``window``: a Hann
-    window, which keeps a jump between opposite borders from showing as a cross, and widens every peak to three bins.
-    nan for a map with a value that is not finite. Source: power spectra as used against aliasing by Grabinski et al., ECCV 2022.
+    The map's mean is removed first. The transform is orthonormal: the powers add up to the sum of the squared
+    values. ``window``: a Hann window, which keeps a jump between opposite borders from showing as a cross, and
+    widens every peak to three bins. nan for a map with a value that is not finite. Source: power spectra as
+    used against aliasing by Grabinski et al., ECCV 2022.
     """
     maps = _real(maps)
     centred = maps - maps.mean((-2, -1), keepdim=True)
@@ -41,9 +42,10 @@ def power_spectrum(maps: Tensor, window: bool = False) -> Tensor:
 
 
 def radial_profile(power: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean power by distance from the zero frequency: centred ``[..., H, W]`` -> frequencies ``[R]``, powers ``[..., R]``.
+    """Mean power by distance from frequency 0: centred ``[..., H, W]`` -> frequencies ``[R]``, powers ``[..., R]``.
 
-    Frequencies are in cycles per pixel, one ring per bin of the longer side, up to the corners (0.71); rings without a bin are nan.
+    Frequencies are in cycles per pixel, one ring per bin of the longer side, up to the corners (0.71); rings
+    without a bin are nan.
     """
     power = _real(power)
     rings = _rings(tuple(power.shape[-2:])).to(power.device)
@@ -55,15 +57,16 @@ def radial_profile(power: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def grid_energy(maps: Tensor, strides: Sequence[int] | None = None, width: int = 1, window: bool = False) -> Tensor:
-    """Share of a map's energy, its mean left out, at the grid bins of the strides: ``[..., H, W]`` -> ``[...]`` in [0, 1].
+    """Share of a map's energy (without its mean) at the strides' grid bins: ``[..., H, W]`` -> ``[...]`` in [0, 1].
 
-    ``strides``: periods in pixels; by default those of 2, 4, 8, 16, 32 that the map is large enough for. ``width``: how many bins per axis
-    count around each frequency (odd; 1: the bin itself). A pattern that repeats with one of the strides scores 1, white noise
-    :func:`grid_bin_share`; a smooth map scores near 0. Set it beside :func:`isotropic_grid_energy`.
+    ``strides``: periods in pixels; by default those of 2, 4, 8, 16, 32 that the map is large enough for.
+    ``width``: how many bins per axis count around each frequency (odd; 1: the bin itself). A pattern that
+    repeats with one of the strides scores 1, white noise :func:`grid_bin_share`; a smooth map scores near 0.
+    Set it beside :func:`isotropic_grid_energy`.
 
-    nan: a constant map, a value that is not finite. Raises ParameterError for a stride whose bins would lie closer than four
-    widths (N / s < 4 width), where grid and content cannot be told apart.
-    Source: own measure, for the grid artefacts that paper `bcos` describes and does not quantify.
+    nan: a constant map, a value that is not finite. Raises ParameterError for a stride whose bins would lie
+    closer than four widths (N / s < 4 width), where grid and content cannot be told apart. Source: own measure,
+    for the grid artefacts that paper `bcos` describes and does not quantify.
     """
     maps = _real(maps)
     bins = _grid_bins(tuple(maps.shape[-2:]), strides, width).to(maps.device)
@@ -76,8 +79,8 @@ def isotropic_grid_energy(
 ) -> Tensor:
     """The grid energy that a map would have if each ring of its spectrum were evenly filled: the level to compare with.
 
-    Same arguments and nan as :func:`grid_energy`. Smooth maps and noise have about this much without any grid; what
-    exceeds it is a grid (or edges that run exactly along the axes).
+    Same arguments and nan as :func:`grid_energy`. Smooth maps and noise have about this much without any grid;
+    what exceeds it is a grid (or edges that run exactly along the axes).
     """
     maps = _real(maps)
     shape = tuple(maps.shape[-2:])
@@ -115,7 +118,7 @@ def _grid_bins(shape: tuple[int, int], strides: Sequence[int] | None, width: int
 
 
 def _near(length: int, stride: int, reach: int) -> Tensor:
-    """Bool ``[length]``: the bins at the multiples of length / stride and ``reach`` bins to either side, not centred."""
+    """Bool ``[length]``: bins at the multiples of length / stride and ``reach`` to either side, not centred."""
     harmonics = (torch.arange(stride, dtype=torch.float64) * length / stride).round().long()
     near = torch.zeros(length, dtype=torch.bool)
     near[(harmonics[:, None] + torch.arange(-reach, reach + 1)) % length] = True

@@ -1,4 +1,4 @@
-"""How well a classifier does, label by label; scikit-learn computes, missing classes become nan instead of a warning."""
+"""How well a classifier does, label by label: scikit-learn's metrics, nan where a class is missing."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def classification_report(
 ) -> pd.DataFrame:
     """One row per label, then "macro": the mean over the labels for which a metric is defined.
 
-    ``targets`` ``[N, L]``: 0, 1, or nan where unknown (left out for that label alone); ``probabilities`` ``[N, L]`` in [0, 1]; a
-    label is predicted where its probability exceeds ``cutoff``. Columns: label, n, positives, prevalence, accuracy, precision, recall,
-    specificity, f1, auc, average_precision, degenerate. ``zero_division`` is what precision, recall, specificity and F1
-    are when their denominator is 0 (papers often mean 0). A label with one class only has no AUC and no
-    average precision (nan) and counts as ``degenerate``; the macro row counts such labels.
-    Raises ParameterError for shapes that differ, targets other than 0, 1, nan, and probabilities outside [0, 1].
-    Source: paper `bcos`, appendix A (definitions as in scikit-learn).
+    ``targets`` ``[N, L]``: 0, 1, or nan where unknown (left out for that label alone); ``probabilities`` ``[N,
+    L]`` in [0, 1]; a label is predicted where its probability exceeds ``cutoff``. Columns: label, n, positives,
+    prevalence, accuracy, precision, recall, specificity, f1, auc, average_precision, degenerate.
+    ``zero_division`` is what precision, recall, specificity and F1 are when their denominator is 0 (papers
+    often mean 0). A label with one class only has no AUC and no average precision (nan) and counts as
+    ``degenerate``; the macro row counts such labels. Raises ParameterError for shapes that differ, targets
+    other than 0, 1, nan, and probabilities outside [0, 1]. Source: paper `bcos`, appendix A (definitions as in
+    scikit-learn).
     """
     targets, probabilities = np.asarray(targets, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
     if targets.ndim != 2 or targets.shape != probabilities.shape or targets.shape[1] != len(labels):

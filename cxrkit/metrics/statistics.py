@@ -28,11 +28,11 @@ def bootstrap(
 ) -> Interval:
     """Mean of ``values`` ``[N]`` with a percentile interval from ``n`` resamples of the patients.
 
-    ``patients`` ``[N]`` names whose each value is: images of one patient resemble each other, so patients are drawn (with
-    replacement, as many as there are) and bring all their values along. nan values are left out. The bounds are nan for fewer than
-    two patients, the mean is nan without any value. The same ``seed`` gives the same interval. Raises ParameterError for
-    lengths that differ and for parameters out of range.
-    Source: Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979), on clusters.
+    ``patients`` ``[N]`` names whose each value is: images of one patient resemble each other, so patients are
+    drawn (with replacement, as many as there are) and bring all their values along. nan values are left out.
+    The bounds are nan for fewer than two patients, the mean is nan without any value. The same ``seed`` gives
+    the same interval. Raises ParameterError for lengths that differ and for parameters out of range. Source:
+    Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979), on clusters.
     """
     values = np.asarray(values, dtype=np.float64)
     patients = np.asarray(patients)
@@ -69,8 +69,8 @@ def _resampled_means(sums: np.ndarray, counts: np.ndarray, n: int, seed: int) ->
 def difference_of_means(scores_a: ArrayLike, scores_b: ArrayLike) -> float:
     """Distance of the means of two sets of scores, at least 0; lower: the explanations depend less on the network.
 
-    nan scores are left out; nan when one set has none left. Source: paper `normgrad`, DoM, the maximum mean discrepancy with a
-    linear kernel in one dimension.
+    nan scores are left out; nan when one set has none left. Source: paper `normgrad`, DoM, the maximum mean
+    discrepancy with a linear kernel in one dimension.
     """
     sets = [np.asarray(scores, dtype=np.float64).ravel() for scores in (scores_a, scores_b)]
     means = [valid.mean() if len(valid := scores[~np.isnan(scores)]) else np.nan for scores in sets]

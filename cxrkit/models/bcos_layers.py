@@ -1,8 +1,10 @@
-"""The convolution and the norm of the `bcos` package with a faster training step; in all else they are the package's.
+"""The convolution and the norm of the `bcos` package with a faster training step; in all else they are the
+package's.
 
-Outside training, in explanation mode, and in half precision the package's own code runs. In training the same formulas are
-computed with fewer passes over memory: weights are not rescaled, their norm divides the (smaller) output instead, and
-the variance comes from PyTorch's batch norm kernel. Values and gradients agree with the package to rounding.
+Outside training, in explanation mode, and in half precision the package's own code runs. In training the same
+formulas are computed with fewer passes over memory: weights are not rescaled, their norm divides the
+(smaller) output instead, and the variance comes from PyTorch's batch norm kernel. Values and gradients agree
+with the package to rounding.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Anti-aliased down-sampling: FLC pooling and blur pooling (paper `bcos`, section on anti-aliasing).
 
-FLC pooling is linear along each axis, so a map [H, W] becomes A_H @ map @ A_W.T with one small complex matrix per
-axis. The matrices are built once from the Fourier transforms of the definition; the two products then cost several
-times less than a two-dimensional transform.
+FLC pooling is linear along each axis, so a map [H, W] becomes A_H @ map @ A_W.T with one small complex matrix
+per axis. The matrices are built once from the Fourier transforms of the definition; the two products then
+cost several times less than a two-dimensional transform.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ class _Pool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if problem := self.problem(x.shape[-2]) or self.problem(x.shape[-1]):
             where = f" after {self.layer}" if self.layer else ""
-            raise ModelError(
-                f"{type(self).__name__}{where} got a map of {x.shape[-2]}x{x.shape[-1]}: {problem}"
-            )
+            raise ModelError(f"{type(self).__name__}{where} got a map of {x.shape[-2]}x{x.shape[-1]}: {problem}")
         with torch.autocast(x.device.type, enabled=False):  # half precision would undo the exact filter
             dtype = torch.promote_types(x.dtype, torch.float32)
             return self.pool(x.to(dtype)).to(x.dtype)
@@ -44,11 +42,11 @@ class FLCPool(_Pool):
     """Frequency low cut pooling: keeps the lower half of the spectrum, so that nothing can alias.
 
     Maps [B, C, H, W] to [B, C, H/2, W/2].
-    `protocol="corrected"` (or "paper"): the canonical layer, with a crop centred on the zero frequency at every even
-    size (H/2 bins from H//2 - H//4) and the real part. A constant stays constant, cosines below H/4 stay exact, those
-    above vanish.
-    `protocol="authors"`: what produced the published numbers: zero padding by one, a Hamming window over the spectrum,
-    the complex modulus (the sign is lost), first row and column dropped.
+    `protocol="corrected"` (or "paper"): the canonical layer, with a crop centred on the zero frequency at
+    every even size (H/2 bins from H//2 - H//4) and the real part. A constant stays constant, cosines below
+    H/4 stay exact, those above vanish.
+    `protocol="authors"`: what produced the published numbers: zero padding by one, a Hamming window over the
+    spectrum, the complex modulus (the sign is lost), first row and column dropped.
     Raises ModelError for odd sizes: a ResNet has even maps for images whose sides are multiples of 32.
     Source: paper `bcos`, FLC variant; Grabinski et al. 2022.
     """
@@ -61,9 +59,7 @@ class FLCPool(_Pool):
 
     def problem(self, size: int) -> str | None:
         if size % 2 or size == 0:
-            return (
-                "it needs an even height and width; in a ResNet, images with sides that are multiples of 32"
-            )
+            return "it needs an even height and width; in a ResNet, images with sides that are multiples of 32"
         return None
 
     def pool(self, x: Tensor) -> Tensor:
@@ -111,9 +107,7 @@ def antialias(network: nn.Module, kind: str, convolutions: Sequence[str]) -> Non
         convolution = network.get_submodule(name)
         plain = getattr(convolution, "linear", convolution)  # a B-cos layer wraps the convolution
         if plain.stride != (2, 2):
-            raise ModelError(
-                f"layer {name} has stride {plain.stride}, not (2, 2): nothing to anti-alias there"
-            )
+            raise ModelError(f"layer {name} has stride {plain.stride}, not (2, 2): nothing to anti-alias there")
         plain.stride = (1, 1)
         convolution.stride = 1 if plain is not convolution else (1, 1)
         network.set_submodule(name, nn.Sequential(convolution, POOLS[kind](layer=name)))
@@ -123,7 +117,7 @@ def _real_part(x: Tensor, rows: tuple, columns: tuple) -> Tensor:
     y = _apply(rows[0], x, columns[0])
     if rows[1] is None or columns[1] is None:
         return y
-    # Only the bin -H/4 lacks its partner, so the imaginary matrix is (-1)^i times its own first row: one number per map.
+    # Only the bin -H/4 lacks a partner: the imaginary matrix is (-1)^i times its first row, one number per map.
     signal = _apply(rows[1][:1], x, columns[1][:1])
     signs = torch.outer(*(1 - 2 * (torch.arange(n, device=x.device) % 2) for n in y.shape[-2:]))
     return torch.addcmul(y, signs.to(y.dtype), signal, value=-1)
@@ -154,9 +148,7 @@ def _apply(rows: Tensor, x: Tensor, columns: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _axis_matrix(
-    size: int, authors: bool, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
+def _axis_matrix(size: int, authors: bool, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Matrix [size/2, size] of one axis, real and imaginary part; None where the latter is only rounding."""
     with torch.inference_mode(False), torch.no_grad():  # the cached tensors also serve later training
         # Authors: the signal gains a zero, the spectrum a window; the first output is dropped.

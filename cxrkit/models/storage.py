@@ -71,9 +71,7 @@ def load(path: str | os.PathLike) -> Classifier:
     except (CxrkitError, TypeError) as error:
         raise ModelError(f"{card_path} describes a model that can't be built: {error}") from error
     own = {key.removeprefix("network."): value for key, value in model.state_dict().items()}
-    differing = own.keys() ^ state.keys() | {
-        k for k in own.keys() & state.keys() if own[k].shape != state[k].shape
-    }
+    differing = own.keys() ^ state.keys() | {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}
     if differing:
         raise ModelError(f"{path} doesn't fit its card {card_path.name}: {', '.join(sorted(differing)[:5])}")
     model.network.load_state_dict(state)

@@ -142,9 +142,7 @@ def create(
         "weights": origin,
         "notice": NOTICE,
     }
-    model = Classifier(
-        network, labels, encoding, explained_layer=card["explained_layer"], logit_bias=bias, card=card
-    )
+    model = Classifier(network, labels, encoding, explained_layer=card["explained_layer"], logit_bias=bias, card=card)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -157,9 +155,7 @@ def architecture(name: str) -> Architecture:
     raise ModelError(f"unknown network {name!r}; {hint}known: {', '.join(NETWORKS)}")
 
 
-def _check_options(
-    name: str, row: Architecture, antialias: str, protocol: str, logit_bias: float | None
-) -> None:
+def _check_options(name: str, row: Architecture, antialias: str, protocol: str, logit_bias: float | None) -> None:
     if protocol not in PROTOCOLS:
         raise ParameterError(f"protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}")
     if antialias not in ("none", *POOLS):

@@ -21,7 +21,7 @@ _HOMES = {
     "newest": "runs",
     "writing": "runs",
 }
-_MODULES = ("experiment", "explaining", "grid", "report", "runs", "training")
+_MODULES = ("experiment", "explaining", "grid", "paper", "report", "runs", "training")
 __all__ = sorted([*_HOMES, *_MODULES])
 
 

@@ -21,7 +21,8 @@ _LITERALS = (str, int, float, bool, list, tuple, dict, types.NoneType)
 class Parameters(BaseModel):
     """What both kinds of experiment share. Unknown names are refused; the message lists near misses.
 
-    `results` (where runs are kept) and `device` say where an experiment runs, not what it is: they take no part in a run's key.
+    `results` (where runs are kept) and `device` say where an experiment runs, not what it is: they take no part in a
+    run's key.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -42,9 +43,9 @@ class Parameters(BaseModel):
     def from_notebook(cls, namespace: dict[str, Any]) -> Parameters:
         """The parameters as a notebook's namespace holds them.
 
-        In a fresh kernel everything public that is plain data must be a parameter, so that a misspelt name given from outside
-        stops the notebook in its first cells. In a kernel that has run for a while a reader's own variables are let be, unless
-        one looks like a misspelt parameter. Raises ParameterError.
+        In a fresh kernel everything public that is plain data must be a parameter, so that a misspelt name given from
+        outside stops the notebook in its first cells. In a kernel that has run for a while a reader's own variables
+        are let be, unless one looks like a misspelt parameter. Raises ParameterError.
         """
         fresh = len(namespace.get("In", [])) <= 4  # IPython keeps one entry per executed cell
         values = {}
@@ -117,7 +118,9 @@ def parameters_for(notebook: str | Path) -> type[Parameters]:
     classes = {cls.kind: cls for cls in (TrainParameters, ExplainParameters)}
     stem = Path(notebook).stem
     if stem not in classes:
-        raise ParameterError(f"notebook {stem!r} has no known parameters; those that run in a grid: {', '.join(classes)}")
+        raise ParameterError(
+            f"notebook {stem!r} has no known parameters; those that run in a grid: {', '.join(classes)}"
+        )
     return classes[stem]
 
 

@@ -61,10 +61,12 @@ def _newest(folder: Path) -> runs.Run:
 
 
 def score(subject: Subject, hear: Callable[[str], None] | None = None) -> pd.DataFrame:
-    """Energy-based pointing game of every method on every box-bearing positive of the test images (paper `bcos`, Eqs. 1-3).
+    """Energy-based pointing game of every method on every box-bearing positive of the test images (paper `bcos`, Eqs.
+    1-3).
 
-    A row per image, label, method and threshold: precision, recall, signed, chance (the boxes' share of the image), grid (share
-    of spectral energy at the strides' frequencies), logit, probability. A degenerate map scores nan and keeps its row.
+    A row per image, label, method and threshold: precision, recall, signed, chance (the boxes' share of the image),
+    grid (share of spectral energy at the strides' frequencies), logit, probability. A degenerate map scores nan and
+    keeps its row.
     """
     data = subject.images
     targets = target_table(data)

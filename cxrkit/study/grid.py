@@ -1,4 +1,5 @@
-"""Grids of runs: a YAML file becomes a plan, checked whole, of notebook runs; done ones are skipped, the rest executed."""
+"""Grids of runs: a YAML file becomes a plan, checked whole, of notebook runs; done ones are skipped, the rest
+executed."""
 
 from __future__ import annotations
 
@@ -51,9 +52,9 @@ class Task:
 def plan(file: str | Path) -> list[Task]:
     """Every run of a grid file, in an order that respects what needs what.
 
-    The file maps step names to `notebook`, `parameters` (common to the step), `product` (lists, multiplied out), `cases` (a list
-    of parameter sets) and `after` (the step for whose every run this one is repeated with `run` set). Nothing is executed. Raises
-    ParameterError listing every problem of the file at once.
+    The file maps step names to `notebook`, `parameters` (common to the step), `product` (lists, multiplied out),
+    `cases` (a list of parameter sets) and `after` (the step for whose every run this one is repeated with `run` set).
+    Nothing is executed. Raises ParameterError listing every problem of the file at once.
     """
     path = find_grid(file)
     steps = _read(path)
@@ -108,7 +109,9 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         if unknown := set(step) - allowed:
             raise ParameterError(f"{path.name}: step {name!r} has unknown {sorted(unknown)}; known: {sorted(allowed)}")
         if any(not isinstance(values, list) or not values for values in step.get("product", {}).values()):
-            raise ParameterError(f"{path.name}: step {name!r}: every entry of 'product' must be a list with something in it")
+            raise ParameterError(
+                f"{path.name}: step {name!r}: every entry of 'product' must be a list with something in it"
+            )
     return content
 
 
@@ -138,14 +141,13 @@ def _state(task: Task) -> str:
     return "done" if task.done else "failed" if _record(task, "failed").is_file() else "open"
 
 
-def run(
-    file: str | Path, workers: int = 1, report: Callable[[str, Task, float], None] | None = None
-) -> pd.DataFrame:
+def run(file: str | Path, workers: int = 1, report: Callable[[str, Task, float], None] | None = None) -> pd.DataFrame:
     """Execute what isn't done, `workers` notebooks at a time; returns `status` at the end.
 
-    Every notebook runs in a process and kernel of its own through papermill, with the machine's cores shared out. A run that fails
-    keeps its executed notebook with the traceback under `results/notebooks/`, and those that need it are left open; the others go
-    on. Killed at any moment, the same call goes on where it was. `report(event, task, seconds)` hears "start", "done", "failed".
+    Every notebook runs in a process and kernel of its own through papermill, with the machine's cores shared out. A
+    run that fails keeps its executed notebook with the traceback under `results/notebooks/`, and those that need it
+    are left open; the others go on. Killed at any moment, the same call goes on where it was. `report(event, task,
+    seconds)` hears "start", "done", "failed".
     """
     tasks = [task for task in plan(file) if not task.done]
     waiting = {task.key: task for task in tasks}

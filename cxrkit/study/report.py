@@ -1,23 +1,26 @@
-"""From runs to tables: what a grid found, with intervals and chance levels, and a paper's table beside it."""
+"""From runs to tables: what a grid found, with intervals and chance levels."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from cxrkit.data import Dataset
 from cxrkit.errors import ParameterError
-from cxrkit.metrics import Interval, bootstrap, classification_report
+from cxrkit.metrics import bootstrap, classification_report
 from cxrkit.study import grid, runs
 from cxrkit.study.training import load_data
 
 __all__ = [
     "classification_of",
     "curves",
+    "curves_of",
+    "enlarge",
     "explained_runs",
-    "paper_table",
+    "grid_energies",
+    "images_of",
+    "notice",
+    "own_method",
     "pointing_table",
     "runs_of",
     "summary",
@@ -26,22 +29,6 @@ __all__ = [
 ]
 
 VARIANTS = {"none": "B-cos", "flc": "B-cos + FLC", "flc_authors": "B-cos + FLC (as coded)", "blur": "B-cos + BlurPool"}
-# What the tables of paper `bcos` call the same networks.
-PUBLISHED = {
-    "Baseline ResNet50": "Baseline",
-    "B-cos ResNet50": "B-cos",
-    "B-cos": "B-cos",
-    "B-cos_FLC": "B-cos + FLC",
-    "B-cos_BP": "B-cos + BlurPool",
-}
-EXPLANATIONS = {"LayerCAM": "layercam", "Inherent": "bcos"}
-CLAIMS = (
-    ("FLC raises the EPG of B-cos explanations", ("B-cos + FLC", "bcos"), ("B-cos", "bcos")),
-    ("BlurPool raises the EPG of B-cos explanations", ("B-cos + BlurPool", "bcos"), ("B-cos", "bcos")),
-    ("B-cos + FLC beats LayerCAM on the baseline", ("B-cos + FLC", "bcos"), ("Baseline", "layercam")),
-    ("Plain B-cos falls behind LayerCAM on the baseline", ("B-cos", "bcos"), ("Baseline", "layercam")),
-    ("With FLC, B-cos explanations beat LayerCAM on the same network", ("B-cos + FLC", "bcos"), ("B-cos + FLC", "layercam")),
-)
 
 
 def variant(parameters) -> str:
@@ -53,7 +40,9 @@ def variant(parameters) -> str:
 
 def view(parameters) -> str:
     """Which view of its data set a run saw: the phantom's view, or the set's name."""
-    return parameters.dataset_options.get("view", "multilabel") if parameters.dataset == "phantom" else parameters.dataset
+    return (
+        parameters.dataset_options.get("view", "multilabel") if parameters.dataset == "phantom" else parameters.dataset
+    )
 
 
 def runs_of(name: str) -> list[runs.Run]:
@@ -65,7 +54,9 @@ def explained_runs(name: str) -> list[tuple[runs.Run, runs.Run]]:
     """The finished pairs (training run, its explanation run) of a grid."""
     found = runs_of(name)
     trained = {run.key: run for run in found if run.kind == "train"}
-    return [(trained[run.parameters.run], run) for run in found if run.kind == "explain" and run.parameters.run in trained]
+    return [
+        (trained[run.parameters.run], run) for run in found if run.kind == "explain" and run.parameters.run in trained
+    ]
 
 
 def summary(name: str, digits: int | None = None) -> pd.DataFrame:
@@ -99,10 +90,12 @@ def classification_of(predictions: pd.DataFrame, cutoff: float = 0.5) -> pd.Data
 
 
 def pointing_table(scores: pd.DataFrame, threshold: float = 0.0, cutoff: float = 0.5) -> pd.DataFrame:
-    """Macro mean EPG by method, over all positives and over those found (TP) and missed (FN); scores as `explaining.score` gives.
+    """Macro mean EPG by method, over all positives and over those found (TP) and missed (FN); scores as
+    `explaining.score` gives.
 
-    The mean is taken per label, then over labels, as in the tables of paper `bcos`; a label without any such image stays out.
-    Interval: 95 %, patients resampled. Degenerate maps are counted, not averaged. Raises ParameterError for a threshold not scored.
+    The mean is taken per label, then over labels, as in the tables of paper `bcos`; a label without any such image
+    stays out. Interval: 95 %, patients resampled. Degenerate maps are counted, not averaged. Raises ParameterError
+    for a threshold not scored.
     """
     frame = scores[np.isclose(scores["threshold"], threshold)]
     if frame.empty:
@@ -118,7 +111,15 @@ def pointing_table(scores: pd.DataFrame, threshold: float = 0.0, cutoff: float =
 
 def _macro(part: pd.DataFrame) -> dict[str, float]:
     if part.empty:
-        return {"EPG": np.nan, "low": np.nan, "high": np.nan, "recall": np.nan, "chance": np.nan, "maps": 0, "degenerate": 0}
+        return {
+            "EPG": np.nan,
+            "low": np.nan,
+            "high": np.nan,
+            "recall": np.nan,
+            "chance": np.nan,
+            "maps": 0,
+            "degenerate": 0,
+        }
     by_label = part.groupby("label")[["precision", "recall", "chance"]].mean().mean()
     # Every label weighs the same in the macro mean, so each map weighs 1 / (labels x maps of its label).
     valid = part[part["precision"].notna()]
@@ -155,8 +156,8 @@ def notice(name: str) -> str:
     found = [run for run in runs_of(name) if run.kind == "train"]
     size, epochs = found[0].parameters.size, sorted({run.parameters.epochs for run in found})
     text = (
-        f"From the grid '{name}': {len(found)} networks, {size} x {size} pixels, {' or '.join(map(str, epochs))} epochs, "
-        f"synthetic radiographs; finished {max(run.card['finished'] for run in found)}."
+        f"From the grid '{name}': {len(found)} networks, {size} x {size} pixels, "
+        f"{' or '.join(map(str, epochs))} epochs, synthetic radiographs; finished {max(run.card['finished'] for run in found)}."
     )
     if name == "smoke":
         text = "NOT A RESULT. These networks are barely trained: `make book` runs the grid 'quick' first. " + text
@@ -164,7 +165,8 @@ def notice(name: str) -> str:
 
 
 def images_of(train: runs.Run, explain: runs.Run, size: int) -> tuple[Dataset, dict[str, np.ndarray]]:
-    """The images whose maps an explanation run kept, drawn at `size`, and the kept arrays (see `explaining.kept_maps`)."""
+    """The images whose maps an explanation run kept, drawn at `size`, and the kept arrays (see
+    `explaining.kept_maps`)."""
     with np.load(explain.folder / "maps.npz", allow_pickle=False) as file:
         kept = dict(file)
     data = load_data(train.parameters.model_copy(update={"size": size}))
@@ -173,81 +175,31 @@ def images_of(train: runs.Run, explain: runs.Run, size: int) -> tuple[Dataset, d
 
 
 def enlarge(maps: np.ndarray, size: int) -> np.ndarray:
-    """Maps [..., h, w] repeated to [..., size, size]; every value stays what it was. `size` is a multiple of h and w."""
+    """Maps [..., h, w] repeated to [..., size, size]; every value stays what it was. `size` is a multiple of h and
+    w."""
     factor = size // maps.shape[-1]
     if factor * maps.shape[-1] != size or factor * maps.shape[-2] != size:
         raise ParameterError(f"size {size} is no multiple of the maps' {maps.shape[-2]} x {maps.shape[-1]}")
     return maps.repeat(factor, axis=-1).repeat(factor, axis=-2)
 
 
-def beside_paper(name: str, table: str, view_name: str, metric: str = "EPG") -> pd.DataFrame:
-    """A published EPG table (rows without augmentation and oversampling) beside the same cells of a grid, in percent.
-
-    `metric`: "EPG" (precision) or "recall". Ours: macro mean over test positives with its 95 % interval and chance level.
-    """
-    published = paper_table(table)
-    published = published[(published["aug"] == "No") & (published["oversampling"] == "No")]
-    ours = summary(name)
-    ours = ours[ours["view"] == view_name].set_index(["network", "method"])
-    rows = []
-    for cell in published.to_dict("records"):
-        network, method = PUBLISHED[cell["variant"]], EXPLANATIONS[cell["explanation"]]
-        row = {"network": network, "explanation": cell["explanation"], "paper": cell["epg_mean"], "paper std": cell["epg_std"]}
-        if (network, method) in ours.index:
-            found = ours.loc[(network, method)]
-            row |= {"ours": 100 * found[metric], "chance": 100 * found["chance"], "maps": found["maps"]}
-            if metric == "EPG":
-                row |= {"low": 100 * found["low"], "high": 100 * found["high"]}
-        rows.append(row)
-    columns = ["network", "explanation", "paper", "paper std", "ours", "low", "high", "chance", "maps"]
-    return pd.DataFrame(rows).reindex(columns=columns).dropna(axis=1, how="all")
-
-
-def difference(name: str, view_name: str, a: tuple[str, str], b: tuple[str, str], column: str = "precision") -> Interval:
-    """Mean difference a - b over the maps of the same image and label, with a 95 % interval (patients resampled).
-
-    `a` and `b`: (network, method). `column`: precision, recall, signed or grid, at threshold 0.
-    """
+def curves_of(name: str, view_name: str) -> pd.DataFrame:
+    """Threshold curves of every network of one view, each by its own method; column method holds the network's name."""
     parts = []
-    for network, method in (a, b):
-        for train, explain in explained_runs(name):
-            if (view(train.parameters), variant(train.parameters)) == (view_name, network):
-                scores = explain.frame("scores")
-                part = scores[(scores["method"] == method) & np.isclose(scores["threshold"], 0.0)]
-                parts.append(part.set_index(["image_id", "label"])[[column, "patient_id"]])
-                break
-        else:
-            raise ParameterError(f"grid {name!r} has no explained {network!r} on {view_name!r}")
-    both = parts[0].join(parts[1], lsuffix="_a", rsuffix="_b", how="inner")
-    return bootstrap((both[f"{column}_a"] - both[f"{column}_b"]).to_numpy(), both["patient_id_a"].to_numpy(), n=2000, seed=0)
-
-
-def claims(name: str) -> pd.DataFrame:
-    """The paper's claims about EPG as differences: published, ours with interval (percent), and a plain verdict."""
-    published = paper_table("bcos_tab3_rsna_epg_antialiasing"), paper_table("bcos_tab2_rsna_epg")
-    table = pd.concat(published).query("aug == 'No' and oversampling == 'No'").drop_duplicates(["variant", "explanation"])
-    paper = {(PUBLISHED[row.variant], EXPLANATIONS[row.explanation]): row.epg_mean for row in table.itertuples()}
-    rows = []
-    for claim, a, b in CLAIMS:
-        try:
-            found = difference(name, "binary", a, b)
-        except ParameterError:  # a small grid holds no such pair
-            continue
-        expected = paper[a] - paper[b]
-        row = {"claim": claim, "paper": expected, "ours": 100 * found.mean, "low": 100 * found.low, "high": 100 * found.high}
-        rows.append(row | {"verdict": verdict(found, expected)})
-    return pd.DataFrame(rows, columns=["claim", "paper", "ours", "low", "high", "verdict"])
-
-
-def verdict(interval: Interval, expected: float) -> str:
-    """Whether an interval agrees with the sign of the published difference."""
-    if not np.isfinite(interval.low) or interval.low <= 0 <= interval.high:
-        return "undecided here"
-    return "same direction" if np.sign(interval.mean) == np.sign(expected) else "opposite direction"
+    for train, explain in explained_runs(name):
+        if view(train.parameters) == view_name:
+            found = curves(explain.frame("scores")).query(
+                "method == @own", local_dict={"own": own_method(train.parameters)}
+            )
+            parts.append(found.assign(method=variant(train.parameters)))
+    if not parts:
+        raise ParameterError(f"grid {name!r} has no explained network of the view {view_name!r}")
+    return pd.concat(parts, ignore_index=True)
 
 
 def own_method(parameters) -> str:
-    """The method that stands for a network: its own explanation for B-cos, LayerCAM for the baseline (as the paper has it)."""
+    """The method that stands for a network: its own explanation for B-cos, LayerCAM for the baseline (as the paper
+    has it)."""
     return "bcos" if parameters.model.startswith("bcos_") else "layercam"
 
 
@@ -261,14 +213,6 @@ def grid_energies(name: str) -> pd.DataFrame:
             base = {"view": view(train.parameters), "network": variant(train.parameters), "method": method}
             rows.append(base | {"grid energy": found.mean, "low": found.low, "high": found.high})
     frame = pd.DataFrame(rows)
-    return frame[frame["method"].isin(["bcos", "input_x_gradient", "layercam"])].sort_values(["view", "method", "network"])
-
-
-def paper_table(name: str) -> pd.DataFrame:
-    """A published table as printed, from `book/papers/`. Raises ParameterError naming those that are there."""
-    folder = runs.project_folder() / "book" / "papers"
-    path = Path(folder / f"{name}.csv")
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.csv")))
-        raise ParameterError(f"there is no paper table {name!r}; known: {known}")
-    return pd.read_csv(path)
+    return frame[frame["method"].isin(["bcos", "input_x_gradient", "layercam"])].sort_values(
+        ["view", "method", "network"]
+    )

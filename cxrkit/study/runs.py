@@ -72,7 +72,12 @@ def _meaning(file: Path) -> str:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
             body[0].value.value = ""
     return ast.dump(tree)
 
@@ -96,8 +101,8 @@ def _tables(parameters: Parameters) -> dict[str, str]:
 class Run:
     """A finished run: its folder, parameters and tables.
 
-    `Run(folder)` checks that the folder is complete: every file that `run.json` lists is there with its size. Raises DataError
-    naming the file that is missing, short or unreadable, and what to do about it.
+    `Run(folder)` checks that the folder is complete: every file that `run.json` lists is there with its size. Raises
+    DataError naming the file that is missing, short or unreadable, and what to do about it.
     """
 
     def __init__(self, folder: str | Path):

@@ -74,8 +74,8 @@ def fit(
 ) -> Fit:
     """Train `model` on the training split, choose the epoch on the validation split; the test split stays untouched.
 
-    Binary cross-entropy per label, Adam, learning rate down tenfold when the validation loss stalls (paper `bcos`, 1.7).
-    `report` is called with each epoch's row. Raises ModelError when the loss stops being a number.
+    Binary cross-entropy per label, Adam, learning rate down tenfold when the validation loss stalls (paper `bcos`,
+    1.7). `report` is called with each epoch's row. Raises ModelError when the loss stops being a number.
     """
     set_seed(parameters.seed)
     accelerator = accelerator_for(parameters)
@@ -86,9 +86,7 @@ def fit(
     generator = torch.Generator().manual_seed(parameters.seed)
     augment = augmentation(parameters.augment)
 
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=parameters.learning_rate, weight_decay=parameters.weight_decay
-    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=parameters.learning_rate, weight_decay=parameters.weight_decay)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=parameters.patience)
     network, optimizer = accelerator.prepare(model, optimizer)
     weights = sample_weights(targets, parameters.protocol) if parameters.oversample else None
@@ -104,16 +102,20 @@ def fit(
                 logits = network(augment(batch.images, generator))
             loss = masked_bce(logits.float(), batch.targets)
             if not torch.isfinite(loss):
-                raise ModelError(
-                    f"the loss became {loss.item()} in epoch {epoch}; lower learning_rate ({parameters.learning_rate:g})"
-                )
+                rate = parameters.learning_rate
+                raise ModelError(f"the loss became {loss.item()} in epoch {epoch}; lower learning_rate ({rate:g})")
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()
             losses.append(loss.item())
 
         score = _validate(accelerator.unwrap_model(network), validation, parameters, accelerator.device)
-        row = {"epoch": epoch, "train_loss": float(np.mean(losses)), **score, "learning_rate": scheduler.get_last_lr()[0]}
+        row = {
+            "epoch": epoch,
+            "train_loss": float(np.mean(losses)),
+            **score,
+            "learning_rate": scheduler.get_last_lr()[0],
+        }
         history.append(row)
         scheduler.step(score["validation_loss"])
         # Without both classes in the validation split there is no AUC: then the loss decides.
@@ -158,9 +160,10 @@ def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
 def sample_weights(targets: Tensor, protocol: str = "corrected") -> Tensor:
     """Weight of each training image when images are drawn with replacement; targets [N, L] -> [N].
 
-    One label: 1 / size of the image's class. Several labels: the sum over an image's positive labels of 1 / their count; with
-    `protocol="authors"` each is clipped to [1/3, 3] as in the code of paper `bcos`, which makes all of them 1/3 and leaves
-    images without finding undrawn. Otherwise images without finding form a class of their own, drawn like a label.
+    One label: 1 / size of the image's class. Several labels: the sum over an image's positive labels of 1 / their
+    count; with `protocol="authors"` each is clipped to [1/3, 3] as in the code of paper `bcos`, which makes all of
+    them 1/3 and leaves images without finding undrawn. Otherwise images without finding form a class of their own,
+    drawn like a label.
     """
     positive = targets.nan_to_num() > 0.5
     if targets.shape[1] == 1:
@@ -201,12 +204,15 @@ def _loader(dataset: cxrkit.data.Dataset, order: list[list[int]], workers: int =
 def predict(
     model: nn.Module, dataset: cxrkit.data.Dataset, batch_size: int = 32, device: str | torch.device = "cpu"
 ) -> pd.DataFrame:
-    """Logits and probabilities of every image and label: image_id, patient_id, split, label, target, logit, probability."""
+    """Logits and probabilities of every image and label: image_id, patient_id, split, label, target, logit,
+    probability."""
     model.eval().to(device)
     order = [rows.tolist() for rows in torch.arange(len(dataset)).split(batch_size)]
     logits = torch.cat([model(batch.images.to(device)).float().cpu() for batch in _loader(dataset, order)])
     count, labels = len(dataset), list(dataset.labels)
-    names = {name: np.repeat(dataset.table[name].to_numpy(), len(labels)) for name in ("image_id", "patient_id", "split")}
+    names = {
+        name: np.repeat(dataset.table[name].to_numpy(), len(labels)) for name in ("image_id", "patient_id", "split")
+    }
     return pd.DataFrame(
         names
         | {

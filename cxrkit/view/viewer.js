@@ -13,48 +13,60 @@ async function inflate(text) {
 }
 
 export async function decodeMap(record, [height, width], levels) {
-  const codes = await inflate(record.z);
-  for (let i = width; i < codes.length; i++) codes[i] += codes[i - width];
-  const signed = new Int8Array(codes.buffer);
-  const values = Float32Array.from(signed, (code) =>
-    code < 0 ? -levels[-code] * record.scale[0] : levels[code] * record.scale[1]);
-  let top = -Infinity;
-  for (const value of values) top = Math.max(top, value); // a spread call fails on this many values
-  return { values, width, height, top, negative: record.scale[0] > 0 };
+  const codes = await inflate(record.z), values = new Float32Array(codes.length), lookup = new Float32Array(256);
+  const [negative, positive] = record.scale;
+  for (let i = 0; i < 128; i++) [lookup[i], lookup[256 - i]] = [levels[i] * positive, -levels[i] * negative];
+  let top = -Infinity, bottom = Infinity;
+  for (let i = 0; i < codes.length; i++) {
+    if (i >= width) codes[i] += codes[i - width];
+    const value = values[i] = lookup[codes[i]];
+    if (value > top) top = value;
+    if (value < bottom) bottom = value;
+  }
+  return { values, width, height, top, bottom };
 }
 
-const decodeMask = async (text) => text ? Float32Array.from(await inflate(text), (byte) => byte / 255) : null;
+async function decodeMask(text) {
+  if (!text) return null;
+  const cover = Float32Array.from(await inflate(text), (byte) => byte / 255);
+  return { cover, share: cover.reduce((sum, value) => sum + value, 0) / cover.length };
+}
 
 // ---- Numbers -------------------------------------------------------------------------------------------------
 
 // Energy-based pointing game, paper `bcos`, Eq. 2 and 3: keep values of at least `threshold` times the maximum.
-// Only the numerator of recall is thresholded. `region` holds the share of each cell that the boxes cover.
-export function energyPointingGame({ values, top }, region, threshold) {
+// Only the numerator of recall is thresholded. `cover` is the share of each cell that lies in the boxes.
+export function energyPointingGame({ values, top }, { cover }, threshold) {
   let inside = 0, total = 0, held = 0;
   for (let i = 0; i < values.length; i++) {
     const value = values[i];
-    held += region[i] * Math.abs(value);
+    held += cover[i] * Math.abs(value);
     if (value <= 0 || value < threshold * top) continue;
     total += value;
-    inside += region[i] * value;
+    inside += cover[i] * value;
   }
   return { precision: total > 0 ? inside / total : NaN, recall: held > 0 ? inside / held : NaN };
 }
 
-const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-
 // The magnitude that takes the strongest colour.
 function limitOf(map, signed, scale) {
-  const sizes = map.values.map(signed ? Math.abs : (value) => Math.max(value, 0));
-  if (scale !== "clip") return sizes.reduce((most, size) => Math.max(most, size), 0);
-  const sorted = sizes.filter((size) => size > 0).sort();
+  if (scale !== "clip") return Math.max(map.top, signed ? -map.bottom : 0, 0);
+  const sorted = map.values.map(signed ? Math.abs : (value) => value).filter((size) => size > 0).sort();
   return sorted.length ? sorted[Math.floor(0.99 * (sorted.length - 1))] : 0;
 }
 
+// The last result of a slow function, as long as its arguments stay the same: moving the cross-hair changes none.
+function remember(slow) {
+  let known, result;
+  return (...given) => {
+    if (!known || given.some((value, i) => value !== known[i])) [known, result] = [given, slow(...given)];
+    return result;
+  };
+}
+
 function say(value, digits = 3) {
-  if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  const size = Math.abs(value);
-  const text = size && (size < 1e-3 || size >= 1e5) ? value.toExponential(1) : value.toPrecision(digits);
+  if (!Number.isFinite(value)) return "–";
+  const size = Math.abs(value), text = size && (size < 1e-3 || size >= 1e5) ? value.toExponential(1) : value.toPrecision(digits);
   return text.replace("-", "−");
 }
 
@@ -81,17 +93,19 @@ function table(name, strength) {
   return colours;
 }
 
-function paintLayer(canvas, map, { signed, limit, strength, threshold }) {
+function paintLayer(canvas, map, limit, signed, strength, threshold) {
   Object.assign(canvas, { width: map.width, height: map.height });
   const up = table(signed ? "positive" : "perceptual", strength), down = table("negative", strength);
   const picture = new ImageData(map.width, map.height), least = threshold * Math.max(map.top, 0);
-  for (let i = 0; i < map.values.length; i++) {
+  // One number per pixel: four times fewer steps.
+  const [pixels, ups, downs] = [picture.data, up, down].map((bytes) => new Uint32Array(bytes.buffer));
+  for (let i = 0; i < pixels.length; i++) {
     const value = map.values[i], size = Math.abs(value);
     if (!value || size < least || (value < 0 && !signed)) continue;
-    const colours = value < 0 ? down : up, at = 4 * Math.min(255, Math.round((255 * size) / limit));
-    for (let c = 0; c < 4; c++) picture.data[4 * i + c] = colours[at + c];
+    pixels[i] = (value < 0 ? ups : downs)[Math.min(255, Math.round((255 * size) / limit))];
   }
   canvas.getContext("2d").putImageData(picture, 0, 0);
+  return canvas;
 }
 
 function legendGradient(signed, strength) {
@@ -110,16 +124,17 @@ function frame([x0, y0, x1, y1], [height, width]) {
 
 // The edge of a region of any shape: where coverage crosses one half between neighbouring cell centres.
 function contour(region, [rows, columns]) {
-  const at = (x, y) => (x < 0 || y < 0 || x >= columns || y >= rows ? 0 : region[y * columns + x] ?? 0) - 0.5;
+  const at = (x, y) => (x < 0 || y < 0 || x >= columns || y >= rows ? 0 : region.cover[y * columns + x]) - 0.5;
   const lines = [];
-  for (let y = -1; y < rows; y++) {
+  for (let y = -1; region && y < rows; y++) {
     for (let x = -1; x < columns; x++) {
-      const corners = [[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]], ends = [];
-      corners.forEach(([x0, y0], i) => {
-        const [x1, y1] = corners[(i + 1) % 4], from = at(x0, y0), to = at(x1, y1), part = from / (from - to);
-        if (from < 0 === to < 0) return;
-        ends.push((x0 + part * (x1 - x0) + 0.5) / columns, (y0 + part * (y1 - y0) + 0.5) / rows);
-      });
+      const value = [at(x, y), at(x + 1, y), at(x + 1, y + 1), at(x, y + 1)], ends = [];
+      for (let i = 0; i < 4; i++) {
+        const next = (i + 1) % 4, part = value[i] / (value[i] - value[next]);
+        if (value[i] < 0 === value[next] < 0) continue;
+        const [right, down] = [[part, 0], [1, part], [1 - part, 1], [0, 1 - part]][i]; // along the cell's four sides
+        ends.push((x + right + 0.5) / columns, (y + down + 0.5) / rows);
+      }
       for (let i = 0; i < ends.length; i += 4) lines.push(ends.slice(i, i + 4));
     }
   }
@@ -163,9 +178,8 @@ class PageStore {
 
 class KernelStore {
   constructor(model) {
-    this.model = model;
-    this.asked = new Map(); // key -> promise of the reply, oldest first
-    this.waiting = new Map(); // key -> resolve
+    // Of every question: the promise of its reply (oldest first), and how to keep that promise.
+    Object.assign(this, { model, asked: new Map(), waiting: new Map() });
     this.listen = (reply) => this.receive(reply);
     model.on("msg:custom", this.listen);
   }
@@ -197,22 +211,22 @@ class KernelStore {
 
 class Panel {
   constructor(viewer, series) {
-    this.viewer = viewer;
-    this.series = series;
-    this.layer = h("canvas");
+    Object.assign(this, { viewer, series });
+    const layer = h("canvas");
+    this.overlay = remember((...look) => paintLayer(layer, ...look));
+    [this.limit, this.score] = [remember(limitOf), remember(energyPointingGame)];
     this.model = h("select", { onchange: () => this.choose("model") });
     this.method = h("select", { onchange: () => this.choose("method") });
     this.canvas = h("canvas", { tabIndex: 0, className: "cxr-canvas", role: "img" });
     this.message = h("p", { className: "cxr-message", role: "status" });
     this.bar = h("span", { className: "cxr-gradient" });
-    [this.low, this.high, this.readout] = ["cxr-number", "cxr-number", "cxr-readout"].map((className) => h("span", { className }));
+    [this.low, this.high, this.readout] = [h("span"), h("span"), h("span", { className: "cxr-readout" })];
     this.scores = h("p", { className: "cxr-scores", ariaLive: "polite" });
     this.modelField = field("Model", this.model);
     this.node = h("section", { className: "cxr-panel" },
       h("div", { className: "cxr-head" }, this.modelField, field("Method", this.method)),
       h("div", { className: "cxr-picture" }, this.canvas, this.message),
-      h("p", { className: "cxr-legend" }, this.low, this.bar, this.high, this.readout),
-      this.scores);
+      h("p", { className: "cxr-legend" }, this.low, this.bar, this.high, this.readout), this.scores);
     this.canvas.onpointermove = this.canvas.onpointerdown = ({ offsetX, offsetY }) =>
       viewer.point(offsetX / this.canvas.clientWidth, offsetY / this.canvas.clientHeight);
     this.canvas.onpointerleave = () => viewer.point(null);
@@ -234,16 +248,17 @@ class Panel {
     const kept = own.find((entry) => entry.method === method) ?? own[0]; // another model, the same method if it has it
     this.series = what === "method" ? Number(this.method.value) : all.indexOf(kept);
     this.list();
-    this.viewer.load();
+    this.viewer.load(undefined, this.viewer.state.label);
   }
 
   get signed() {
     const { colours } = this.viewer.state, own = this.viewer.bundle.series[this.series].signed;
-    return colours === "auto" ? own ?? Boolean(this.map?.negative) : colours === "signed";
+    return colours === "auto" ? own ?? (this.map?.bottom < 0) : colours === "signed";
   }
 
   async load(turn) {
     const { viewer, series } = this, { image, label } = viewer.state;
+    this.pending = true;
     const soon = setTimeout(() => viewer.turn === turn && this.show({ error: "Computing …" }), 150);
     // A reader who runs through a list with the arrow keys shouldn't queue a computation for each entry.
     if (!viewer.store.has(image, label, series)) await new Promise((resolve) => setTimeout(resolve, 120));
@@ -254,34 +269,30 @@ class Panel {
   }
 
   show(reply, map = null) {
-    Object.assign(this, { reply, map });
+    Object.assign(this, { reply, map, pending: false });
     this.message.textContent = reply.error ?? "";
     this.viewer.paint();
   }
 
+  // Until the new map is there the panel stays as it was: an old map must not appear under a new label.
   paint(limit) {
     const { state, record, bitmap, edges, cursor } = this.viewer;
     const box = this.canvas.getBoundingClientRect(), ratio = window.devicePixelRatio || 1;
     const [width, height] = [Math.round(box.width * ratio), Math.round(box.height * ratio)];
-    if (!bitmap || !width) return;
+    if (!bitmap || !width || this.pending) return;
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
     const pen = this.canvas.getContext("2d");
     Object.assign(pen, { imageSmoothingEnabled: true, imageSmoothingQuality: "high" });
     pen.drawImage(bitmap, 0, 0, width, height);
     if (this.map && limit > 0) {
-      const look = { signed: this.signed, limit, strength: state.strength, threshold: state.threshold };
-      const made = JSON.stringify(look);
-      if (this.made !== made || this.drawn !== this.map) paintLayer(this.layer, this.map, look);
-      [this.made, this.drawn] = [made, this.map];
       pen.imageSmoothingEnabled = state.smooth;
-      pen.drawImage(this.layer, 0, 0, width, height);
+      pen.drawImage(this.overlay(this.map, limit, this.signed, state.strength, state.threshold), 0, 0, width, height);
     }
     if (state.truth) this.outline(pen, edges.truth, "#5df2c8", [], ratio);
     if (state.boxes) this.outline(pen, edges.boxes, "#ffffff", [], ratio);
     if (cursor) {
-      const [x, y] = [cursor[0] * width, cursor[1] * height];
-      this.outline(pen, [[0, cursor[1], 1, cursor[1]], [cursor[0], 0, cursor[0], 1]], "#ffffff", [1, 3], ratio);
-      pen.strokeRect(x - 4 * ratio, y - 4 * ratio, 8 * ratio, 8 * ratio);
+      const [x, y] = cursor;
+      this.outline(pen, [[0, y, 1, y], [x, 0, x, 1]], "#ffffff", [1, 3], ratio);
     }
     this.bar.style.backgroundImage = legendGradient(this.signed, state.strength);
     this.bar.hidden = this.low.hidden = this.high.hidden = !this.map || !limit;
@@ -303,7 +314,6 @@ class Panel {
     for (const [strokeStyle, thick] of [["rgb(0 0 0 / 50%)", 4], [colour, 2]]) {
       Object.assign(pen, { strokeStyle, lineWidth: thick * ratio }).stroke(path);
     }
-    pen.setLineDash([]);
   }
 
   read(cursor) {
@@ -316,18 +326,16 @@ class Panel {
   }
 
   describe(record) {
-    const { bundle, state, region } = this.viewer, { model, method } = bundle.series[this.series];
-    const label = bundle.labels[state.label];
+    const { bundle, state, region } = this.viewer, label = bundle.labels[state.label];
+    const { model, method } = bundle.series[this.series], { logit, probability } = this.reply;
     this.canvas.ariaLabel = this.map
-      ? `Radiograph ${record.id} with the ${method} map of ${model} for ${label}, threshold ${state.threshold}. Arrow keys move the cross-hair.`
+      ? `Radiograph ${record.id} with the ${method} map of ${model} for ${label}, threshold ${state.threshold}`
       : `Radiograph ${record.id} without a map: ${this.message.textContent}`;
-    const { logit, probability } = this.reply ?? {};
     const stats = [["Logit", say(logit)], ["Probability", say(probability)]];
-    const share = region ? mean(region) : NaN;
     if (this.map && region) {
-      const { precision, recall } = energyPointingGame(this.map, region, state.threshold);
+      const { precision, recall } = this.score(this.map, region, state.threshold);
       stats.push(["EPG precision", percent(precision), precision]);
-      stats.push(["EPG recall", percent(recall)], ["Chance", percent(share)]);
+      stats.push(["EPG recall", percent(recall)], ["Chance", percent(region.share)]);
     } else if (this.map) stats.push(["EPG", "no box for this label"]);
     if (this.line === JSON.stringify(stats)) return; // a live region that is rewritten is read out again
     this.line = JSON.stringify(stats);
@@ -335,10 +343,8 @@ class Panel {
       const stat = h("span", { className: "cxr-stat" }, h("span", { textContent: name }), " ", h("b", { textContent: text }));
       if (value !== undefined) {
         const title = "The tick marks chance: the share of the image that the boxes cover";
-        const meter = h("i", { className: "cxr-meter", title });
-        meter.style.setProperty("--value", value || 0);
-        meter.style.setProperty("--chance", share);
-        stat.append(meter);
+        const meter = stat.appendChild(h("i", { className: "cxr-meter", title }));
+        meter.style.cssText = `--value: ${value || 0}; --chance: ${region.share}`;
       }
       return [stat, " "];
     }));
@@ -378,12 +384,8 @@ class Viewer {
       input.onchange = () => { state[key] = input.checked; this.paint(); };
       return h("label", { className: `cxr-toggle ${mark}` }, input, h("span", { textContent: name }));
     };
-    this.image = h("select", { onchange: () => {
-      state.image = Number(this.image.value);
-      state.label = this.store.labelFor(state.image, state.label);
-      this.load();
-    } });
-    this.label = h("select", { onchange: () => { state.label = Number(this.label.value); this.load(); } });
+    this.image = h("select", { onchange: () => this.load(Number(this.image.value)) });
+    this.label = h("select", { onchange: () => this.load(state.image, Number(this.label.value)) });
     this.fact = h("p", { className: "cxr-fact", ariaLive: "polite" });
     this.grid = h("div", { className: "cxr-panels" });
     this.root.replaceChildren(
@@ -393,55 +395,59 @@ class Viewer {
         number("Threshold", "threshold", (value) => `${value.toFixed(2)} × max`),
         choice("Colours", "colours", [["auto", "By method"], ["signed", "Signed"], ["positive", "Positive"]]),
         choice("Scale", "scale", [["map", "Each map"], ["clip", "Each map, top 1 % clipped"], ["shared", "Shared"]]),
-        h("div", { className: "cxr-toggles" }, toggle("Boxes", "boxes", "cxr-box"), toggle("True mask", "truth", "cxr-true"), toggle("Smooth", "smooth"))),
+        h("div", { className: "cxr-toggles" },
+          toggle("Boxes", "boxes", "cxr-box"), toggle("True mask", "truth", "cxr-true"), toggle("Smooth", "smooth"))),
       this.grid, h("p", { className: "cxr-note" }));
   }
 
   // Take the lists from the bundle again: at the start, and when Python added an image.
   renew() {
     const { bundle, state } = this, start = bundle.start ?? {};
-    state.image = start.image ?? state.image;
-    state.label = start.label ?? this.store.labelFor(state.image, state.label);
-    fill(this.image, bundle.images.map(({ id }, i) => [i, id]), state.image);
+    fill(this.image, bundle.images.map(({ id }, i) => [i, id]), start.image ?? state.image);
     this.root.querySelector(".cxr-note").textContent = bundle.note;
     const series = start.panels?.length ? start.panels : bundle.series.slice(0, 2).map((_, i) => i);
     if (!this.panels.length) this.panels = series.map((each) => new Panel(this, each));
     this.grid.replaceChildren(...this.panels.map(({ node }) => node));
     this.resized.disconnect();
     this.panels.forEach(({ canvas }) => this.resized.observe(canvas));
-    this.load();
+    this.load(start.image, start.label ?? undefined);
   }
 
-  async load() {
+  async load(image = this.state.image, label = this.store.labelFor(image, this.state.label)) {
     const turn = ++this.turn, { bundle, state } = this;
+    Object.assign(state, { image, label });
     this.changed({ image: state.image, label: state.label, series: this.panels.map(({ series }) => series) });
     const record = await this.store.image(state.image);
     if (turn !== this.turn) return;
+    const told = (label) => ({ 1: "present", 0: "absent" })[record.targets?.[label]] ?? "unknown";
+    fill(this.label, bundle.labels.map((name, i) => [i, told(i) === "present" ? `${name} (present)` : name]), state.label);
     if (record.error) return this.fail(record.error);
     const [bitmap, region, truth] = await Promise.all([
       createImageBitmap(new Blob([bytesOf(record.png)], { type: "image/png" })),
       decodeMask(record.masks[state.label]), decodeMask(record.truth[state.label])]);
     if (turn !== this.turn) return;
     const boxes = record.boxes[state.label]?.flatMap((box) => frame(box, record.size));
-    const edges = { boxes: boxes ?? contour(region ?? [], record.grid), truth: contour(truth ?? [], record.grid) };
+    const edges = { boxes: boxes ?? contour(region, record.grid), truth: contour(truth, record.grid) };
     Object.assign(this, { record, bitmap, region, edges });
-    const told = (label) => ({ 1: "present", 0: "absent" })[record.targets?.[label]] ?? "unknown";
-    fill(this.label, bundle.labels.map((name, i) => [i, told(i) === "present" ? `${name} (present)` : name]), state.label);
-    this.fact.textContent = `Truth: ${told(state.label)}${region ? `, boxes cover ${percent(mean(region))} of the image` : ""}`;
+    this.fact.textContent = `Truth: ${told(state.label)}${region ? `, boxes cover ${percent(region.share)} of the image` : ""}`;
     for (const { canvas } of this.panels) canvas.style.setProperty("--shape", record.size[1] / record.size[0]);
     await Promise.all(this.panels.map((panel) => panel.load(turn)));
   }
 
   fail(error) {
     this.record = null;
-    for (const { canvas } of this.panels) canvas.width = 0; // clears it
-    for (const panel of this.panels) panel.show({ error });
+    this.fact.textContent = "";
+    for (const panel of this.panels) {
+      panel.show({ error });
+      Object.assign(panel.canvas, { width: 0, ariaLabel: error }); // no width: nothing of the last image is left
+      panel.scores.replaceChildren(panel.line = "");
+    }
   }
 
   paint() {
     if (!this.record) return;
-    const { scale } = this.state;
-    const limits = this.panels.map((panel) => (panel.map ? limitOf(panel.map, panel.signed, scale) : 0));
+    const { scale } = this.state, limits = this.panels.map((panel) => panel.pending || !panel.map ? 0
+      : panel.limit(panel.map, panel.signed, scale));
     this.panels.forEach((panel, i) => panel.paint(scale === "shared" ? Math.max(...limits) : limits[i]));
   }
 
@@ -471,8 +477,7 @@ class Viewer {
 export function mountAll(page) {
   for (const root of page.querySelectorAll("[data-cxr]")) {
     root.removeAttribute("data-cxr");
-    const bundle = JSON.parse(root.querySelector("script").textContent);
-    if (bundle.series.length) new Viewer(root, new PageStore(bundle));
+    new Viewer(root, new PageStore(JSON.parse(root.querySelector("script").textContent)));
   }
 }
 
@@ -481,12 +486,9 @@ export default {
   render({ model, el }) {
     const root = h("div", { className: "cxr" });
     el.append(root);
-    const store = new KernelStore(model);
-    const viewer = new Viewer(root, store, (selection) => {
-      model.set("selection", selection);
-      model.save_changes();
-    });
-    const renew = () => viewer.renew();
+    const store = new KernelStore(model), renew = () => viewer.renew();
+    const tell = (selection) => { model.set("selection", selection); model.save_changes(); };
+    const viewer = new Viewer(root, store, tell);
     model.on("change:bundle", renew);
     return () => {
       model.off("change:bundle", renew);

@@ -213,10 +213,10 @@ def static_html(bundle: Bundle, height: int = 480, limit: int = 3_000_000) -> st
     """The viewer with its data as one HTML fragment: style, script and data inside, nothing is fetched.
 
     ``height``: the most pixels that an image takes up and down; ``limit``: the most bytes of the fragment. Several
-    fragments may share a page. Raises ParameterError for a bundle without images or above the limit.
+    fragments may share a page. Raises ParameterError for a bundle without images or series, or above the limit.
     """
-    if not bundle.data["images"]:
-        raise ParameterError("the bundle holds no image; call add_image first")
+    if not bundle.data["images"] or not bundle.data["series"]:
+        raise ParameterError("the bundle holds no image or no series; call add_image, then add_series")
     # A "<" in data could end the script element or open a comment in it; JSON may write it as an escape.
     data = json.dumps(bundle.data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     html = (

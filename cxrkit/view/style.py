@@ -1,0 +1,112 @@
+"""One look for every figure: sizes, colours that colour-blind readers can tell apart, and pictures with alternative text."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import matplotlib
+from matplotlib import patheffects
+from matplotlib.figure import Figure
+
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "OUTLINE",
+    "POSITIVE",
+    "SIGNED",
+    "WIDTH",
+    "Picture",
+    "describe",
+    "new_figure",
+    "style",
+    "to_html",
+]
+
+WIDTH = 7.6  # inches, the width of a page's text
+CSS_DPI, PNG_DPI = 100, 180
+SIGNED, POSITIVE, GREY = "RdBu_r", "magma", "gray"
+INK, SOFT, RULE = "#1d2530", "#586373", "#d9dee6"
+# Okabe and Ito's palette without its yellow, which is too pale on white; the order keeps neighbours far apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Black with a white rim shows on a dark image, on a pale map and on a saturated one.
+OUTLINE = {"color": "black", "path_effects": [patheffects.withStroke(linewidth=2.6, foreground="white")]}
+
+_RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlepad": 5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "image.interpolation": "nearest",
+    # A dollar in a label is a dollar.
+    "text.parse_math": False,
+}
+
+
+class Picture(Figure):
+    """A matplotlib figure that shows itself in a page with alternative text, and never opens a window.
+
+    ``alt_text``: a sentence that says what is to be seen; set it with :func:`describe`.
+    """
+
+    alt_text: str = ""
+
+    def _repr_html_(self) -> str:
+        return to_html(self)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The settings of matplotlib for our figures; those of the caller are back afterwards."""
+    with matplotlib.rc_context(_RC):
+        yield
+
+
+def new_figure(width: float, height: float) -> Picture:
+    """An empty figure of so many inches on white (so that it stays readable on a dark page); call inside :func:`style`."""
+    return Picture(figsize=(width, height), layout="constrained", facecolor="white", dpi=CSS_DPI)
+
+
+def describe(figure: Figure, text: str) -> Figure:
+    """Give a figure its alternative text (plain, one line) and return it."""
+    figure.alt_text = " ".join(str(text).split())
+    return figure
+
+
+def to_html(figure: Figure) -> str:
+    """The figure as an ``img`` element with its alternative text; the picture is inside, nothing is fetched."""
+    png = io.BytesIO()
+    with style():
+        figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white")
+    width = round(figure.get_figwidth() * CSS_DPI)
+    alt = html.escape(getattr(figure, "alt_text", ""), quote=True)
+    # The class keeps the book's dark theme from dimming a picture whose colours mean something.
+    return (
+        f'<img class="dark-light" alt="{alt}" width="{width}" style="max-width:100%;height:auto;border-radius:6px" '
+        f'src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+    )

@@ -1,0 +1,385 @@
+"""The viewer in headless Chromium: as a page from disk, and alive with Python behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import cxrkit
+from cxrkit.view import packing, viewer
+
+pytestmark = pytest.mark.browser
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
+LABELS = ["Effusion", "Mass", HOSTILE]
+SIZE = 60
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium, started once; without one the tests are skipped, in CI they fail."""
+    path = shutil.which("chromium")
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("chromium is not installed; the browser tests need it")
+        pytest.skip("chromium is not installed")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium, tmp_path):
+    """Open HTML as a file; after the test no request may have left it and nothing may be on the console."""
+    requests, complaints, contexts = [], [], []
+
+    def opened(body, width=1280, attributes="", prepare=None, **options):
+        file = tmp_path / "page.html"
+        head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>ours</title>'
+        file.write_text(f"<!doctype html><html {attributes}><head>{head}</head><body>{body}</body></html>", "utf-8")
+        context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(8000)
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        if prepare:
+            prepare(page)
+        page.goto(file.as_uri())
+        return page
+
+    yield opened
+    titles = [page.title() for context in contexts for page in context.pages]
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert {url.split(":")[0] for url in requests} <= {"file", "data"}
+    assert set(titles) <= {"ours"}
+
+
+def make_bundle():
+    """Two images; maps with a bright spot in the box and signed noise; the third label stored on image 0 only."""
+    rng = np.random.default_rng(0)
+    bundle = viewer.Bundle(LABELS, note="Synthetic <b>images</b>. Not for clinical use.")
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    image = 0.3 + 0.4 * np.exp(-((columns - 30) ** 2 + (rows - 25) ** 2) / 300)
+    keep = np.array([[True, True, True], [True, True, False]])
+    for number in range(2):
+        masks = np.zeros((3, SIZE, SIZE), dtype=bool)
+        masks[0, 10:30, 15:35] = masks[1, 40:50, 5:20] = True
+        truth = np.zeros_like(masks)
+        truth[0] = (rows - 20) ** 2 + (columns - 25) ** 2 < 70
+        bundle.add_image(image * (1 - 0.3 * number), f"image-{number}", masks, truth=truth, targets=[1, 0, np.nan])
+    spot = np.exp(-((rows - 22) ** 2 + (columns - 28) ** 2) / 120)
+    for method, signed in (("layercam", False), ("bcos", True)):
+        noise = rng.normal(size=(2, 3, SIZE, SIZE)) * 0.2 * signed
+        maps = spot * np.array([1.0, 0.8, 0.6])[:, None, None] + noise
+        maps[:, 1] = maps[:, 1, ::-1]
+        bundle.add_series("ResNet", method, maps, [[2.0, -1.0, 0.5]] * 2, signed=signed, keep=keep)
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return make_bundle()
+
+
+def expected_scores(bundle, image, label, series, threshold):
+    record = bundle.data["images"][image]
+    values = packing.unpack_map(bundle.data["series"][series]["maps"][f"{image}/{label}"], record["grid"])
+    (x0, y0, x1, y1) = map(int, record["boxes"][label][0])
+    box = values[y0:y1, x0:x1]
+    kept = np.where(values >= threshold * values.max(), values.clip(min=0), 0)
+    inside = kept[y0:y1, x0:x1].sum()
+    area = box.size / values.size
+    shares = (inside / kept.sum(), inside / np.abs(box).sum(), area)
+    return [f"{100 * share:.1f} %" for share in shares]
+
+
+def panel(page, number):
+    return page.locator(".cxr-panel").nth(number)
+
+
+def picture(page, number=0):
+    return panel(page, number).locator("canvas").evaluate("canvas => canvas.toDataURL()")
+
+
+def ready(page, method="layercam", number=0):
+    """Wait until the panel has drawn the map of a method."""
+    panel(page, number).locator(f"canvas[aria-label*=' with the {method} map']").wait_for()
+
+
+def scores(page, number=0):
+    stats = panel(page, number).locator(".cxr-stat").all()
+    return {stat.locator("span").text_content(): stat.locator("b").text_content() for stat in stats}
+
+
+def test_page_compares_two_methods_and_scores_them(open_page, bundle):
+    page = open_page(viewer.static_html(bundle))
+    ready(page)
+    ready(page, "bcos", 1)
+    assert page.locator(".cxr-panel").count() == 2
+    assert picture(page, 0) != picture(page, 1)
+    for number in (0, 1):
+        told = scores(page, number)
+        names = ("EPG precision", "EPG recall", "Chance")
+        assert [told[name] for name in names] == expected_scores(bundle, 0, 0, number, 0.0)
+        assert (told["Logit"], told["Probability"]) == ("2.00", "0.881")
+    assert page.locator(".cxr-fact").text_content() == "Truth: present, boxes cover 11.1 % of the image"
+    assert page.locator(".cxr-note").text_content() == "Synthetic <b>images</b>. Not for clinical use."
+
+
+@pytest.mark.parametrize("threshold", [0.15, 0.5, 0.9, 1.0])
+def test_threshold_acts_on_scores_and_picture(open_page, bundle, threshold):
+    page = open_page(viewer.static_html(bundle))
+    ready(page)
+    ready(page, "bcos", 1)
+    before = picture(page)
+    page.get_by_role("slider", name="Threshold").fill(str(threshold))
+    assert picture(page) != before
+    for number in (0, 1):
+        told = scores(page, number)
+        shown = [told[name] for name in ("EPG precision", "EPG recall", "Chance")]
+        assert shown == expected_scores(bundle, 0, 0, number, threshold)
+
+
+def test_every_control_changes_the_picture(open_page, bundle):
+    page = open_page(viewer.static_html(bundle))
+    ready(page)
+    ready(page, "bcos", 1)
+
+    def changes(act, number=0):
+        before = picture(page, number)
+        act()
+        page.wait_for_function(
+            "([n, old]) => document.querySelectorAll('.cxr-panel canvas')[n].toDataURL() !== old",
+            arg=[number, before],
+        )
+
+    changes(lambda: page.get_by_role("slider", name="Overlay").fill("0.3"))
+    changes(lambda: page.get_by_label("Boxes").uncheck())
+    changes(lambda: page.get_by_label("True mask").check())
+    changes(lambda: page.get_by_label("Smooth").uncheck())
+    changes(lambda: page.get_by_role("combobox", name="Colours").select_option("signed"))
+    changes(lambda: page.get_by_role("combobox", name="Scale").select_option("shared"))
+    changes(lambda: page.get_by_role("combobox", name="Scale").select_option("clip"))
+    changes(lambda: page.get_by_role("combobox", name="Label").select_option("1"))
+    changes(lambda: page.get_by_role("combobox", name="Image").select_option("1"))
+    changes(lambda: panel(page, 0).get_by_role("combobox", name="Method").select_option(label="bcos"))
+    assert scores(page, 0)["EPG precision"] == expected_scores(bundle, 1, 1, 1, 0.0)[0]
+    changes(lambda: panel(page, 1).locator("canvas").hover(position={"x": 50, "y": 40}))
+
+
+def test_the_picture_shows_the_map_where_it_is(open_page):
+    bundle = viewer.Bundle(["Mass"], map_size=20)
+    bundle.add_image(np.zeros((20, 20)), "dark")
+    values = np.zeros((1, 1, 20, 20))
+    values[0, 0, 4, 15], values[0, 0, 12, 3] = 2.0, -2.0
+    bundle.add_series("m", "bcos", values, [[0.0]])
+    page = open_page(viewer.static_html(bundle, height=200), device_scale_factor=2)
+    ready(page, "bcos")
+    page.get_by_label("Smooth").uncheck()
+    page.get_by_role("slider", name="Overlay").fill("1")
+    pixel = """(canvas, [x, y]) => {
+      const at = part => Math.floor(part / 20 * canvas.width + canvas.width / 40);
+      const copy = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height });
+      const pen = copy.getContext("2d", { willReadFrequently: true });
+      pen.drawImage(canvas, 0, 0);
+      return [canvas.width, ...pen.getImageData(at(x), at(y), 1, 1).data];
+    }"""
+    canvas = page.locator("canvas")
+    width, red, _, blue, _ = canvas.evaluate(pixel, [15, 4])
+    assert width == 400
+    assert red > 200 > 60 > blue
+    _, red, _, blue, _ = canvas.evaluate(pixel, [3, 12])
+    assert blue > 200 > 60 > red
+    assert canvas.evaluate(pixel, [10, 10])[1:] == [0, 0, 0, 255]
+    canvas.hover(position={"x": 155, "y": 45})
+    page.get_by_text("x 15, y 4: 2.00").wait_for()
+    canvas.focus()
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("x 16, y 4: 0.00").wait_for()
+
+
+def test_hostile_label_is_text_and_missing_maps_are_said(open_page, bundle):
+    page = open_page(viewer.static_html(bundle))
+    ready(page)
+    page.get_by_role("combobox", name="Label").select_option(label=HOSTILE)
+    page.wait_for_function("document.querySelector('.cxr canvas').ariaLabel.includes('<img')")
+    assert page.locator("img").count() == 0
+    assert scores(page)["EPG"] == "no box for this label"
+    page.get_by_role("combobox", name="Image").select_option("1")  # where that label isn't stored: back to one that is
+    page.wait_for_function("document.querySelector('.cxr canvas').ariaLabel.includes('for Effusion')")
+    page.get_by_role("combobox", name="Label").select_option("2")
+    page.get_by_text("not stored in this page").first.wait_for()
+    assert scores(page) == {"Logit": "0.500", "Probability": "0.622"}
+
+
+def test_several_viewers_share_a_page(open_page, bundle):
+    page = open_page(viewer.static_html(bundle) + "<p>text</p>" + viewer.static_html(bundle))
+    ready(page)
+    ready(page, "layercam", 2)
+    before = picture(page, 0)
+    page.get_by_role("slider", name="Threshold").nth(1).fill("0.8")
+    assert picture(page, 0) == before != picture(page, 2)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_layout_fits(open_page, bundle, width):
+    page = open_page(viewer.static_html(bundle), width=width)
+    ready(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    overflowing = """[...document.querySelectorAll('.cxr *')].filter(node => node.getClientRects().length &&
+      node.getBoundingClientRect().right > document.querySelector('.cxr').getBoundingClientRect().right)
+      .map(node => node.className || node.tagName)"""
+    assert page.evaluate(overflowing) == []
+    left = [panel(page, number).bounding_box()["x"] for number in (0, 1)]
+    assert (left[0] == left[1]) == (width == 390)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "scheme", "dark"),
+    [
+        ("", "light", False),
+        ("", "dark", True),
+        ('data-theme="dark"', "light", True),
+        ('data-theme="light"', "dark", False),
+        ('data-jp-theme-light="false"', "light", True),
+        ('data-jp-theme-light="true"', "dark", False),
+    ],
+)
+def test_colours_follow_the_page(open_page, bundle, attributes, scheme, dark):
+    page = open_page(viewer.static_html(bundle), attributes=attributes, color_scheme=scheme)
+    ready(page)
+    style = "node => [getComputedStyle(node).backgroundColor, getComputedStyle(node).color]"
+    ground, text = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in page.locator(".cxr").evaluate(style))
+    assert (ground < text) == dark
+
+
+def test_controls_are_reached_by_keyboard_and_named(open_page, bundle):
+    page = open_page(viewer.static_html(bundle))
+    ready(page)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.tagName") == "SELECT"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    for name in ("Image", "Label", "Colours", "Scale", "Method"):
+        assert page.get_by_role("combobox", name=name).count() >= 1
+    assert page.locator("[aria-live=polite]").count() == 3
+
+
+# ---- Alive: the same module, with the real widget answering through a bridge in place of Jupyter's comm ----
+
+BRIDGE = """
+const listeners = {}, state = JSON.parse(document.getElementById("state").textContent);
+const model = {
+  get: (name) => state[name],
+  set: (name, value) => { state[name] = value; },
+  save_changes: () => {},
+  on: (name, listener) => { (listeners[name] ??= []).push(listener); },
+  off: (name, listener) => { listeners[name] = listeners[name].filter((each) => each !== listener); },
+  send: async (message) => {
+    const reply = JSON.parse(await window.python(JSON.stringify(message)));
+    for (const listener of listeners["msg:custom"] ?? []) listener(reply, []);
+  },
+};
+window.renewed = (bundle) => { state.bundle = bundle; listeners["change:bundle"].forEach((listener) => listener()); };
+window.state = state;
+window.stop = viewer.render({ model, el: document.getElementById("here") });
+"""
+
+
+class Linear(torch.nn.Module):
+    labels = LABELS
+
+    def forward(self, images):
+        return images.mean((1, 2, 3))[:, None] * torch.tensor([[1.0, 2.0, -3.0]])
+
+
+def explain(model, image, method, label):
+    if method == "gradcam":
+        raise cxrkit.AttributionError("gradcam: <i>no convolution</i> to look at")
+    explain.calls.append((method, label))
+    return image[0] * (1 + LABELS.index(label)) * (image[0] > 0.5 if label == "Mass" else 1)
+
+
+@pytest.fixture
+def alive(open_page, monkeypatch):
+    widget = pytest.importorskip("cxrkit.view.widget")
+    explain.calls = []
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(3, 32, 32, dtype=torch.bool)
+    mask[0, 4:12, 6:20] = True
+    samples = [
+        SimpleNamespace(
+            image=torch.rand(1, 32, 32, generator=generator),
+            image_id=f"row-{number}",
+            mask=mask,
+            target=torch.tensor([1.0, 0.0, torch.nan]),
+            truth=None,
+        )
+        for number in range(2)
+    ]
+    explorer = widget.Explorer({"linear": Linear()}, samples, ["saliency", "gradcam"], explain=explain, labels=LABELS)
+    replies = []
+    monkeypatch.setattr(explorer, "send", lambda content, buffers=None: replies.append(content))
+
+    def python(message):
+        explorer._handle_custom_msg(json.loads(message), [])
+        return json.dumps(replies[-1])
+
+    state = json.dumps({"bundle": explorer.bundle, "selection": {}}).replace("<", "\\u003c")
+    module = explorer._esm.replace("export default {", "const viewer = {")
+    body = (
+        f"<style>{explorer._css}</style><div id='here'></div><script type='application/json' id='state'>{state}"
+        f"</script><script type='module'>{module}\n{BRIDGE}</script>"
+    )
+    return explorer, open_page(body, prepare=lambda page: page.expose_function("python", python))
+
+
+def test_live_widget_computes_what_is_asked_for_and_says_what_fails(alive):
+    explorer, page = alive
+    ready(page, "saliency")
+    page.get_by_text("gradcam: <i>no convolution</i> to look at").wait_for()
+    image = explorer._sample(0)["image"][0].numpy()
+    share = f"{100 * image[4:12, 6:20].sum() / image.sum():.1f} %"
+    assert scores(page)["EPG precision"] == share
+    assert page.evaluate("state.selection") == {"image": 0, "label": 0, "series": [0, 1]}
+    before = picture(page)
+    page.get_by_role("combobox", name="Label").select_option("1")
+    page.wait_for_function("old => document.querySelector('.cxr canvas').toDataURL() !== old", arg=before)
+    page.wait_for_function("document.querySelector('.cxr canvas').ariaLabel.includes('for Mass')")
+    page.get_by_role("combobox", name="Label").select_option("0")
+    page.wait_for_function("document.querySelector('.cxr canvas').ariaLabel.includes('for Effusion')")
+    assert explain.calls == [("saliency", "Effusion"), ("saliency", "Mass")]
+
+
+def test_live_widget_shows_an_own_image(alive):
+    explorer, page = alive
+    ready(page, "saliency")
+    explorer.add_image(torch.linspace(0, 1, 20 * 30).reshape(1, 20, 30), "<b>mine</b>")
+    page.evaluate("bundle => renewed(bundle)", explorer.bundle)
+    page.locator("canvas[aria-label*='<b>mine</b> with the saliency']").wait_for()
+    assert page.get_by_role("combobox", name="Image").input_value() == "2"
+    box = page.locator("canvas").first.bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(1.5, rel=0.01)
+    page.evaluate("stop()")

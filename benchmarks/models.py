@@ -2,7 +2,8 @@
 
     python benchmarks/models.py [--threads 1] [--sizes 64 128] [--batch 32]
 
-Peers: the layers of the `bcos` package in the same memory format, torchvision's ResNet, and FLC pooling by Fourier transforms.
+Peers: the layers of the `bcos` package in the same memory format, torchvision's ResNet, and FLC pooling by
+Fourier transforms.
 """
 
 from __future__ import annotations

@@ -38,9 +38,15 @@ def main() -> None:
 @data_app.command("list")
 def data_list() -> None:
     """Name every source and what it is."""
+    import pandas as pd
+
     from cxrkit import data
 
-    _print_frame(data.sources())
+    rows = [
+        {"name": name, "title": card["title"], "licence": card.get("licence", "")}
+        for name, card in data.sources().items()
+    ]
+    _print_frame(pd.DataFrame(rows))
 
 
 @data_app.command("describe")

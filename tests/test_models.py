@@ -28,7 +28,7 @@ LABELS = ("effusion", "nodule", "oedema")
 @pytest.fixture(scope="module")
 def bcos18():
     """An anti-aliased B-cos network with calibrated norms, in float64."""
-    images = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    images = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return calibrate(create("bcos_resnet18", LABELS).double(), images).eval(), images[:2]
 
 
@@ -220,7 +220,7 @@ def test_training_step_is_that_of_the_bcos_package(momentum):
     plain = plain_bcos(model).train()
     for norm in (m for n in (model, plain) for m in n.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.momentum = momentum
-    images = torch.rand(4, 1, 64, 64, dtype=torch.float64)
+    images = torch.rand(4, 1, 32, 32, dtype=torch.float64)
     targets = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]], dtype=torch.float64)
     for logits in (model(images), plain(model.encode(images))):
         F.binary_cross_entropy_with_logits(logits, targets).backward()
@@ -233,7 +233,7 @@ def test_training_step_is_that_of_the_bcos_package(momentum):
 def test_explaining_in_training_mode_is_that_of_the_bcos_package():
     model = create("bcos_resnet18", LABELS).double()
     plain = plain_bcos(model).train()
-    encoded = model.encode(torch.rand(2, 1, 64, 64, dtype=torch.float64)).requires_grad_()
+    encoded = model.encode(torch.rand(2, 1, 32, 32, dtype=torch.float64)).requires_grad_()
     gradients = []
     for network in (model.network, plain):
         with explanation_mode(network):
@@ -246,10 +246,12 @@ def test_gradients_of_the_training_layers_numerically():
 
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
     convolution = TrainableBcosConv2d(3, 4, kernel_size=3, padding=1, stride=2).double()
+    grouped = TrainableBcosConv2d(6, 4, kernel_size=3, groups=2).double()
     norm = TrainableBatchNorm(3).double()
     norm.bias = None
     nn.init.uniform_(norm.weight, 0.5, 2)
     assert torch.autograd.gradcheck(lambda x, w: convolution(x), (x, convolution.linear.weight))
+    assert torch.autograd.gradcheck(grouped, torch.cat([x, x], 1).detach().requires_grad_())
     assert torch.autograd.gradcheck(lambda x, w: norm(x), (x, norm.weight))
 
 

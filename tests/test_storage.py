@@ -31,7 +31,7 @@ def saved(tmp_path):
 )
 def test_a_model_comes_back_as_it_was(tmp_path, name, options):
     model = create(name, LABELS, seed=3, **options).train()
-    images = torch.rand(4, 1, 64, 64)
+    images = torch.rand(4, 1, 32, 32)
     model(images)  # moves the running statistics away from their start
     model.card["training"] = {"epochs": 3}
     path = save(model, tmp_path / "model.safetensors")
@@ -88,6 +88,7 @@ def test_weights_of_another_model_are_refused(saved, tmp_path):
         ({"antialias": "none"}, r"doesn't fit its card model\.json: layer2"),
         ({"labels": ["a", "b", "c"]}, r"fc\.linear\.weight"),
         ({"labels": ["a", "a"]}, "distinct"),
+        ({"logit_bias": "none"}, "can't be built"),
         ({"format": 99}, "format 99"),
         ({"file": None}, "sha256"),
     ],

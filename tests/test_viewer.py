@@ -58,6 +58,33 @@ def test_packing_leaves_the_energy_pointing_game_as_it_was(kind):
             assert energy_pointing_game(shown, region, threshold) == pytest.approx(expected, abs=5e-3)
 
 
+@pytest.mark.parametrize("kind", MAPS)
+def test_shown_scores_agree_with_the_metric_of_the_tables(kind):
+    raw = MAPS[kind](np.random.default_rng(2))
+    shown = torch.from_numpy(packing.unpack_map(packing.pack_map(raw), raw.shape)).float()
+    mask = torch.zeros(96, 96, dtype=torch.bool)
+    mask[30:60, 40:90] = True
+    for threshold in (0.0, 0.3, 0.85):
+        for score in ("precision", "recall"):
+            of = [
+                cxrkit.metrics.energy_pointing_game(values, mask, kind=score, threshold=threshold).item()
+                for values in (shown, torch.from_numpy(raw).float())
+            ]
+            assert of[0] == pytest.approx(of[1], abs=5e-3)
+
+
+def test_smaller_smooth_maps_score_as_at_full_size():
+    raw = smooth(np.random.default_rng(3), size=224)
+    mask = np.zeros((224, 224))
+    mask[61:130, 40:111] = 1
+    shown = packing.unpack_map(packing.pack_map(packing.area_resize(raw, 96, 96)), (96, 96))
+    region = packing.area_resize(mask, 96, 96)
+    assert region.mean() == pytest.approx(mask.mean())
+    for threshold in (0.0, 0.5):
+        expected = energy_pointing_game(raw, mask, threshold)
+        assert energy_pointing_game(shown, region, threshold) == pytest.approx(expected, abs=2e-2)
+
+
 @settings(max_examples=60, deadline=None)
 @given(arrays(np.float64, (9, 11), elements=st.floats(-1e3, 1e3, width=32)))
 def test_packing_keeps_signs_extremes_and_the_side_of_every_threshold(raw):

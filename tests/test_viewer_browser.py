@@ -383,3 +383,18 @@ def test_live_widget_shows_an_own_image(alive):
     box = page.locator("canvas").first.bounding_box()
     assert box["width"] / box["height"] == pytest.approx(1.5, rel=0.01)
     page.evaluate("stop()")
+
+
+def test_live_widget_says_which_image_fails_and_goes_on(alive):
+    explorer, page = alive
+    ready(page, "saliency")
+    kept, explorer._dataset[1] = explorer._dataset[1], None
+    page.get_by_role("combobox", name="Image").select_option("1")
+    page.get_by_text("AttributeError").first.wait_for()
+    assert scores(page) == {}
+    assert page.locator("canvas[aria-label*='map of']").count() == 0
+    page.get_by_role("combobox", name="Image").select_option("0")
+    ready(page, "saliency")
+    explorer._dataset[1] = kept
+    page.get_by_role("combobox", name="Image").select_option("1")
+    page.locator("canvas[aria-label*='row-1 with the saliency']").wait_for()

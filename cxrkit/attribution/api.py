@@ -9,7 +9,7 @@ from cxrkit.attribution import registry
 from cxrkit.attribution.explained import Explained, has_encoding, prepared
 from cxrkit.errors import AttributionError, ParameterError
 
-__all__ = ["attribute", "checked_images", "chunk_size"]
+__all__ = ["attribute", "checked_images", "chunk_size", "device_of"]
 
 # Images of 224 x 224 pixels per forward pass: more gain nothing on a CPU, and their graph still takes less than 4 GB.
 _CPU_IMAGES, _GPU_IMAGES = 8, 16
@@ -45,8 +45,9 @@ def attribute(
         raise registry.unknown("output", output, ("logit", "probability"))
     if output not in entry.card.outputs:
         raise ParameterError(f"{method} explains the logit, which it splits into parts; output={output!r} has none")
-    device = _device(model, images)
-    inputs = checked_images(model, images).to(device)
+    inputs = checked_images(model, images)
+    device = device_of(model, images)
+    inputs = inputs.to(device)
     size = chunk_size(inputs, chunk)
     explained = Explained(model, labels, output, size)
     parts = []
@@ -89,11 +90,10 @@ def chunk_size(images: Tensor, chunk: int | None) -> int:
     return chunk
 
 
-def _device(model: nn.Module, images: Tensor) -> torch.device:
+def device_of(model: nn.Module, images: Tensor) -> torch.device:
+    """Where the model computes: the device of its weights, or that of the images if it has none."""
     held = next(model.parameters(), None)
-    if held is None:
-        held = next(model.buffers(), images)
-    return held.device if isinstance(held, Tensor) else torch.device("cpu")
+    return (held if held is not None else next(model.buffers(), images)).device
 
 
 def _rows_of(options: dict, rows: slice, count: int) -> dict:

@@ -25,7 +25,7 @@ class Explained:
 
     def __init__(self, model: nn.Module, labels=None, output: str = "logit", batch: int = 16):
         self.model = model
-        self.labels = labels
+        self.labels = labels if labels is None else _as_list(labels)
         self.output = output
         self.batch = batch
         self.first_row = 0  # of the current chunk within all images, for messages
@@ -86,8 +86,7 @@ class Explained:
     def indices(self, outputs: int) -> list[int]:
         if self.labels is None:
             return list(range(outputs))
-        single = isinstance(self.labels, str) or not hasattr(self.labels, "__iter__")
-        chosen = [self._index(label, outputs) for label in ([self.labels] if single else self.labels)]
+        chosen = [self._index(label, outputs) for label in self.labels]
         if not chosen:
             raise ParameterError("labels is empty; name at least one label, or pass None for all")
         return chosen
@@ -106,6 +105,13 @@ class Explained:
         if isinstance(label, bool) or not 0 <= index < outputs:
             raise ParameterError(f"label {label!r}: must be a name or an index from 0 to {outputs - 1}")
         return index
+
+
+def _as_list(labels) -> list:
+    """Labels as a list, also where a single name or index stands for itself."""
+    if isinstance(labels, str) or not hasattr(labels, "__iter__") or getattr(labels, "ndim", 1) == 0:
+        return [labels]
+    return list(labels)
 
 
 def has_encoding(model: nn.Module) -> bool:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxrkit.attribution.api import checked_images, chunk_size
+from cxrkit.attribution.api import checked_images, chunk_size, device_of
 from cxrkit.attribution.explained import Explained, explanation_mode, label_names, logit_bias, prepared
 from cxrkit.attribution.registry import method
 from cxrkit.errors import AttributionError, ParameterError
@@ -102,8 +102,9 @@ def bcos_rgba(
         raise ParameterError(f"smooth must be an odd number of pixels; got {smooth!r}")
     if not 0 < percentile <= 100:
         raise ParameterError(f"percentile must be above 0 and at most 100; got {percentile!r}")
-    device = next((p.device for p in model.parameters()), images.device)
-    inputs = checked_images(model, images).to(device)
+    inputs = checked_images(model, images)
+    device = device_of(model, images)
+    inputs = inputs.to(device)
     size = chunk_size(inputs, chunk)
     explained = Explained(model, labels, "logit", size)
     parts = []

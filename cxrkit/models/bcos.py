@@ -35,8 +35,7 @@ def builder(name: str) -> Callable[[int], nn.Module]:
 
 
 def default_logit_bias(n_labels: int, protocol: str = "corrected") -> float:
-    """Constant added to every logit: -ln(L-1) for L > 1 labels, 0 for one; "authors": -ln 999 whatever the
-    number.
+    """Constant added to every logit: -ln(L-1) for L > 1 labels, 0 for one; "authors": -ln 999 for any number.
 
     The authors kept the bias of ImageNet's 1000 classes; under binary cross-entropy it starts every
     probability at 0.001.
@@ -57,10 +56,9 @@ def set_logit_bias(network: nn.Module, value: float) -> None:
 
 
 def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor]) -> nn.Module:
-    """Set the running statistics of every batch norm from images [B, 1, H, W], or from an iterable of such
-    batches; returns model.
+    """Set the running statistics of every batch norm from images, and return the model.
 
-    With untrained statistics the signal of a B-cos network fades to about 1e-9 in evaluation mode. Weights,
+    `images` is [B, 1, H, W] in [0, 1], or an iterable of such batches. With untrained statistics the signal of a B-cos network fades to about 1e-9 in evaluation mode. Weights,
     mode and momentum stay as they were. Raises ModelError when there are no images.
     """
     batches = [images] if isinstance(images, Tensor) else list(images)

@@ -22,9 +22,9 @@ class TrainableBcosConv2d(BcosConv2d):
     """B-cos convolution: out = |w.x| / (|x| |w|^2) * w.x for B = 2. Source: paper `bcos`, B-cos transform."""
 
     def forward(self, in_tensor: Tensor) -> Tensor:
-        if self.b != 2 or self.max_out != 1 or not _in_training(self, in_tensor):
-            return super().forward(in_tensor)
         linear = self.linear
+        if self.b != 2 or self.max_out != 1 or linear.groups != 1 or not _in_training(self, in_tensor):
+            return super().forward(in_tensor)
         response = linear._conv_forward(in_tensor, linear.weight, None)
         weight_norm = torch.linalg.vector_norm(linear.weight, dim=(1, 2, 3))
         return _SquaredCosine.apply(response, self.calc_patch_norms(in_tensor), weight_norm)

@@ -96,8 +96,7 @@ POOLS = {
 
 
 def antialias(network: nn.Module, kind: str, convolutions: Sequence[str]) -> None:
-    """Replace the named strided convolutions, in place, by the same convolution at stride 1 followed by a
-    pool of stride 2.
+    """Replace the named strided convolutions, in place, by themselves at stride 1 followed by a pool of stride 2.
 
     The pool sees the finished output of the convolution (for B-cos after its scaling) and comes before the
     norm. `kind` is a key of POOLS; `convolutions` are dotted names. Parameters gain a ".0" in their names.

@@ -68,7 +68,7 @@ def load(path: str | os.PathLike) -> Classifier:
             seed=card["seed"],
             logit_bias=card["logit_bias"] if card["encoding"] == "add_inverse" else None,
         )
-    except (CxrkitError, TypeError) as error:
+    except (CxrkitError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{card_path} describes a model that can't be built: {error}") from error
     own = {key.removeprefix("network."): value for key, value in model.state_dict().items()}
     differing = own.keys() ^ state.keys() | {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}

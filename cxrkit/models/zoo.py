@@ -55,16 +55,26 @@ def _torchvision(name: str) -> Callable[[int], nn.Module]:
     return build
 
 
-def _resnet(build: Callable[[int], nn.Module], origin: str, first_conv: str, **options) -> Architecture:
-    strided = tuple(f"layer{stage}.0.{part}" for stage in (2, 3, 4) for part in (first_conv, "downsample.0"))
-    row = {"encoding": "imagenet", "authors_encoding": "grey"} | options
+def _resnet(
+    build: Callable[[int], nn.Module],
+    origin: str,
+    first_conv: str,
+    encoding: str = "imagenet",
+    authors_encoding: str | None = "grey",
+) -> Architecture:
     return Architecture(
-        build, explained_layer="layer4", head="fc", weights={"imagenet": origin}, strided=strided, **row
+        build,
+        encoding,
+        explained_layer="layer4",
+        head="fc",
+        weights={"imagenet": origin},
+        strided=tuple(f"layer{stage}.0.{part}" for stage in (2, 3, 4) for part in (first_conv, "downsample.0")),
+        authors_encoding=authors_encoding,
     )
 
 
 def _bcos_resnet(name: str, origin: str, first_conv: str) -> Architecture:
-    return _resnet(bcos.builder(name), origin, first_conv, encoding="add_inverse", authors_encoding=None)
+    return _resnet(bcos.builder(name), origin, first_conv, "add_inverse", None)
 
 
 NETWORKS: dict[str, Architecture] = {

@@ -1,4 +1,4 @@
-"""One look for every figure: sizes, colours that colour-blind readers can tell apart, and pictures with alternative text."""
+"""One look for every figure: sizes, colours that colour-blind readers tell apart, alternative text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import matplotlib
-from matplotlib import patheffects
 from matplotlib.figure import Figure
 
 __all__ = [
@@ -17,6 +16,7 @@ __all__ = [
     "MARKERS",
     "OUTLINE",
     "POSITIVE",
+    "RIM",
     "SIGNED",
     "WIDTH",
     "Picture",
@@ -34,7 +34,7 @@ INK, SOFT, RULE = "#1d2530", "#586373", "#d9dee6"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # Black with a white rim shows on a dark image, on a pale map and on a saturated one.
-OUTLINE = {"color": "black", "path_effects": [patheffects.withStroke(linewidth=2.6, foreground="white")]}
+RIM, OUTLINE = {"colors": "white", "linewidths": 2.6}, {"colors": "black", "linewidths": 1.1}
 
 _RC = {
     "font.family": "DejaVu Sans",
@@ -88,7 +88,7 @@ def style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Picture:
-    """An empty figure of so many inches on white (so that it stays readable on a dark page); call inside :func:`style`."""
+    """An empty figure of so many inches, white also on a dark page; call inside :func:`style`."""
     return Picture(figsize=(width, height), layout="constrained", facecolor="white", dpi=CSS_DPI)
 
 

@@ -102,7 +102,7 @@ function paintLayer(canvas, map, limit, signed, strength, threshold) {
   for (let i = 0; i < pixels.length; i++) {
     const value = map.values[i], size = Math.abs(value);
     if (!value || size < least || (value < 0 && !signed)) continue;
-    pixels[i] = (value < 0 ? ups : downs)[Math.min(255, Math.round((255 * size) / limit))];
+    pixels[i] = (value < 0 ? downs : ups)[Math.min(255, Math.round((255 * size) / limit))];
   }
   canvas.getContext("2d").putImageData(picture, 0, 0);
   return canvas;

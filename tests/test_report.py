@@ -1,0 +1,160 @@
+"""Tables from runs whose numbers are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from cxrkit import ParameterError
+from cxrkit.metrics import Interval
+from cxrkit.study import grid, paper, report, runs
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+PRECISION = {"resnet18": 0.2, "none": 0.3, "flc": 0.5, "blur": 0.3}
+
+
+def scores(precision: float, method: str) -> pd.DataFrame:
+    """20 maps of label A at the given precision, 5 of label B at precision + 0.1 (one degenerate), thresholds 0 and 0.5."""
+    rows = []
+    for number in range(25):
+        label = "A" if number < 20 else "B"
+        value = np.nan if number == 24 else precision + (0.1 if label == "B" else 0.0)
+        for threshold in (0.0, 0.5):
+            rows.append(
+                {
+                    "image_id": f"i{number}",
+                    "patient_id": f"p{number // 2}",
+                    "label": label,
+                    "method": method,
+                    "probability": 0.9 if number % 2 else 0.1,
+                    "chance": 0.1,
+                    "signed": value,
+                    "grid": 0.25,
+                    "threshold": threshold,
+                    "precision": value + threshold / 10,
+                    "recall": 1 - threshold,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def made(tmp_path) -> str:
+    """A grid of four networks on the binary view with explanations of known scores."""
+    common = {"results": str(tmp_path / "results")}
+    cases = [{"model": "resnet18"}, *({"model": "bcos_resnet18", "antialias": kind} for kind in ("none", "flc", "blur"))]
+    steps = {
+        "train": {
+            "notebook": str(NOTEBOOKS / "train.ipynb"),
+            "parameters": common | {"dataset_options": {"view": "binary"}},
+            "cases": cases,
+        },
+        "explain": {"notebook": str(NOTEBOOKS / "explain.ipynb"), "after": "train", "parameters": common},
+    }
+    path = tmp_path / "made.yaml"
+    path.write_text(yaml.safe_dump(steps, sort_keys=False))
+    predictions = pd.DataFrame({"label": ["A", "B"] * 4, "target": [0.0, 1, 0, 0, 1, 0, 1, 1]})
+    predictions["probability"] = [0.1, 0.9, 0.2, 0.1, 0.7, 0.3, 0.8, 0.9]
+    tasks = grid.plan(path)
+    trained = {task.key: task.parameters for task in tasks if task.needs is None}
+    for task in tasks:
+        with runs.writing(task.parameters) as writer:
+            if task.needs is None:
+                writer.frame("predictions", predictions)
+            else:
+                network = trained[task.needs]
+                bcos = network.model != "resnet18"
+                name = network.antialias if bcos else network.model
+                writer.frame("scores", scores(PRECISION[name], "bcos" if bcos else "layercam"))
+    return str(path)
+
+
+def test_summary_holds_macro_means_intervals_chance_and_counts(made):
+    table = report.summary(made)
+    assert table["network"].tolist() == ["Baseline", "B-cos", "B-cos + FLC", "B-cos + BlurPool"]
+    assert table["view"].unique().tolist() == ["binary"]
+    assert (table["AUC"] == 1.0).all()
+    assert table["EPG"].tolist() == pytest.approx([0.25, 0.35, 0.55, 0.35])  # mean over labels, not over maps
+    assert (table["low"] <= table["EPG"] + 1e-9).all()
+    assert (table["high"] >= table["EPG"] - 1e-9).all()
+    assert table["chance"].tolist() == pytest.approx([0.1] * 4)
+    assert table["degenerate"].tolist() == [1] * 4
+
+
+def test_positives_split_into_found_and_missed():
+    table = report.pointing_table(scores(0.3, "bcos")).set_index("subset")
+    assert table.loc["all", "maps"] == 25
+    assert table.loc["TP", "maps"] + table.loc["FN", "maps"] == 25
+    with pytest.raises(ParameterError, match=r"threshold 0\.3"):
+        report.pointing_table(scores(0.3, "bcos"), threshold=0.3)
+
+
+def test_macro_interval_agrees_with_resampling_patients_one_by_one():
+    frame = scores(0.3, "bcos").query("threshold == 0")
+    rng = np.random.default_rng(1)
+    frame = frame.assign(precision=rng.random(len(frame)), patient_id=[f"p{n}" for n in range(len(frame))])
+    found = report.pointing_table(frame).iloc[0]
+    means = []
+    for _ in range(4000):
+        drawn = frame.iloc[rng.integers(0, len(frame), len(frame))]
+        means.append(drawn.groupby("label")["precision"].mean().mean())
+    low, high = np.nanpercentile(means, [2.5, 97.5])
+    assert found["low"] == pytest.approx(low, abs=0.05)
+    assert found["high"] == pytest.approx(high, abs=0.05)
+
+
+def test_curves_follow_the_threshold():
+    table = report.curves(scores(0.3, "bcos")).set_index("threshold")
+    assert table.loc[0.5, "precision"] - table.loc[0.0, "precision"] == pytest.approx(0.05)
+    assert table.loc[0.5, "recall"] == pytest.approx(0.5)
+
+
+def test_published_cells_stand_beside_ours(made):
+    table = paper.beside(made, "bcos_tab3_rsna_epg_antialiasing", "binary").set_index(["network", "explanation"])
+    assert table.loc[("B-cos + FLC", "Inherent"), "paper"] == 28.25
+    assert table.loc[("B-cos + FLC", "Inherent"), "ours"] == pytest.approx(55.0)
+    assert np.isnan(table.loc[("B-cos", "LayerCAM"), "ours"])
+
+
+def test_claims_are_judged_by_their_intervals(made):
+    table = paper.claims(made).set_index("claim")
+    flc = table.loc["FLC raises the EPG of B-cos explanations"]
+    assert flc["paper"] == pytest.approx(28.25 - 11.16)
+    assert flc["ours"] == pytest.approx(20.0)
+    assert flc["verdict"] == "same direction"
+    assert table.loc["BlurPool raises the EPG of B-cos explanations", "verdict"] == "undecided here"
+    plain = table.loc["Plain B-cos falls behind LayerCAM on the baseline"]
+    assert plain["ours"] == pytest.approx(10.0)
+    assert plain["verdict"] == "opposite direction"
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected", "verdict"),
+    [
+        (Interval(2, 1, 3), 1, "same direction"),
+        (Interval(-2, -3, -1), 1, "opposite direction"),
+        (Interval(1, -1, 3), 1, "undecided here"),
+        (Interval(np.nan, np.nan, np.nan), 1, "undecided here"),
+    ],
+)
+def test_verdicts(interval, expected, verdict):
+    assert paper.verdict(interval, expected) == verdict
+
+
+def test_an_unknown_table_names_the_known():
+    with pytest.raises(ParameterError, match="bcos_tab3"):
+        paper.table("bcos_tab99")
+
+
+def test_enlarged_maps_keep_every_value():
+    maps = np.arange(8.0).reshape(2, 2, 2)
+    big = report.enlarge(maps, 6)
+    assert big.shape == (2, 6, 6)
+    assert big[:, ::3, ::3].tolist() == maps.tolist()
+    assert np.allclose(big.mean((1, 2)), maps.mean((1, 2)))
+    with pytest.raises(ParameterError, match="no multiple"):
+        report.enlarge(maps, 5)

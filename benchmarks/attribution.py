@@ -1,4 +1,4 @@
-"""Speed of attribution beside its peers, in one run: `python benchmarks/attribution.py [--threads N] [--rounds N] [--cpu]`.
+"""Speed of attribution beside its peers, in one run: `python benchmarks/attribution.py --help`.
 
 One 224 x 224 image. ResNet-50 with one label against captum and grad-cam; B-cos ResNet-50 with 14 labels against
 `explain` of the package bcos. The bound of a method is the time of its forward and backward passes alone. Each time is

@@ -18,7 +18,8 @@ PRECISION = {"resnet18": 0.2, "none": 0.3, "flc": 0.5, "blur": 0.3}
 
 
 def scores(precision: float, method: str) -> pd.DataFrame:
-    """20 maps of label A at the given precision, 5 of label B at precision + 0.1 (one degenerate), thresholds 0 and 0.5."""
+    """20 maps of label A at the given precision, 5 of label B at precision + 0.1 (one degenerate), thresholds 0 and
+    0.5."""
     rows = []
     for number in range(25):
         label = "A" if number < 20 else "B"
@@ -46,7 +47,10 @@ def scores(precision: float, method: str) -> pd.DataFrame:
 def made(tmp_path) -> str:
     """A grid of four networks on the binary view with explanations of known scores."""
     common = {"results": str(tmp_path / "results")}
-    cases = [{"model": "resnet18"}, *({"model": "bcos_resnet18", "antialias": kind} for kind in ("none", "flc", "blur"))]
+    cases = [
+        {"model": "resnet18"},
+        *({"model": "bcos_resnet18", "antialias": kind} for kind in ("none", "flc", "blur")),
+    ]
     steps = {
         "train": {
             "notebook": str(NOTEBOOKS / "train.ipynb"),

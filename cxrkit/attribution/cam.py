@@ -112,8 +112,7 @@ def layercam(explained: Explained, images: Tensor, *, layer: str | nn.Module | N
     """LayerCAM: maps times the rectified gradient at each position, summed, rectified, up-sampled. [B, L,
     H, W], at least 0.
 
-    B-cos networks are explained with their ordinary gradients, as in paper `bcos`. Source: Jiang et al.
-    2021, Eq. 6 to 8.
+    B-cos networks are explained with their ordinary gradients, as in paper `bcos`. Source: Jiang et al. 2021.
     """
     maps = [
         (gradient.relu() * activation).sum(1) for activation, gradient in _layer_gradients(explained, images, layer)

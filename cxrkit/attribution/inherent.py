@@ -71,8 +71,7 @@ def bcos(explained: Explained, images: Tensor, *, check: bool = True) -> Tensor:
     bias; with `check` an AttributionError is raised where it doesn't, as in networks with another source
     beside the image (a position code, biases); `check=False` returns the map of the image's part. Raises
     AttributionError for a network without B-cos layers, and for one whose path from image to logit holds a
-    layer or an operation that isn't linear in explanation mode. Source: paper `bcos`; Boehle et al. 2022,
-    Eq. 13.
+    layer or an operation that isn't linear in explanation mode. Source: paper `bcos`; Böhle et al. 2022.
     """
     encoded, logits, weights = _dynamic_weights(explained, images)
     maps = torch.stack([(encoded * weight).sum(1) for weight in weights], 1)
@@ -96,7 +95,7 @@ def bcos_rgba(
     Colour: the share of each colour channel against its inverse in the positive part of W(x). Opacity: the
     norm of W(x) where the contribution is positive, averaged over `smooth` x `smooth` pixels, relative to
     its `percentile` within the image. An image without positive contribution is transparent. Needs six
-    encoded channels. Source: paper `bcos`; Boehle et al. 2022.
+    encoded channels. Source: paper `bcos`; Böhle et al. 2022.
     """
     if isinstance(smooth, bool) or not isinstance(smooth, int) or smooth < 1 or smooth % 2 == 0:
         raise ParameterError(f"smooth must be an odd number of pixels; got {smooth!r}")

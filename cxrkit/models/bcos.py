@@ -58,8 +58,9 @@ def set_logit_bias(network: nn.Module, value: float) -> None:
 def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor]) -> nn.Module:
     """Set the running statistics of every batch norm from images, and return the model.
 
-    `images` is [B, 1, H, W] in [0, 1], or an iterable of such batches. With untrained statistics the signal of a B-cos network fades to about 1e-9 in evaluation mode. Weights,
-    mode and momentum stay as they were. Raises ModelError when there are no images.
+    `images` is [B, 1, H, W] in [0, 1], or an iterable of such batches. With untrained statistics the signal of a
+    B-cos network fades to about 1e-9 in evaluation mode. Weights, mode and momentum stay as they were.
+    Raises ModelError when there are no images.
     """
     batches = [images] if isinstance(images, Tensor) else list(images)
     if not batches or min(len(batch) for batch in batches) == 0:

@@ -100,7 +100,7 @@ class ExplainParameters(Parameters):
     methods: list[str] = Field(default_factory=list, description="method names; empty: all that can be right")
     labels: list[str] = Field(default_factory=list, description="labels to explain; empty: all")
     thresholds: list[float] = Field([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], min_length=1)
-    images: int = Field(0, ge=0, description="test images to score, spread over the test split; 0: all")
+    images: int = Field(0, ge=0, description="boxed test images to score, spread over the split; 0: all")
     maps: int = Field(8, ge=0, le=1000, description="images whose maps are kept")
     n_steps: int = Field(16, ge=2, le=1000, description="steps of the path methods")
     seed: int = Field(0, ge=0, le=2**31 - 1)

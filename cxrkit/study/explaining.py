@@ -48,8 +48,9 @@ def subject(parameters: ExplainParameters) -> Subject:
     if unknown := [name for name in methods if name not in able]:
         raise ParameterError(f"methods {unknown} can't explain {run.key}; those that can: {', '.join(able)}")
     test = load_data(run.parameters).split("test")
-    if parameters.images and parameters.images < len(test):
-        test = test.select(_spread(len(test), parameters.images))
+    if parameters.images:
+        boxed = np.flatnonzero(test.table["image_id"].isin(test.boxes["image_id"]))
+        test = test.select(boxed[_spread(len(boxed), min(parameters.images, len(boxed)))])
     return Subject(run, parameters.model_copy(update={"run": run.key}), model, test, methods, labels)
 
 

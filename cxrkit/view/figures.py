@@ -23,7 +23,6 @@ from cxrkit import metrics
 from cxrkit.errors import ParameterError
 from cxrkit.view.panels import (
     array,
-    caption_above,
     colour_bar,
     draw_image,
     draw_map,
@@ -69,7 +68,7 @@ def show_maps(
     maps, titles = stack(maps, "maps"), _names(titles, len(maps), "titles")
     region = region_of(boxes, mask, maps.shape[-2:])
     with style():
-        figure, axes = panels(len(maps) + 1, columns)
+        figure, axes = panels(len(maps) + 1, columns, caption=caption)
         draw_image(axes[0], image, "image")
         full = limits(maps, scale, signed)
         for ax, values, title, limit in zip(axes[1:], maps, titles, full, strict=False):
@@ -77,7 +76,6 @@ def show_maps(
         for ax in axes[: len(maps) + 1]:
             draw_region(ax, region, truth)
         colour_bar(figure, axes, full[0] if scale == "row" else None, signed)
-        caption_above(figure, caption)
     return describe(figure, _maps_text(maps, titles, region, caption))
 
 
@@ -105,7 +103,7 @@ def show_labels(
     truths = _each(truth, len(maps))
     with style():
         width = len(columns) + 1
-        figure, axes = panels(width * len(maps), width, titles=1, margin=1.0)
+        figure, axes = panels(width * len(maps), width, titles=1, margin=1.0, caption=caption)
         for row, cells in enumerate(axes.reshape(len(maps), width)):
             draw_image(cells[0], images[row], "image" if row == 0 else "")
             cells[0].set_ylabel(rows[row], labelpad=4)
@@ -115,7 +113,6 @@ def show_labels(
             for ax in cells:
                 draw_region(ax, regions[row], truths[row])
         colour_bar(figure, axes, None, signed)
-        caption_above(figure, caption)
     text = " ".join(_maps_text(maps[row], columns, regions[row], rows[row]) for row in range(len(maps)))
     return describe(figure, f"{caption}. {text}" if caption else text)
 
@@ -132,7 +129,7 @@ def show_spectrum(maps: Any, titles: Sequence[str], strides: Sequence[int] | Non
     shares, levels = metrics.grid_energy(tensor, strides), metrics.isotropic_grid_energy(tensor, strides)
     power = metrics.power_spectrum(tensor, window=True).numpy()
     with style():
-        figure, axes = panels(2 * len(maps), len(maps), titles=3, margin=1.25)
+        figure, axes = panels(2 * len(maps), len(maps), titles=3, margin=1.25, caption=caption)
         full = limits(maps, "map", True)
         for ax, values, limit, title in zip(axes, maps, full, titles, strict=False):
             draw_map(ax, values, limit, True, title)
@@ -148,7 +145,6 @@ def show_spectrum(maps: Any, titles: Sequence[str], strides: Sequence[int] | Non
         bar = figure.colorbar(shown, ax=below.tolist(), fraction=0.04, pad=0.02, aspect=20)
         bar.set_label("power, dB")
         bar.outline.set_visible(False)
-        caption_above(figure, caption)
     told = "; ".join(
         f"{title} {_percent(share)} (isotropic level {_percent(level)})"
         for title, share, level in zip(titles, shares, levels, strict=True)

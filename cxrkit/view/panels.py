@@ -16,7 +16,6 @@ from cxrkit.view.style import GREY, OUTLINE, POSITIVE, RIM, RULE, SIGNED, SOFT, 
 
 __all__ = [
     "array",
-    "caption_above",
     "colour_bar",
     "draw_image",
     "draw_map",
@@ -48,16 +47,21 @@ def stack(values: Any, name: str) -> np.ndarray:
     return stacked
 
 
-def panels(count: int, columns: int, titles: int | None = None, margin: float = MARGIN) -> tuple[Figure, np.ndarray]:
+def panels(
+    count: int, columns: int, titles: int | None = None, margin: float = MARGIN, caption: str = ""
+) -> tuple[Figure, np.ndarray]:
     """A figure with ``count`` bare square panels, at most ``columns`` in a row; surplus ones stay hidden.
 
     ``titles``: how many rows have titles (all by default); ``margin``: inches left for what stands beside the
-    panels.
+    panels; ``caption``: a line above all of them.
     """
     columns = min(columns, count)
     rows = -(-count // columns)
     side = min(LARGEST_PANEL, (WIDTH - margin) / columns)
-    figure = new_figure(side * columns + margin, side * rows + TITLE * (rows if titles is None else titles))
+    lines = (rows if titles is None else titles) + bool(caption)
+    figure = new_figure(side * columns + margin, side * rows + TITLE * lines)
+    if caption:
+        figure.suptitle(caption, x=0.01, ha="left", fontsize=10)
     axes = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
     for place, ax in enumerate(axes):
         ax.set(xticks=[], yticks=[])
@@ -137,8 +141,3 @@ def colour_bar(figure: Figure, axes: np.ndarray, limit: float | None, signed: bo
     bar.set_ticks(ticks, labels=words if limit is None else [f"{tick:.2g}" for tick in ticks])
     bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)
-
-
-def caption_above(figure: Figure, caption: str) -> None:
-    if caption:
-        figure.suptitle(caption, x=0.01, ha="left", fontsize=10)

@@ -89,7 +89,9 @@ def style() -> Iterator[None]:
 
 def new_figure(width: float, height: float) -> Picture:
     """An empty figure of so many inches, white also on a dark page; call inside :func:`style`."""
-    return Picture(figsize=(width, height), layout="constrained", facecolor="white", dpi=CSS_DPI)
+    figure = Picture(figsize=(width, height), layout="constrained", facecolor="white", dpi=CSS_DPI)
+    figure.get_layout_engine().set(w_pad=0.055, h_pad=0.055)
+    return figure
 
 
 def describe(figure: Figure, text: str) -> Figure:

@@ -81,8 +81,8 @@ def _trunk_tables(anatomy: Anatomy) -> tuple[np.ndarray, ...]:
     y = START + (np.arange(ROWS) + 0.5) / PER_CM
     x = (np.arange(ROWS) + 0.5) / PER_CM
     apex = anatomy.apex[0]
-    chest = np.interp(y, [apex + 3, apex + 9, apex + 22, apex + 34], [34, 0.97, 1.0, 1.04])
-    half_width = np.where(chest > 2, chest, anatomy.half_width * chest)
+    chest = np.interp(y, [apex + 4, apex + 8, apex + 22, apex + 34], [1.9, 1.0, 1.0, 1.04])
+    half_width = anatomy.half_width * chest
     depth = np.interp(y, [0, apex, apex + 9, apex + 20, 45], np.array([0.56, 0.66, 0.94, 1.0, 1.08]) * anatomy.depth)
     cavity = np.interp(y, [apex, apex + 4, apex + 12, 45], np.array([0.5, 0.7, 1, 1]) * (anatomy.depth - anatomy.wall))
     arm = anatomy.half_width + 4.6 + 0.16 * (y - apex - 9)

@@ -1,0 +1,90 @@
+"""Scores of a network whose maps are known in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cxrkit import ParameterError
+from cxrkit.data.dataset import Dataset, Rendered
+from cxrkit.study import explaining
+from cxrkit.study.experiment import ExplainParameters
+
+SIZE = 32
+
+
+class Halves(torch.nn.Module):
+    """Logit of "left": twice the left half minus the right half of the image; of "right": the right half."""
+
+    labels = ("left", "right")
+
+    def __init__(self):
+        super().__init__()
+        weights = torch.zeros(2, SIZE, SIZE)
+        weights[0, :, :16], weights[0, :, 16:] = 2.0, -1.0
+        weights[1, :, 16:] = 1.0
+        self.weights = torch.nn.Parameter(weights)
+
+    def forward(self, images):
+        return torch.einsum("bhw,lhw->bl", images[:, 0], self.weights) - 100.0
+
+
+class Grey:
+    def render(self, row, size):
+        return Rendered(torch.full((size, size), 0.1 * (row + 1)))
+
+
+@pytest.fixture
+def subject() -> explaining.Subject:
+    table = pd.DataFrame({"left": [1.0, 1, 0, 1], "right": [0.0, 1, 1, np.nan]})
+    table = table.assign(image_id=list("abcd"), patient_id=list("pqrs"), path=None, orig_width=SIZE, orig_height=SIZE)
+    box = {"label": "left", "x_min": 0, "y_min": 0, "x_max": 16, "y_max": 16, "reader": "r"}
+    boxes = pd.DataFrame([{"image_id": "a"} | box, {"image_id": "b"} | box, {"image_id": "c", **box, "label": "right"}])
+    data = Dataset("halves", ("left", "right"), table.assign(split="test"), boxes, Grey(), SIZE)
+    parameters = ExplainParameters(thresholds=[0.0, 1.0], maps=3)
+    return explaining.Subject(None, parameters, Halves(), data, ["saliency", "input_x_gradient"], ["left", "right"])
+
+
+def test_every_boxed_positive_is_scored_by_every_method(subject):
+    scores = explaining.score(subject)
+    rows = scores.groupby(["method", "threshold"])[["image_id", "label"]].apply(lambda part: part.to_numpy().tolist())
+    # d is positive but has no box; b's "right" is positive but has none either.
+    assert all(pairs == [["a", "left"], ["b", "left"], ["c", "right"]] for pairs in rows)
+    assert len(rows) == 4
+
+
+def test_scores_are_the_closed_forms(subject):
+    scores = explaining.score(subject).query("method == 'saliency' and threshold == 0").set_index(["image_id", "label"])
+    left, right = scores.loc[("a", "left")], scores.loc[("c", "right")]
+    assert left["chance"] == pytest.approx(0.25)
+    assert left["precision"] == pytest.approx(0.5)  # the box holds half of the positive half
+    assert left["recall"] == pytest.approx(1.0)
+    assert left["signed"] == pytest.approx(1.0)  # 512 / (1024 - 512): why signed maps need clipping
+    assert right["precision"] == 0.0
+    assert left["logit"] == pytest.approx(0.1 * 512 - 100.0, abs=1e-3)
+
+
+def test_kept_maps_are_raw_and_of_every_label(subject):
+    kept = explaining.kept_maps(subject)
+    assert kept["maps"].shape == (2, 3, 2, SIZE, SIZE)
+    assert kept["maps"].dtype == np.float32
+    assert kept["maps"][0, 0, 0].min() == -1.0
+    assert kept["logits"].shape == (3, 2)
+    assert set(kept["image_ids"]) <= set("abcd")
+
+
+def test_the_example_is_the_surest_boxed_positive(subject):
+    example = explaining.example(subject)
+    assert example["caption"].startswith("right, c")
+    assert example["maps"].shape == (2, SIZE, SIZE)
+    assert example["mask"].sum() == 256
+
+
+def test_labels_without_any_positive_are_refused(subject):
+    subject.labels = ["right"]
+    subject.images = subject.images.select([0])
+    subject.run = type("Run", (), {"key": "k"})
+    with pytest.raises(ParameterError, match="no test image has any of the labels"):
+        explaining.score(subject)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import cxrkit  # noqa: F401  before anything brings in torchvision: it lets that import on a CPU-only torch
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHROMIUM_FLAGS = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 

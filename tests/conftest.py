@@ -12,7 +12,10 @@ import pytest
 import cxrkit  # noqa: F401  before anything brings in torchvision: it lets that import on a CPU-only torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-CHROMIUM_FLAGS = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+CHROMIUM_FLAGS = (
+    "--disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
 
 
 def pytest_configure(config):

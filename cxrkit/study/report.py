@@ -155,9 +155,11 @@ def notice(name: str) -> str:
     """A sentence that says which grid a page's numbers come from, and what they may be used for."""
     found = [run for run in runs_of(name) if run.kind == "train"]
     size, epochs = found[0].parameters.size, sorted({run.parameters.epochs for run in found})
+    finished = max(run.card["finished"] for run in found)
     text = (
         f"From the grid '{name}': {len(found)} networks, {size} x {size} pixels, "
-        f"{' or '.join(map(str, epochs))} epochs, synthetic radiographs; finished {max(run.card['finished'] for run in found)}."
+        f"{' or '.join(map(str, epochs))} epochs, "
+        f"synthetic radiographs; finished {finished}."
     )
     if name == "smoke":
         text = "NOT A RESULT. These networks are barely trained: `make book` runs the grid 'quick' first. " + text

@@ -61,13 +61,14 @@ class Frame:
 
 
 class Grid:
-    """Positions in cm of a block of pixels, with what many structures ask for: |X|, side, table rows."""
+    """Positions in cm of a block of pixels, with what many structures ask for: |X|, side, table rows, edges."""
 
-    def __init__(self, frame: Frame, u: np.ndarray, v: np.ndarray):
+    def __init__(self, anatomy: Anatomy, frame: Frame, u: np.ndarray, v: np.ndarray):
+        self.anatomy, self.frame, self.u, self.v = anatomy, frame, u, v
         x, y = frame.to_body(u[None, :], v[:, None])
         self.x = x.astype(np.float32)
         self.y = y.astype(np.float32)
-        self.pixel = float(frame.width * (u[1] - u[0])) if len(u) > 1 else frame.width
+        self.pixel = float(frame.width / (1 - 2 * frame.border[0]) * (u[1] - u[0]))
 
     @cached_property
     def across(self) -> np.ndarray:
@@ -76,22 +77,45 @@ class Grid:
     @cached_property
     def offset(self) -> np.ndarray:
         """First table entry of each pixel's side: tables hold the right side, then the left."""
-        return (self.x > 0).astype(np.int64) << 10
+        return (self.x > 0).astype(np.int32) << 10
 
     @cached_property
-    def by_y(self) -> np.ndarray:
-        return ((self.y - START) * PER_CM).astype(np.int64).clip(0, ROWS - 1) + self.offset
+    def row(self) -> np.ndarray:
+        """Entry of each pixel's Y in the tables of one side."""
+        return np.clip((self.y - START) * PER_CM, 0, ROWS - 1).astype(np.int32)
 
     @cached_property
-    def by_x(self) -> np.ndarray:
-        return (self.across * PER_CM).astype(np.int64).clip(0, ROWS - 1) + self.offset
+    def column(self) -> np.ndarray:
+        """Entry of each pixel's |X| in the tables of one side."""
+        return np.minimum(self.across * PER_CM, ROWS - 1).astype(np.int32)
+
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """Distances in cm into the lung from the chest wall, the mediastinum and the diaphragm: ``[3, H, W]``."""
+        outer, inner = self.anatomy.lung_outline
+        row = self.row + self.offset
+        above = self.anatomy.diaphragm.take(self.column + self.offset)
+        return np.stack([outer.take(row) - self.across, self.across - inner.take(row), above - self.y])
+
+    def on(self, side: int) -> np.ndarray:
+        """Pixels of the patient's right (0) or left (1)."""
+        return self.x > 0 if side else self.x <= 0
+
+    def window(self, box: tuple[float, float, float, float]) -> tuple[slice, slice]:
+        """The pixels that hold a box (x0, y0, x1, y1) given in cm, with one to spare."""
+        u0, v0, u1, v1 = self.frame.window(box)
+        columns = slice(max(0, np.searchsorted(self.u, u0) - 1), np.searchsorted(self.u, u1) + 1)
+        return slice(max(0, np.searchsorted(self.v, v0) - 1), np.searchsorted(self.v, v1) + 1), columns
 
     def __getitem__(self, window: tuple[slice, slice]) -> Grid:
         """A block of the same grid, sharing what has been worked out."""
         part = object.__new__(Grid)
-        part.pixel = self.pixel
-        for name in ("x", "y", "across", "offset", "by_y", "by_x"):
-            part.__dict__[name] = getattr(self, name)[window]
+        rows, columns = window
+        part.anatomy, part.frame, part.pixel = self.anatomy, self.frame, self.pixel
+        part.u, part.v = self.u[columns], self.v[rows]
+        for name in ("x", "y", "across", "offset", "row", "column", "edges"):
+            if name in self.__dict__:
+                part.__dict__[name] = self.__dict__[name][..., rows, columns]
         return part
 
 
@@ -112,6 +136,11 @@ class Ellipse:
         along = dx * np.float32(cos / self.a) + dy * np.float32(sin / self.a)
         beside = dy * np.float32(cos / self.b) - dx * np.float32(sin / self.b)
         return 1 - along * along - beside * beside
+
+    def stamp(self, grid: Grid, extent: float = 1.0) -> tuple[tuple[slice, slice], np.ndarray]:
+        """The window of a grid that holds the ellipse (``extent`` times as large), and ``inside`` there."""
+        window = grid.window(replace(self, a=self.a * extent, b=self.b * extent).bounds())
+        return window, self.inside(grid[window])
 
     def bounds(self) -> tuple[float, float, float, float]:
         cos, sin = np.cos(self.rotation), np.sin(self.rotation)
@@ -138,13 +167,15 @@ class Anatomy:
     rib_spacing: float
     rib_drop: float
     shoulder: float  # Y where the shoulder line ends
+    arms: float  # how far the arms lead away from the trunk, cm per cm
+    collar: float  # how high the collar bones lie
     bone: float  # mineral content relative to the average
     texture: tuple[float, float]  # offset into the banks of texture, cm
     tree: int  # which vessel trees
     gas: tuple[Ellipse, ...]  # stomach and bowel
 
     @cached_property
-    def edges(self) -> tuple[np.ndarray, np.ndarray]:
+    def lung_outline(self) -> tuple[np.ndarray, np.ndarray]:
         """Tables of the lungs' outer and inner |X| over Y, right side then left: two float32 ``[2 * ROWS]``."""
         y = START + (np.arange(ROWS) + 0.5) / PER_CM
         outer, inner = [], []
@@ -152,7 +183,7 @@ class Anatomy:
             top, widest = self.apex[side], self.apex[side] + 19.5
             crown = 0.39 * self.outer[side]
             rise = np.clip((widest - y) / (widest - top), 0, None)
-            arch = np.sqrt(np.clip(1 - rise**2, 0, 1))
+            arch = np.sqrt(np.clip(1 - rise**2.3, 0, 1))
             taper = 0.012 * np.clip(y - widest, 0, None) ** 2
             outer.append(np.where(rise < 1, crown + (self.outer[side] - crown) * arch - taper, crown))
             rise = np.clip((top + 4.5 - y) / 4.5, 0, 1)
@@ -171,25 +202,12 @@ class Anatomy:
             tables.append(self.dome[side] + lateral + medial)
         return np.concatenate(tables).astype(np.float32)
 
-    def lung_edges(self, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Distances in cm into the lung from the chest wall, from the mediastinum and from the diaphragm."""
-        outer, inner = self.edges
-        from_wall = outer.take(grid.by_y) - grid.across
-        from_middle = grid.across - inner.take(grid.by_y)
-        above = self.diaphragm.take(grid.by_x) - grid.y
-        return from_wall, from_middle, above
-
-    def within_lung(self, edges: tuple[np.ndarray, np.ndarray, np.ndarray], ramp: float = 0.25) -> np.ndarray:
-        """1 in the lung, 0 outside, rising over ``ramp`` cm inward of the edge."""
-        nearest = np.minimum(np.minimum(edges[0], edges[1]), edges[2])
-        return np.clip(nearest * np.float32(1 / ramp), 0, 1)
-
     def place(self, side: int, across: float, down: float) -> tuple[float, float]:
         """X and Y in cm of a point of a lung: ``across`` 0 at the mediastinum, 1 at the wall; ``down`` 0 at the
         apex, 1 at the dome."""
         y = self.apex[side] + down * (self.dome[side] - self.apex[side])
         row = int((y - START) * PER_CM) + side * ROWS
-        low, high = self.edges[1][row], self.edges[0][row]
+        low, high = self.lung_outline[1][row], self.lung_outline[0][row]
         x = low + across * (high - low)
         return float(x if side else -x), float(y)
 
@@ -210,14 +228,14 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
     depth = 20.5 + 0.5 * build + 2.0 * weight
     woman = rng.random() < 0.45
     heart = rng.normal(0, 0.25, 6)
-    tilt = 0.62 + rng.normal(0, 0.1) - 0.08 * weight
-    low = dome - 4.2
+    low = dome - 4.4
     ellipses = (
-        Ellipse(2.5 + heart[0], low + 0.6, 6.3 + 0.2 * build + heart[1], 4.5 + heart[2], tilt),
-        Ellipse(-1.0 + heart[3] * 0.5, low - 0.4, 3.1 + heart[4], 4.4, 0.12),
-        Ellipse(1.9, low - 4.6, 2.5 + 0.5 * heart[5], 3.0, 0.2),
+        Ellipse(2.4 + heart[0], low + 0.5, 7.0 + 0.2 * build + heart[1], 5.0 + heart[2], 0.7 - 0.1 * weight),
+        Ellipse(-0.9 + 0.5 * heart[3], low + 0.2, 3.4 + heart[4], 5.4, 0.12),
+        Ellipse(1.2, low - 5.0, 3.3 + 0.5 * heart[5], 4.2, 0.25),
     )
-    gas = [Ellipse(6.2 + rng.normal(0, 0.8), dome + 3.4, rng.uniform(1.2, 3.0), rng.uniform(0.7, 1.5), rng.normal(0, 0.2))]
+    bubble = rng.uniform(0.8, 2.8), rng.uniform(0.5, 1.4)
+    gas = [Ellipse(6.2 + rng.normal(0, 0.8), dome + 3.4, *bubble, rng.normal(0, 0.2))]
     for _ in range(rng.integers(1, 6)):
         gas.append(Ellipse(rng.uniform(-2, 11), dome + rng.uniform(6, 11), *rng.uniform(0.5, 1.5, 2), rng.uniform(0, 3)))
     return Anatomy(
@@ -229,13 +247,15 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
         wall=float(np.clip(5.0 + 1.2 * weight, 3.2, 8)),
         half_width=outer + 2.6 + float(np.clip(0.9 * weight, -1, 2.4)),
         heart=ellipses,
-        heart_depth=float(9.0 + 0.4 * build + 0.3 * weight),
+        heart_depth=float(9.5 + 0.4 * build + 0.3 * weight),
         knob=Ellipse(2.1 + rng.normal(0, 0.15), apex + 7.0 + rng.normal(0, 0.4), 1.75 + rng.normal(0, 0.12), 2.0, 0.0),
         breast=rng.uniform(2.0, 5.0) if woman else 0.0,
         lung_density=float(np.clip(rng.normal(0.27, 0.025), 0.2, 0.34)),
         rib_spacing=2.42 + 0.12 * build + rng.normal(0, 0.06),
         rib_drop=5.4 + rng.normal(0, 0.6),
-        shoulder=5.6 + rng.normal(0, 0.8),
+        shoulder=apex - 0.4 + rng.normal(0, 0.8),
+        arms=rng.uniform(0.12, 0.4),
+        collar=rng.normal(0, 0.5),
         bone=float(np.clip(rng.normal(1, 0.15), 0.6, 1.4)),
         texture=tuple(rng.uniform(0, 25, 2)),
         tree=int(rng.integers(0, 1000)),

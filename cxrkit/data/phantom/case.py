@@ -10,7 +10,7 @@ import numpy as np
 from cxrkit.data.phantom.anatomy import Anatomy, Frame, Grid, sample_anatomy, sample_frame
 from cxrkit.data.phantom.body import Thickness, draw_body
 from cxrkit.data.phantom.findings import EDGE, Finding, apply, finding_box
-from cxrkit.data.phantom.physics import Exposure, display, line_integral, sample_exposure
+from cxrkit.data.phantom.physics import SOFT, Exposure, display, line_integral, sample_exposure
 from cxrkit.data.phantom.repertoire import MAKERS, enlarge, make
 from cxrkit.data.phantom.texture import LETTERS
 from cxrkit.data.phantom.views import View
@@ -20,7 +20,6 @@ __all__ = ["Case", "Drawing", "Marker", "Planted", "draw", "make_case", "patient
 # Streams of random numbers, so that a switch that is turned changes nothing else.
 _PATIENT, _LABELS, _IMAGE, _FINDING, _PLANTED, _NOISE, _COUNT = range(7)
 _OVERSAMPLE_BELOW = 144  # smaller images are drawn larger and averaged
-_WINDOW_PERCENTILES = (18, 85)
 Switch = tuple[str | None, float, float] | None
 
 
@@ -155,16 +154,15 @@ def draw(case: Case, size: int, noise: bool = True) -> Drawing:
     step = max(1, -(-_OVERSAMPLE_BELOW // size)) if size < _OVERSAMPLE_BELOW else 1
     side = size * step
     centres = (np.arange(side) + 0.5) / side
-    grid = Grid(case.frame, centres, centres)
+    grid = Grid(case.anatomy, case.frame, centres, centres)
     body = draw_body(case.anatomy, grid)
-    tissue = _tissue(case)
     truth = tuple(
         (finding.label, _show(finding, case, grid, body, side, step)) for finding in case.findings
     )
     attenuation = line_integral(body, case.anatomy.lung_density)
     shortcut = _mark(case.marker, attenuation, side)
     rng = _rng(*case.noise) if noise else None
-    image = display(attenuation, tissue, case.exposure, grid.pixel, rng)
+    image = display(attenuation, _tissue(case.plain), case.exposure, grid.pixel, rng)
     if any(case.frame.border):
         blank = _blank(case.frame, centres)
         image[blank] = 0
@@ -181,16 +179,9 @@ def _mean(values: np.ndarray, step: int) -> np.ndarray:
     return values.reshape(side, step, side, step).mean(axis=(1, 3), dtype=np.float32)
 
 
-def _tissue(case: Case) -> tuple[float, float]:
-    """Line integrals that set the display window, from the patient without findings, at any size the same."""
-    centres = (np.arange(32) + 0.5) / 32
-    inner = np.array(case.frame.border)
-    u = inner[0] + centres * (1 - 2 * inner[0])
-    v = inner[1] + centres * (1 - 2 * inner[1])
-    body = draw_body(case.plain, Grid(case.frame, u, v))
-    values = line_integral(body, case.plain.lung_density)
-    low, high = np.percentile(values[values > 0.4], _WINDOW_PERCENTILES)
-    return float(low), float(high)
+def _tissue(anatomy: Anatomy) -> tuple[float, float]:
+    """Line integrals through lung and through mediastinum, which set the display window whatever is found."""
+    return SOFT * (anatomy.wall + anatomy.lung_density * (anatomy.depth - anatomy.wall)), SOFT * anatomy.depth
 
 
 def _window(frame: Frame, bounds: tuple[float, float, float, float], side: int, step: int) -> tuple[slice, slice]:

@@ -132,7 +132,7 @@ def finding_box(finding: Finding, anatomy: Anatomy, frame: Frame) -> tuple[int, 
         return None
     u = np.linspace(u0, u1, _BOX_GRID)
     v = np.linspace(v0, v1, _BOX_GRID)
-    shape = finding_shape(finding, anatomy, Grid(frame, u, v))
+    shape = finding_shape(finding, anatomy, Grid(anatomy, frame, u, v))
     if shape.max() < EDGE:
         return None
     left, right = _crossing(shape.max(axis=0), u)

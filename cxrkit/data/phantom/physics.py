@@ -15,7 +15,7 @@ from scipy import ndimage
 from cxrkit.data.phantom.body import Thickness
 from cxrkit.data.phantom.texture import quantum_noise
 
-__all__ = ["Exposure", "display", "line_integral", "sample_exposure"]
+__all__ = ["SOFT", "Exposure", "display", "line_integral", "sample_exposure"]
 
 SOFT = 0.20 * 1.05
 BONE = 0.287 * 1.92

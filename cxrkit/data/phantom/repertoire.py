@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cxrkit.data.phantom.anatomy import Anatomy, Ellipse
+from cxrkit.data.phantom.anatomy import PER_CM, ROWS, START, Anatomy, Ellipse
 from cxrkit.data.phantom.findings import Finding, Part
 
 __all__ = ["ENLARGED", "MAKERS", "enlarge", "make"]
@@ -163,29 +163,50 @@ def _fluid(label: str, rng: np.random.Generator, anatomy: Anatomy, side: int) ->
     return Finding(label, (Part("meniscus", at, bounds, "fill", 0.96),))
 
 
+def _rim_part(
+    anatomy: Anatomy, side: int, wide: np.ndarray, cap: float, soft: float, shape: str, effect: str, amount: float
+) -> Part:
+    """A part along the chest wall: ``wide`` cm across at each height (a table over Y), ``cap`` cm at the apex."""
+    outer, inner = (table[side * ROWS : (side + 1) * ROWS] for table in anatomy.lung_outline)
+    lower = int(cap * PER_CM)
+    top = int((anatomy.apex[side] + cap - START) * PER_CM)
+    # The curve is the lung's own outline, moved down and inward; above its top everything lies beyond it.
+    outer, inner = (np.concatenate([np.full(lower, table[0]), table[: ROWS - lower]]) for table in (outer, inner))
+    outer = outer - wide
+    outer[:top] = -60
+    at = {"side": side, "outer": outer.astype(np.float32), "inner": inner.astype(np.float32), "soft": soft}
+    x0, y0, x1, y1 = anatomy.lung_bounds(side)
+    rows = np.flatnonzero(wide > 0)
+    y0, y1 = (max(y0, rows[0] / PER_CM + START) if not cap else y0), min(y1, (rows[-1] + 1) / PER_CM + START)
+    return Part(shape, at, (x0, y0, x1, y1), effect, amount)
+
+
+def _heights() -> np.ndarray:
+    return START + (np.arange(ROWS) + 0.5) / PER_CM
+
+
 @_maker("Pleural thickening")
 def _thickening(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Finding]:
     side = int(rng.integers(0, 2))
     apex, dome = anatomy.apex[side], anatomy.dome[side]
-    at = {"side": side, "wide": rng.uniform(1.5, 2.3), "soft": 0.5, "fade": 2.5, "top": None, "cap": 0.0}
+    wide, y, cap = rng.uniform(1.5, 2.3), _heights(), 0.0
     if rng.random() < 0.5:  # an apical cap
-        at.update(bottom=apex + rng.uniform(8, 12), cap=rng.uniform(2.2, 3.2), fade=5.0)
+        wide, cap = wide * np.clip((apex + rng.uniform(9, 13) - y) / 6, 0, 1), rng.uniform(1.6, 2.6)
     else:
-        at.update(top=apex + rng.uniform(5, 8), bottom=dome - rng.uniform(0, 2))
-    x0, y0, x1, y1 = anatomy.lung_bounds(side)
-    return [Finding(label, (Part("rim", at, (x0, y0, x1, min(y1, at["bottom"])), "soft", 4.2),))]
+        span = np.minimum(y - (apex + rng.uniform(5, 8)), dome + rng.uniform(0, 2) - y)
+        wide = wide * np.sqrt(np.clip(span / 5, 0, 1))
+    return [Finding(label, (_rim_part(anatomy, side, wide, cap, 0.6, "rim", "soft", 4.6),))]
 
 
 @_maker("Pneumothorax")
 def _pneumothorax(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Finding]:
     side = int(rng.integers(0, 2))
     apex, dome = anatomy.apex[side], anatomy.dome[side]
-    at = {"side": side, "wide": rng.uniform(3.4, 5.4), "cap": rng.uniform(4.0, 7.0), "fade": dome - apex, "soft": 0.25}
-    at |= {"bottom": dome + rng.uniform(0, 5), "top": None}
-    bounds = anatomy.lung_bounds(side)
-    air = Part("rim", at, bounds, "empty", 1.0)
-    chest = Part("rim", at, bounds, "air", 1.6)  # the chest is wider on that side
-    return [Finding(label, (air, chest, Part("lining", at, bounds, "soft", 1.2)))]
+    wide = rng.uniform(2.6, 4.6) * np.clip((dome + rng.uniform(0, 5) - _heights()) / (dome - apex), 0, 0.7)
+    outline = anatomy, side, wide, rng.uniform(2.5, 5.0), 0.25
+    air = _rim_part(*outline, "rim", "empty", 1.0)
+    chest = _rim_part(*outline, "rim", "air", 1.8)  # the chest is wider on that side
+    return [Finding(label, (air, chest, _rim_part(*outline, "lining", "soft", 1.4)))]
 
 
 @_maker("Atelectasis")

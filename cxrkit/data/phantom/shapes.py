@@ -23,8 +23,13 @@ def _shape(function: Shape) -> Shape:
 
 def _in_lung(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     """1 in the lung of side ``at["side"]``."""
-    inside = anatomy.within_lung(anatomy.lung_edges(grid))
-    return inside * (grid.offset == (at["side"] << 10))
+    return np.clip(_into_lung(grid) * 4, 0, 1) * grid.on(at["side"])
+
+
+def _into_lung(grid: Grid) -> np.ndarray:
+    """Distance in cm from the nearest edge of the lung, negative outside."""
+    from_wall, from_middle, above = grid.edges
+    return np.minimum(np.minimum(from_wall, from_middle), above)
 
 
 @_shape
@@ -54,53 +59,44 @@ def _specks(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
 @_shape
 def _meniscus(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     """Fluid in the lower chest, its level climbing toward the wall."""
-    edges = anatomy.lung_edges(grid)
+    edges = grid.edges
     far = np.clip(edges[0] * np.float32(1 / 7.0), 0, 1)
     level = at["top"] + at["dip"] * (2 - far) * far
     inside = np.minimum(np.minimum(edges[0], edges[1]), edges[2] + 3.0) * 4
     fluid = np.clip((grid.y - level) * np.float32(1 / 1.4), 0, 1)
-    return fluid * np.clip(inside, 0, 1) * (grid.offset == (at["side"] << 10))
+    return fluid * np.clip(inside, 0, 1) * grid.on(at["side"])
+
+
+def _beyond(at: Mapping, grid: Grid) -> np.ndarray:
+    """Distance in cm outward of a curve within the lung, given by the tables ``outer`` and ``inner`` over Y."""
+    return np.maximum(grid.across - at["outer"].take(grid.row), at["inner"].take(grid.row) - grid.across)
 
 
 @_shape
 def _rim(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
-    """Along the chest wall from ``top`` to ``bottom``, ``wide`` cm across, and at the apex ``cap`` cm high."""
-    edges = anatomy.lung_edges(grid)
-    down = grid.y - np.float32(anatomy.apex[at["side"]])
-    wide = at["wide"] * np.clip((at["bottom"] - grid.y) * np.float32(1 / at["fade"]), 0, 1)
-    if at["top"] is not None:
-        wide = wide * np.clip((grid.y - at["top"]) * np.float32(1 / at["fade"]), 0, 1)
-    depth = wide - edges[0]
-    if at["cap"]:
-        depth = np.maximum(depth, at["cap"] - down)
-    inside = np.minimum(np.minimum(edges[0], edges[1]), edges[2])
-    near = np.minimum(inside * 4, depth * np.float32(1 / at["soft"]))
-    return np.clip(near, 0, 1) * (grid.offset == (at["side"] << 10))
+    """Between the chest wall and a curve within the lung."""
+    near = np.minimum(_into_lung(grid) * 4, _beyond(at, grid) * (1 / at["soft"]))
+    return np.clip(near, 0, 1) * grid.on(at["side"])
 
 
 @_shape
 def _lining(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     """The thin line at the inner edge of a rim: the pleura of a collapsed lung."""
-    edges = anatomy.lung_edges(grid)
-    down = grid.y - np.float32(anatomy.apex[at["side"]])
-    wide = at["wide"] * np.clip((at["bottom"] - grid.y) * np.float32(1 / at["fade"]), 0, 1)
-    depth = np.maximum(wide - edges[0], at["cap"] - down)
-    inside = np.minimum(np.minimum(edges[0], edges[1]), edges[2])
-    line = np.clip(1 - np.abs(depth) * 5, 0, 1) * np.clip(inside * 4, 0, 1) * (wide > 0.2)
-    return line * (grid.offset == (at["side"] << 10))
+    line = np.maximum(1 - np.abs(_beyond(at, grid)) * 5, 0) * np.clip(_into_lung(grid) * 4 - 1, 0, 1)
+    return line * grid.on(at["side"])
 
 
 @_shape
 def _zone(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     """A part of one lung between ``top`` and ``bottom``; ``rind`` > 0 keeps to within so many cm of the wall and
     the diaphragm, ``core`` > 0 to within so many cm of the hilum."""
-    edges = anatomy.lung_edges(grid)
+    edges = grid.edges
     shape = np.clip((grid.y - at["top"]) * 0.45, 0, 1) * np.clip((at["bottom"] - grid.y) * 0.45, 0, 1)
     if at.get("rind"):
         shape *= np.clip((at["rind"] - np.minimum(edges[0], edges[2])) * np.float32(0.7), 0, 1)
     if at.get("core"):
         shape *= np.clip((at["core"] - edges[1]) * np.float32(0.5), 0, 1)
-    return shape * anatomy.within_lung(edges) * (grid.offset == (at["side"] << 10))
+    return shape * np.clip(_into_lung(grid) * 4, 0, 1) * grid.on(at["side"])
 
 
 @_shape
@@ -118,11 +114,11 @@ def _plate(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
 @_shape
 def _raised(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     """Between the diaphragm and a copy of it ``lift`` cm higher."""
-    edges = anatomy.lung_edges(grid)
+    edges = grid.edges
     up = at["lift"] * np.clip(np.minimum(edges[0], edges[1]) * 0.6, 0, 1)
     inside = np.minimum(np.minimum(edges[0], edges[1]), edges[2] + 1.0)
     near = np.minimum((up - edges[2]) * 3, inside * 4)
-    return np.clip(near, 0, 1) * (grid.offset == (at["side"] << 10))
+    return np.clip(near, 0, 1) * grid.on(at["side"])
 
 
 @_shape

@@ -19,6 +19,7 @@ TILE_CM = 25.6  # a tile's side, so a texel is half a millimetre
 VESSEL_SHAPE = (30.0, 15.0)  # cm: height and width of the region that a vessel tree covers
 _PER_CM = SIDE / TILE_CM
 _TREES = 6
+_FINER = 2  # vessels are drawn so much finer, then averaged
 # Lead letters as radiographers put them on the cassette, 5 x 7 dots.
 LETTERS = {
     "L": ("#....", "#....", "#....", "#....", "#....", "#....", "#####"),
@@ -57,8 +58,8 @@ def _nets(kind: str, level: int) -> np.ndarray:
 
 
 def _tile_index(x: np.ndarray, y: np.ndarray, offset: tuple[float, float]) -> np.ndarray:
-    columns = ((x + (offset[0] + 100.0)) * _PER_CM).astype(np.int64) & (SIDE - 1)
-    rows = ((y + (offset[1] + 100.0)) * _PER_CM).astype(np.int64) & (SIDE - 1)
+    columns = ((x + (offset[0] + 100.0)) * _PER_CM).astype(np.int32) & (SIDE - 1)
+    rows = ((y + (offset[1] + 100.0)) * _PER_CM).astype(np.int32) & (SIDE - 1)
     return (rows << 9) | columns
 
 
@@ -72,26 +73,26 @@ def net(x: np.ndarray, y: np.ndarray, offset: tuple[float, float], kind: str, pi
     return _nets(kind, _level(pixel, 5)).ravel().take(_tile_index(x, y, offset))
 
 
-def _grow(draw: ImageDraw.ImageDraw, rng: np.random.Generator, start, angle: float, radius: float, scale: float) -> None:
+def _grow(draw: ImageDraw.ImageDraw, rng: np.random.Generator, start, angle: float, radius: float) -> None:
     """Draw one vessel and its branches; the cross-section is shared among the daughters (Murray's law)."""
     x, y = start
-    for _ in range(3):
-        angle += rng.normal(0, 0.16)
-        length = radius * rng.uniform(3.5, 6.5) + 0.35
+    for _ in range(2):
+        angle += rng.normal(0, 0.2)
+        length = radius * rng.uniform(4.0, 8.0) + 0.3
         x1, y1 = x + length * np.cos(angle), y + length * np.sin(angle)
-        grey = int(np.clip(radius * 500, 1, 255))
-        draw.line([x * scale, y * scale, x1 * scale, y1 * scale], fill=grey, width=max(1, round(2 * radius * scale)))
+        line = [_PER_CM * _FINER * value for value in (x, y, x1, y1)]
+        draw.line(line, fill=int(min(radius * 600, 255)), width=max(1, round(2 * radius * _PER_CM * _FINER)))
         x, y = x1, y1
-        if rng.random() < 0.7:
-            _branch(draw, rng, (x, y), angle, radius * rng.uniform(0.45, 0.7), scale, rng.choice((-1, 1)))
-    share = rng.uniform(0.35, 0.65)
+        if rng.random() < 0.5:
+            _branch(draw, rng, (x, y), angle, radius * rng.uniform(0.4, 0.65), rng.choice((-1, 1)))
+    share = rng.uniform(0.3, 0.7)
     for part, side in ((share, 1), (1 - share, -1)):
-        _branch(draw, rng, (x, y), angle, radius * part ** (1 / 3) * 0.93, scale, side)
+        _branch(draw, rng, (x, y), angle, radius * part ** (1 / 3) * 0.94, side)
 
 
-def _branch(draw, rng, start, angle: float, radius: float, scale: float, side: int) -> None:
-    if radius > 0.035:
-        _grow(draw, rng, start, angle + side * rng.uniform(0.25, 0.7), radius, scale)
+def _branch(draw: ImageDraw.ImageDraw, rng: np.random.Generator, start, angle: float, radius: float, side: int) -> None:
+    if radius > 0.05:
+        _grow(draw, rng, start, angle + side * rng.uniform(0.2, 0.65), radius)
 
 
 @lru_cache(maxsize=_TREES)
@@ -99,22 +100,22 @@ def _tree(index: int) -> tuple[np.ndarray, ...]:
     """One lung's vessels: thickness in cm, hilum at the left border, 40 % of the height down; four blurs."""
     rng = np.random.default_rng((31, index))
     height, width = VESSEL_SHAPE
-    scale = _PER_CM
-    canvas = Image.new("L", (int(width * scale), int(height * scale)))
+    canvas = Image.new("L", (int(width * _PER_CM * _FINER), int(height * _PER_CM * _FINER)))
     draw = ImageDraw.Draw(canvas)
-    for angle in (-1.25, -0.95, -0.6, -0.2, 0.2, 0.55, 0.85, 1.1, 1.3):
-        start = (rng.uniform(0, 0.6), 0.4 * height + 2.2 * np.sin(angle) + rng.normal(0, 0.2))
-        _grow(draw, rng, start, angle + rng.normal(0, 0.1), rng.uniform(0.24, 0.4), scale)
-    thickness = np.asarray(canvas, dtype=np.float32) / 250
-    return tuple(ndimage.gaussian_filter(thickness, 0.8 * 2.0**level).astype(np.float32) for level in range(4))
+    for angle in (-1.35, -1.1, -0.75, -0.35, 0.1, 0.5, 0.85, 1.1, 1.35, 1.5):
+        start = (rng.uniform(0.2, 1.6), 0.4 * height + 2.0 * np.sin(angle) + rng.normal(0, 0.3))
+        _grow(draw, rng, start, angle + rng.normal(0, 0.1), rng.uniform(0.2, 0.34))
+    canvas = canvas.reduce(_FINER)
+    thickness = np.asarray(canvas, dtype=np.float32) / 300
+    return tuple(ndimage.gaussian_filter(thickness, 0.6 * 2.0**level).astype(np.float32) for level in range(4))
 
 
 def vessels(x: np.ndarray, y: np.ndarray, index: int, pixel: float) -> np.ndarray:
     """Thickness in cm of one lung's vessels at ``x`` cm outward of and ``y`` cm below the hilum."""
     tree = _tree(index % _TREES)[_level(pixel, 4)]
     rows, columns = tree.shape
-    column = np.clip((x * _PER_CM).astype(np.int64), 0, columns - 1)
-    row = np.clip(((y + 0.4 * VESSEL_SHAPE[0]) * _PER_CM).astype(np.int64), 0, rows - 1)
+    column = np.clip(x * _PER_CM, 0, columns - 1).astype(np.int32)
+    row = np.clip((y + 0.4 * VESSEL_SHAPE[0]) * _PER_CM, 0, rows - 1).astype(np.int32)
     return tree.ravel().take(row * columns + column)
 
 

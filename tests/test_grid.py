@@ -150,7 +150,7 @@ def test_killed_for_real_it_goes_on(make_grid, tmp_path):
     time.sleep(2)
     os.killpg(runner.pid, signal.SIGKILL)
     runner.wait()
-    whole = [run for run in runs.table(results)["key"]]
+    whole = list(runs.table(results)["key"])
     assert len(whole) >= 1
     kept = {key: (results / key / "run.json").stat().st_mtime_ns for key in whole}
     state = grid.run(path)

@@ -45,9 +45,13 @@ def test_a_label_called_na_stays_a_label(parameters):
 
 
 def test_nothing_is_left_of_a_run_that_fails(parameters):
-    with pytest.raises(RuntimeError, match="disk"), runs.writing(parameters) as writer:
-        writer.json("half.json", {"a": 1})
-        raise RuntimeError("disk full")
+    def fail_half_way():
+        with runs.writing(parameters) as writer:
+            writer.json("half.json", {"a": 1})
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        fail_half_way()
     assert os.listdir(parameters.results) == []
 
 

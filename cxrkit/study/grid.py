@@ -53,8 +53,8 @@ def plan(file: str | Path) -> list[Task]:
     """Every run of a grid file, in an order that respects what needs what.
 
     The file maps step names to `notebook`, `parameters` (common to the step), `product` (lists, multiplied out),
-    `cases` (a list of parameter sets) and `after` (the step for whose every run this one is repeated with `run` set).
-    Nothing is executed. Raises ParameterError listing every problem of the file at once.
+    `cases` (a list of parameter sets) and `after` (a step, or several, for whose every run this one is repeated with
+    `run` set). Nothing is executed. Raises ParameterError listing every problem of the file at once.
     """
     path = find_grid(file)
     steps = _read(path)
@@ -65,20 +65,19 @@ def plan(file: str | Path) -> list[Task]:
         if not notebook.is_file():
             problems.append(f"step {name!r}: there is no notebook {step['notebook']!r} beside {path.name}")
             continue
-        if step.get("after") is not None and step["after"] not in tasks:
-            problems.append(f"step {name!r}: 'after' names {step['after']!r}, which is no earlier step")
+        after = _listed(step.get("after"))
+        if unknown := [other for other in after if other not in tasks]:
+            problems.append(f"step {name!r}: 'after' names {unknown}, which are no earlier steps")
             continue
         tasks[name] = []
-        for values in _combinations(step):
-            for before in tasks[step["after"]] if step.get("after") else [None]:
-                run_of = {"run": before.key} if before else {}
-                try:
-                    parameters = parameters_for(notebook)(**(values | run_of))
-                    task = Task(runs.key(parameters), notebook, parameters, before.key if before else None)
-                except CxrkitError as error:
-                    problems.append(f"step {name!r}: {error}")
-                    continue
-                tasks[name].append(task)
+        befores = [task for other in after for task in tasks[other]] if after else [None]
+        for values, before in itertools.product(_combinations(step), befores):
+            run_of = {"run": before.key} if before else {}
+            try:
+                parameters = parameters_for(notebook)(**(values | run_of))
+                tasks[name].append(Task(runs.key(parameters), notebook, parameters, before.key if before else None))
+            except CxrkitError as error:
+                problems.append(f"step {name!r}: {error}")
     if problems:
         raise ParameterError(f"{path.name}: " + "\n  ".join(dict.fromkeys(problems)))
     ordered = list(itertools.chain.from_iterable(tasks.values()))
@@ -113,6 +112,10 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
                 f"{path.name}: step {name!r}: every entry of 'product' must be a list with something in it"
             )
     return content
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def _combinations(step: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ image), Y runs down from the top of the film; both in cm. Side 0 is the patient'
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -37,15 +38,8 @@ class Frame:
         """Image coordinates to X and Y in cm."""
         u = ((u - 0.5) / (1 - 2 * self.border[0])) * self.width
         v = ((v - 0.5) / (1 - 2 * self.border[1])) * self.height
-        cos, sin = np.cos(self.rotation), np.sin(self.rotation)
+        cos, sin = math.cos(self.rotation), math.sin(self.rotation)
         return self.x + cos * u - sin * v, self.y + sin * u + cos * v
-
-    def to_image(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """X and Y in cm to image coordinates."""
-        x, y = np.asarray(x) - self.x, np.asarray(y) - self.y
-        cos, sin = np.cos(self.rotation), np.sin(self.rotation)
-        u, v = (cos * x + sin * y) / self.width, (cos * y - sin * x) / self.height
-        return u * (1 - 2 * self.border[0]) + 0.5, v * (1 - 2 * self.border[1]) + 0.5
 
     def zoomed(self, factor: float) -> Frame:
         """The same centre with ``factor`` times the extent: below 1 is a tight crop."""
@@ -53,11 +47,17 @@ class Frame:
 
     def window(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
         """Image bounds (u0, v0, u1, v1) of a box (x0, y0, x1, y1) in cm, clipped to the exposed film."""
-        x0, y0, x1, y1 = box
-        u, v = self.to_image(np.array([x0, x1, x0, x1]), np.array([y0, y0, y1, y1]))
-        low, high = np.array(self.border), 1 - np.array(self.border)
-        u, v = u.clip(low[0], high[0]), v.clip(low[1], high[1])
-        return u.min(), v.min(), u.max(), v.max()
+        x, y = (box[0] + box[2]) / 2 - self.x, (box[1] + box[3]) / 2 - self.y
+        half_x, half_y = (box[2] - box[0]) / 2, (box[3] - box[1]) / 2
+        cos, sin = math.cos(self.rotation), math.sin(self.rotation)
+        bounds = []
+        for middle, half, extent, border in (
+            (cos * x + sin * y, abs(cos) * half_x + abs(sin) * half_y, self.width, self.border[0]),
+            (cos * y - sin * x, abs(sin) * half_x + abs(cos) * half_y, self.height, self.border[1]),
+        ):
+            scale = (1 - 2 * border) / extent
+            bounds += [min(max(0.5 + scale * (middle + way * half), border), 1 - border) for way in (-1, 1)]
+        return bounds[0], bounds[2], bounds[1], bounds[3]
 
 
 class Grid:
@@ -104,8 +104,7 @@ class Grid:
     def window(self, box: tuple[float, float, float, float]) -> tuple[slice, slice]:
         """The pixels that hold a box (x0, y0, x1, y1) given in cm, with one to spare."""
         u0, v0, u1, v1 = self.frame.window(box)
-        columns = slice(max(0, np.searchsorted(self.u, u0) - 1), np.searchsorted(self.u, u1) + 1)
-        return slice(max(0, np.searchsorted(self.v, v0) - 1), np.searchsorted(self.v, v1) + 1), columns
+        return _span(self.v, v0, v1), _span(self.u, u0, u1)
 
     def __getitem__(self, window: tuple[slice, slice]) -> Grid:
         """A block of the same grid, sharing what has been worked out."""
@@ -117,6 +116,12 @@ class Grid:
             if name in self.__dict__:
                 part.__dict__[name] = self.__dict__[name][..., rows, columns]
         return part
+
+
+def _span(positions: np.ndarray, low: float, high: float) -> slice:
+    """Entries of an even row of positions between two bounds, with one to spare at either end."""
+    first, step = float(positions[0]), float(positions[1] - positions[0])
+    return slice(max(0, int((low - first) / step) - 1), max(0, min(len(positions), int((high - first) / step) + 3)))
 
 
 @dataclass(frozen=True)
@@ -131,10 +136,10 @@ class Ellipse:
 
     def inside(self, grid: Grid) -> np.ndarray:
         """1 at the centre, 0 on the rim, negative outside."""
-        dx, dy = grid.x - np.float32(self.x), grid.y - np.float32(self.y)
-        cos, sin = np.cos(self.rotation), np.sin(self.rotation)
-        along = dx * np.float32(cos / self.a) + dy * np.float32(sin / self.a)
-        beside = dy * np.float32(cos / self.b) - dx * np.float32(sin / self.b)
+        dx, dy = grid.x - float(self.x), grid.y - float(self.y)
+        cos, sin = math.cos(self.rotation), math.sin(self.rotation)
+        along = dx * float(cos / self.a) + dy * float(sin / self.a)
+        beside = dy * float(cos / self.b) - dx * float(sin / self.b)
         return 1 - along * along - beside * beside
 
     def stamp(self, grid: Grid, extent: float = 1.0) -> tuple[tuple[slice, slice], np.ndarray]:
@@ -143,8 +148,8 @@ class Ellipse:
         return window, self.inside(grid[window])
 
     def bounds(self) -> tuple[float, float, float, float]:
-        cos, sin = np.cos(self.rotation), np.sin(self.rotation)
-        dx, dy = np.hypot(self.a * cos, self.b * sin), np.hypot(self.a * sin, self.b * cos)
+        cos, sin = math.cos(self.rotation), math.sin(self.rotation)
+        dx, dy = math.hypot(self.a * cos, self.b * sin), math.hypot(self.a * sin, self.b * cos)
         return self.x - dx, self.y - dy, self.x + dx, self.y + dy
 
 
@@ -187,7 +192,10 @@ class Anatomy:
             taper = 0.012 * np.clip(y - widest, 0, None) ** 2
             outer.append(np.where(rise < 1, crown + (self.outer[side] - crown) * arch - taper, crown))
             rise = np.clip((top + 4.5 - y) / 4.5, 0, 1)
-            inner.append(crown - (crown - self.inner[side]) * np.sqrt(1 - rise**2))
+            # The mediastinum is widest at the great vessels and again at the hilum.
+            vessels = 0.5 * np.exp(-(((y - top - 3.5) / 2.5) ** 2)) + 0.4 * np.exp(-(((y - top - 10.5) / 2.5) ** 2))
+            edge = self.inner[side] + vessels * (1.2 if side == 0 else 0.7)
+            inner.append(crown - (crown - edge) * np.sqrt(1 - rise**2))
         return np.concatenate(outer).astype(np.float32), np.concatenate(inner).astype(np.float32)
 
     @cached_property
@@ -230,14 +238,16 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
     heart = rng.normal(0, 0.25, 6)
     low = dome - 4.4
     ellipses = (
-        Ellipse(2.4 + heart[0], low + 0.5, 7.0 + 0.2 * build + heart[1], 5.0 + heart[2], 0.7 - 0.1 * weight),
+        Ellipse(2.7 + heart[0], low + 1.0, 7.0 + 0.2 * build + heart[1], 4.8 + heart[2], 0.74 - 0.1 * weight),
         Ellipse(-0.9 + 0.5 * heart[3], low + 0.2, 3.4 + heart[4], 5.4, 0.12),
-        Ellipse(1.2, low - 5.0, 3.3 + 0.5 * heart[5], 4.2, 0.25),
+        Ellipse(1.7, low - 4.0, 3.5 + 0.4 * heart[5], 5.0, -0.25),
     )
     bubble = rng.uniform(0.8, 2.8), rng.uniform(0.5, 1.4)
     gas = [Ellipse(6.2 + rng.normal(0, 0.8), dome + 3.4, *bubble, rng.normal(0, 0.2))]
     for _ in range(rng.integers(1, 6)):
-        gas.append(Ellipse(rng.uniform(-2, 11), dome + rng.uniform(6, 11), *rng.uniform(0.5, 1.5, 2), rng.uniform(0, 3)))
+        gas.append(
+            Ellipse(rng.uniform(-2, 11), dome + rng.uniform(6, 11), *rng.uniform(0.5, 1.5, 2), rng.uniform(0, 3))
+        )
     return Anatomy(
         apex=(apex, apex + rng.normal(0.1, 0.2)),
         outer=(outer, outer + rng.normal(-0.1, 0.25)),
@@ -247,14 +257,14 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
         wall=float(np.clip(5.0 + 1.2 * weight, 3.2, 8)),
         half_width=outer + 2.6 + float(np.clip(0.9 * weight, -1, 2.4)),
         heart=ellipses,
-        heart_depth=float(9.5 + 0.4 * build + 0.3 * weight),
+        heart_depth=float(10.5 + 0.4 * build + 0.3 * weight),
         knob=Ellipse(2.1 + rng.normal(0, 0.15), apex + 7.0 + rng.normal(0, 0.4), 1.75 + rng.normal(0, 0.12), 2.0, 0.0),
         breast=rng.uniform(2.0, 5.0) if woman else 0.0,
         lung_density=float(np.clip(rng.normal(0.27, 0.025), 0.2, 0.34)),
         rib_spacing=2.42 + 0.12 * build + rng.normal(0, 0.06),
         rib_drop=5.4 + rng.normal(0, 0.6),
         shoulder=apex - 0.4 + rng.normal(0, 0.8),
-        arms=rng.uniform(0.12, 0.4),
+        arms=rng.uniform(0.0, 0.3),
         collar=rng.normal(0, 0.5),
         bone=float(np.clip(rng.normal(1, 0.15), 0.6, 1.4)),
         texture=tuple(rng.uniform(0, 25, 2)),
@@ -265,7 +275,7 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
 
 def sample_frame(rng: np.random.Generator, anatomy: Anatomy) -> Frame:
     """Draw how the patient stands before the film: centring, magnification, a slight rotation."""
-    extent = 2 * anatomy.half_width * float(np.clip(rng.normal(1.07, 0.07), 0.93, 1.25))
+    extent = 2 * anatomy.half_width * float(np.clip(rng.normal(1.02, 0.07), 0.88, 1.2))
     middle = (anatomy.apex[0] + anatomy.dome[0]) / 2 + 1.2
     return Frame(
         x=rng.normal(0, 0.7),

@@ -81,7 +81,7 @@ def _trunk_tables(anatomy: Anatomy) -> tuple[np.ndarray, ...]:
     # Above the armpits the trunk runs into the shoulders.
     shoulders = 0.75 * np.clip((apex + 14 - y) / 9, 0, 1) ** 2.2
     half_width = anatomy.half_width * (1 + shoulders + 0.05 * np.clip((y - apex - 20) / 14, 0, 1))
-    depth = np.interp(y, [0, apex, apex + 10, apex + 20, 45], np.array([0.6, 0.74, 0.95, 1.0, 1.08]) * anatomy.depth)
+    depth = np.interp(y, [0, apex, apex + 12, apex + 22, 45], np.array([0.62, 0.78, 0.95, 1.0, 1.08]) * anatomy.depth)
     cavity = np.interp(y, [apex, apex + 4, apex + 12, 45], np.array([0.6, 0.78, 1, 1]) * (anatomy.depth - anatomy.wall))
     arm = anatomy.half_width + 3.9 + anatomy.arms * (y - apex - 9)
     end = anatomy.shoulder
@@ -101,8 +101,8 @@ def _heart(anatomy: Anatomy, grid: Grid) -> np.ndarray:
     total *= anatomy.heart_depth
     window, inside = anatomy.knob.stamp(grid)
     total[window] = np.maximum(total[window], np.sqrt(np.clip(inside, 0, 1)) * 9.0)
-    # The descending aorta runs down beside the spine from the knob.
-    middle, half = anatomy.knob.x + 0.32 * anatomy.knob.a - 0.6, 0.75 * anatomy.knob.a
+    # The descending aorta runs down beside the spine from the knob; only the knob is ever enlarged.
+    middle, half = 2.05, 1.3
     window = grid.window((middle - half, anatomy.knob.y, middle + half, 60))
     beside = (grid.x[window] - middle) * (1 / half)
     aorta = np.sqrt(np.maximum(1 - beside * beside, 0)) * np.clip(grid.y[window] - anatomy.knob.y, 0, 1)
@@ -115,11 +115,11 @@ def _subtract_air(anatomy: Anatomy, grid: Grid, soft: np.ndarray) -> None:
     carina = anatomy.apex[0] + 9.0
     window = grid.window((-1.0, -9, 1.2, carina + 0.4))
     beside = (grid.x[window] - 0.1) * (1 / 0.95)
-    trachea = np.sqrt(np.maximum(1 - beside * beside, 0)) * np.clip((carina - grid.y[window]) * 1.5, 0, 1)
-    soft[window] -= trachea * 2.0
+    trachea = np.sqrt(np.maximum(1 - beside * beside, 0)) * np.clip((carina + 0.3 - grid.y[window]) * 0.5, 0, 1)
+    soft[window] -= trachea * 1.8
     for side in (-1, 1):
         window, inside = Ellipse(side * 1.9, carina + 0.9, 2.3, 0.62, side * 0.72).stamp(grid)
-        soft[window] -= np.sqrt(np.clip(inside, 0, 1)) * 1.3
+        soft[window] -= np.sqrt(np.clip(inside, 0, 1)) * 0.9
     for gas in anatomy.gas:
         window, inside = gas.stamp(grid, 1.3)
         part = grid[window]
@@ -147,5 +147,5 @@ def _vessels(anatomy: Anatomy, grid: Grid, lung: np.ndarray) -> np.ndarray:
         glow = _hilum_glow().take(np.minimum(near * 64, 4095).astype(np.int32))
         clumps = 1.3 + 0.7 * cloud(part.x * 3, part.y * 3, anatomy.texture)
         present = np.clip(lung[window] * 0.25, 0, 1) * part.on(side)
-        vessel[window] += (tree * (0.9 + 0.6 * glow) + glow * clumps) * present
+        vessel[window] += (tree * (1.0 + 0.5 * glow) + 1.6 * glow * clumps) * present
     return vessel

@@ -125,7 +125,9 @@ def make_case(
     )
 
 
-def _plant(planted: Planted, positive: tuple[str, ...], frame: Frame, rng: np.random.Generator) -> tuple[Frame, Marker | None]:
+def _plant(
+    planted: Planted, positive: tuple[str, ...], frame: Frame, rng: np.random.Generator
+) -> tuple[Frame, Marker | None]:
     chance = rng.random(3)
     where, letter, height, lead, border, upright, zoom = rng.random(7)
 
@@ -142,10 +144,16 @@ def _plant(planted: Planted, positive: tuple[str, ...], frame: Frame, rng: np.ra
         frame = replace(frame, border=(band, 0.0) if upright < 0.5 else (0.0, band))
     if not wanted(planted.marker, chance[0]):
         return frame, None
-    height = 0.06 + 0.025 * height
+    height = 0.08 + 0.03 * height
     left = letter < 0.5
     u = frame.border[0] + 0.03 + 0.05 * where
-    marker = Marker("R" if left else "L", u if left else 1 - u - height * 5 / 7, frame.border[1] + 0.04 + 0.06 * where, height, 0.4 + 0.5 * lead)
+    marker = Marker(
+        "R" if left else "L",
+        u if left else 1 - u - height * 5 / 7,
+        frame.border[1] + 0.04 + 0.06 * where,
+        height,
+        0.4 + 0.5 * lead,
+    )
     return frame, marker
 
 
@@ -156,9 +164,7 @@ def draw(case: Case, size: int, noise: bool = True) -> Drawing:
     centres = (np.arange(side) + 0.5) / side
     grid = Grid(case.anatomy, case.frame, centres, centres)
     body = draw_body(case.anatomy, grid)
-    truth = tuple(
-        (finding.label, _show(finding, case, grid, body, side, step)) for finding in case.findings
-    )
+    truth = tuple((finding.label, _show(finding, case, grid, body, step)) for finding in case.findings)
     attenuation = line_integral(body, case.anatomy.lung_density)
     shortcut = _mark(case.marker, attenuation, side)
     rng = _rng(*case.noise) if noise else None
@@ -168,7 +174,7 @@ def draw(case: Case, size: int, noise: bool = True) -> Drawing:
         image[blank] = 0
         shortcut |= blank
     image = np.clip(_mean(image, step), 0, 1)
-    return Drawing(image, truth, _mean(shortcut, step) >= 0.5, _mean(attenuation, step))
+    return Drawing(image, truth, _mean(shortcut, step) > 0, _mean(attenuation, step))
 
 
 def _mean(values: np.ndarray, step: int) -> np.ndarray:
@@ -184,39 +190,44 @@ def _tissue(anatomy: Anatomy) -> tuple[float, float]:
     return SOFT * (anatomy.wall + anatomy.lung_density * (anatomy.depth - anatomy.wall)), SOFT * anatomy.depth
 
 
-def _window(frame: Frame, bounds: tuple[float, float, float, float], side: int, step: int) -> tuple[slice, slice]:
-    """Pixels that hold bounds given in cm, in whole blocks of ``step``, with a pixel to spare."""
-    u0, v0, u1, v1 = frame.window(bounds)
-
-    def span(low: float, high: float) -> slice:
-        first = max(0, int(low * side) - 1) // step * step
-        last = -(-min(side, int(high * side) + 2) // step) * step
-        return slice(first, last)
-
-    return span(v0, v1), span(u0, u1)
-
-
-def _show(finding: Finding, case: Case, grid: Grid, body: Thickness, side: int, step: int) -> np.ndarray:
+def _show(finding: Finding, case: Case, grid: Grid, body: Thickness, step: int) -> np.ndarray:
     """Apply a finding to the body; returns its true region at the final size, bool ``[size, size]``."""
-    rows, columns = window = _window(case.frame, finding.bounds, side, step)
-    mask = np.zeros((side // step, side // step), dtype=bool)
-    if rows.stop <= rows.start or columns.stop <= columns.start:
-        return mask
-    true = apply(finding, case.anatomy, grid[window], body[window], case.conspicuity) >= EDGE
+    side = len(grid.u)
+    rows, columns = window = grid.window(finding.bounds)
+    true = np.zeros((side, side), dtype=bool)
+    if rows.stop > rows.start and columns.stop > columns.start:
+        true[window] = apply(finding, case.anatomy, grid[window], body[window], case.conspicuity) >= EDGE
     if any(case.frame.border):
-        centres = (np.arange(side) + 0.5) / side
-        true &= ~_blank(case.frame, centres)[window]
-    target = mask[rows.start // step : rows.stop // step, columns.start // step : columns.stop // step]
-    if step == 1:
-        target |= true
-        return mask
-    height, width = target.shape
-    # More than half of the block: its centre then lies within the finding's box.
-    target |= true.reshape(height, step, width, step).mean(axis=(1, 3)) > 0.5
-    if not target.any() and true.any():
-        # Too small for a pixel of its own: the one under its middle, as a box of that size gets.
-        y, x = np.nonzero(true)
-        target[(y.min() + y.max() + 1) // 2 // step, (x.min() + x.max() + 1) // 2 // step] = True
+        true &= ~_blank(case.frame, grid.u)
+    return true if step == 1 else _coarser(true, step, finding.thin)
+
+
+def _coarser(true: np.ndarray, step: int, thin: bool) -> np.ndarray:
+    """A mask on blocks of ``step`` x ``step`` pixels: where more than half is true or, if thin, any is.
+
+    The middle of a block that is kept lies within the bounding box of the true pixels, and one block always is.
+    """
+    side = len(true) // step
+    coarse = _mean(true, step) > (0.0 if thin else 0.5)
+    if not coarse.any() and not true.any():
+        return coarse
+    middles = (np.arange(side) + 0.5) * step - 0.5
+    spans = []
+    for axis in (1, 0):
+        where = np.flatnonzero(true.any(axis=axis))
+        inside = (where[0] <= middles) & (middles <= where[-1])
+        if not inside.any():
+            inside[(where[0] + where[-1] + 1) // 2 // step] = True
+        spans.append(inside)
+    kept = coarse & spans[0][:, None] & spans[1][None, :]
+    return kept if kept.any() else _middle(spans)
+
+
+def _middle(spans: list[np.ndarray]) -> np.ndarray:
+    """The middle one of the blocks in two spans, as a mask."""
+    rows, columns = (np.flatnonzero(span) for span in spans)
+    mask = np.zeros((len(spans[0]), len(spans[1])), dtype=bool)
+    mask[rows[len(rows) // 2], columns[len(columns) // 2]] = True
     return mask
 
 

@@ -21,7 +21,7 @@ __all__ = ["EDGE", "FRAME", "Finding", "Part", "apply", "finding_box", "finding_
 
 EDGE = 0.15  # a pixel is true where at least this share of the full change is there
 FRAME = 1024  # side of the nominal frame of the boxes, pixels
-_BOX_GRID = 96
+_BOX_GRID = 128
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Finding:
 
     label: str
     parts: tuple[Part, ...] = field(repr=False)
+
+    @property
+    def thin(self) -> bool:
+        """Whether it may be narrower than a pixel, so that its truth keeps every pixel it touches."""
+        return any(part.shape in ("line", "specks", "ring") for part in self.parts)
 
     @property
     def bounds(self) -> Box:
@@ -78,7 +83,7 @@ def _texture(part: Part, anatomy: Anatomy, grid: Grid) -> np.ndarray | float:
         return np.clip(1 + 0.28 * cloud(grid.x * 2, grid.y * 2, offset), 0.35, 1.6)
     if part.texture == "bronchi":
         airways = vessels(grid.across - 2.4, grid.y - np.float32(anatomy.apex[0] + 10.8), anatomy.tree + 1, grid.pixel)
-        return np.clip(1 + 0.1 * cloud(grid.x * 2, grid.y * 2, offset) - 0.9 * airways, 0.45, 1.3)
+        return np.clip(1 + 0.1 * cloud(grid.x * 2, grid.y * 2, offset) - 0.6 * airways, 0.45, 1.3)
     if part.texture in ("fine", "coarse"):
         return 0.45 + 0.55 * net(grid.x, grid.y, offset, part.texture, grid.pixel)
     return 1.0

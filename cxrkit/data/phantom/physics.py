@@ -20,19 +20,22 @@ __all__ = ["SOFT", "Exposure", "display", "line_integral", "sample_exposure"]
 SOFT = 0.20 * 1.05
 BONE = 0.287 * 1.92
 METAL = 0.68 * 4.5
+_PIXEL_BLUR = 0.38  # pixels: what averaging a finer image into these pixels does
 _COARSE = 32  # side of the grid on which scatter is worked out
 
 
 @dataclass(frozen=True)
 class Exposure:
     """One exposure: ``quanta`` per square cm at the detector without a patient; share of ``scatter`` in the
-    signal; the display window (share of the tissue range added below and above), its curve, detector blur in cm."""
+    signal; the display window (share of the tissue range added below and above), its curve and its brightest grey;
+    detector blur in cm."""
 
     quanta: float
     scatter: float
     low: float
     high: float
     curve: float
+    white: float
     blur: float
 
 
@@ -41,10 +44,11 @@ def sample_exposure(rng: np.random.Generator) -> Exposure:
     return Exposure(
         quanta=float(10 ** rng.normal(6.3, 0.2)),
         scatter=float(rng.uniform(0.25, 0.6)),
-        low=float(rng.uniform(0.1, 0.75)),
-        high=float(rng.uniform(-0.12, 0.25)),
-        curve=float(rng.normal(0.0, 0.35)),
-        blur=0.055,
+        low=float(rng.uniform(0.2, 0.95)),
+        high=float(rng.uniform(-0.05, 0.4)),
+        curve=float(np.clip(rng.normal(0.05, 0.35), -0.9, 0.9)),
+        white=float(rng.uniform(0.88, 1.0)),
+        blur=0.045,
     )
 
 
@@ -103,10 +107,10 @@ def display(
         # Poisson noise of N quanta, as a normal of variance N.
         quanta = exposure.quanta * pixel * pixel
         signal += quantum_noise(len(signal), rng) * np.sqrt(signal * np.float32(1 / quanta))
-    signal = _smooth(signal, exposure.blur / pixel)
+    signal = _smooth(signal, np.hypot(exposure.blur / pixel, _PIXEL_BLUR))
     dense = -np.log(np.maximum(signal, 1e-4))
     reach = tissue[1] - tissue[0]
     low, high = tissue[0] - exposure.low * reach, tissue[1] + exposure.high * reach
     grey = np.clip((dense - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
     # A gentle film curve, monotonic for |curve| <= 1.
-    return grey + np.float32(np.clip(exposure.curve, -0.9, 0.9)) * grey * (1 - grey)
+    return (grey + exposure.curve * grey * (1 - grey)) * exposure.white

@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from cxrkit.data.phantom.anatomy import PER_CM, ROWS, START, Anatomy, Ellipse
 from cxrkit.data.phantom.findings import Finding, Part
 
-__all__ = ["ENLARGED", "MAKERS", "enlarge", "make"]
+__all__ = ["MAKERS", "enlarge", "make"]
 
 Maker = Callable[[str, np.random.Generator, Anatomy], list[Finding]]
 MAKERS: dict[str, Maker] = {}
-ENLARGED = ("Cardiomegaly", "Aortic enlargement")
+_BLUNT = 0.8  # cm: a rim that tapers ends here, where a reader would still see it
 
 
 def _maker(*labels: str):
@@ -32,12 +33,15 @@ def make(label: str, rng: np.random.Generator, anatomy: Anatomy, kind: str | Non
 
 def enlarge(anatomy: Anatomy, labels: list[str], rng: np.random.Generator, strength: float) -> Anatomy:
     """The same patient with a larger heart or aorta where the labels say so."""
-    heart, aorta = rng.uniform(0.9, 1.15, 2) * strength
+    heart, aorta = (rng.uniform(0.9, 1.15, 2) * strength).tolist()
     if "Cardiomegaly" in labels:
         ventricle, atrium, outflow = anatomy.heart
         # The heart grows toward the left and down, and a little to the right.
         ventricle = replace(
-            ventricle, x=ventricle.x + 1.3 * heart, a=ventricle.a * (1 + 0.36 * heart), b=ventricle.b * (1 + 0.22 * heart)
+            ventricle,
+            x=ventricle.x + 1.2 * heart,
+            a=ventricle.a * (1 + 0.27 * heart),
+            b=ventricle.b * (1 + 0.12 * heart),
         )
         atrium = replace(atrium, x=atrium.x - 0.5 * heart, a=atrium.a * (1 + 0.28 * heart))
         anatomy = replace(anatomy, heart=(ventricle, atrium, outflow))
@@ -121,7 +125,9 @@ def _pneumonia(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[F
         side = (first + index) % 2
         down = rng.uniform(0.45, 0.85) if count < 3 else (0.3, 0.8)[index // 2] + rng.normal(0, 0.04)
         size = (rng.uniform(3.0, 4.6), rng.uniform(3.8, 6.2) * (1 if count < 3 else 0.7))
-        found.append(_patch(label, rng, anatomy, side, rng.uniform(0.35, 0.65), down, size, rng.uniform(0.4, 0.65), 0.7))
+        found.append(
+            _patch(label, rng, anatomy, side, rng.uniform(0.35, 0.65), down, size, rng.uniform(0.4, 0.65), 0.7)
+        )
     return found
 
 
@@ -174,11 +180,18 @@ def _rim_part(
     outer, inner = (np.concatenate([np.full(lower, table[0]), table[: ROWS - lower]]) for table in (outer, inner))
     outer = outer - wide
     outer[:top] = -60
-    at = {"side": side, "outer": outer.astype(np.float32), "inner": inner.astype(np.float32), "soft": soft}
+    inner[top + int(5 * PER_CM) :] = -60
+    rows = np.flatnonzero(wide >= _BLUNT)
+    ends = (anatomy.apex[side] - 1.0 if cap else rows[0] / PER_CM + START), (rows[-1] + 1) / PER_CM + START
+    at = {
+        "ends": ends,
+        "side": side,
+        "outer": outer.astype(np.float32),
+        "inner": inner.astype(np.float32),
+        "soft": soft,
+    }
     x0, y0, x1, y1 = anatomy.lung_bounds(side)
-    rows = np.flatnonzero(wide > 0)
-    y0, y1 = (max(y0, rows[0] / PER_CM + START) if not cap else y0), min(y1, (rows[-1] + 1) / PER_CM + START)
-    return Part(shape, at, (x0, y0, x1, y1), effect, amount)
+    return Part(shape, at, (x0, max(y0, ends[0]), x1, min(y1, ends[1])), effect, amount)
 
 
 def _heights() -> np.ndarray:
@@ -233,7 +246,12 @@ def _lungs(
     """The same change in both lungs, between two heights (0 apex, 1 dome)."""
     found = []
     for side in sides:
-        at = {"side": side, "top": anatomy.place(side, 0.5, top)[1], "bottom": anatomy.place(side, 0.5, bottom)[1], **zone}
+        at = {
+            "side": side,
+            "top": anatomy.place(side, 0.5, top)[1],
+            "bottom": anatomy.place(side, 0.5, bottom)[1],
+            **zone,
+        }
         x0, y0, x1, y1 = anatomy.lung_bounds(side)
         bounds = (x0, max(y0, at["top"]), x1, min(y1, at["bottom"]))
         found.append(Finding(label, (Part("zone", at, bounds, "fill", amount, texture),)))
@@ -258,6 +276,12 @@ def _other(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Findi
     return (_pacemaker, _tube, _object)[rng.integers(0, 3)](label, rng, anatomy)
 
 
+def _curve(points: list[tuple[float, float]], pieces: int) -> list[tuple[float, float]]:
+    """A smooth line through the points, as so many straight pieces."""
+    spline = PchipInterpolator(np.arange(len(points)), np.array(points))
+    return [tuple(point) for point in spline(np.linspace(0, len(points) - 1, pieces + 1)).tolist()]
+
+
 def _line_part(points: list[tuple[float, float]], radius: float, amount: float, material: str = "metal") -> Part:
     corners = np.array(points)
     bounds = (*(corners.min(axis=0) - radius), *(corners.max(axis=0) + radius))
@@ -271,7 +295,7 @@ def _pacemaker(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[F
     tip = anatomy.heart[0]
     points = [(x - side * 1.5, y - 1.2), (side * 5.0, anatomy.apex[0] + 2.2), (-1.4, anatomy.apex[0] + 5.5)]
     points += [(-2.3, tip.y - 4.0), (-1.0, tip.y + 2.0), (tip.x + 2.0, tip.y + 2.6)]
-    lead = _line_part(points, 0.22, 0.35)
+    lead = _line_part(_curve(points, 16), 0.18, 0.4)
     return [Finding(label, (Part("slab", {"ellipse": case}, case.bounds(), "metal", 0.7), lead))]
 
 
@@ -282,7 +306,7 @@ def _tube(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Findin
     entry = anatomy.place(side, 1.0, rng.uniform(0.6, 0.8))
     bend = anatomy.place(side, 0.9, rng.uniform(0.38, 0.5))
     points = [(entry[0] + sign * 4, entry[1] + 2.5), entry, bend, (x, y)]
-    return [Finding(label, (_line_part(points, rng.uniform(0.4, 0.55), 0.42),))]
+    return [Finding(label, (_line_part(_curve(points, 10), rng.uniform(0.4, 0.55), 0.42),))]
 
 
 def _object(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Finding]:
@@ -337,7 +361,7 @@ def _klebsiella(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[
     """The right upper lobe, heavy, its fissure bulging down."""
     line = anatomy.place(0, 0.5, 0.52)
     fissure = (*line, rng.uniform(0.1, 0.2), -1)
-    return [_patch(label, rng, anatomy, 0, 0.55, 0.27, (6.0, 6.0), 0.9, 0.35, "plain", fissure)]
+    return [_patch(label, rng, anatomy, 0, 0.55, 0.27, (7.5, 7.5), 0.9, 0.35, "plain", fissure)]
 
 
 @_maker("Legionella")

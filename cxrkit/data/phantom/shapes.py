@@ -35,7 +35,7 @@ def _into_lung(grid: Grid) -> np.ndarray:
 @_shape
 def _blob(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     """A patch of lung with an uneven, soft edge; ``fissure`` cuts it off along a line (X, Y, slope, sign)."""
-    wobble = 0.22 * cloud(grid.x * 1.2, grid.y * 1.2, at["offset"])
+    wobble = 0.2 * cloud(grid.x * 0.7, grid.y * 0.7, at["offset"])
     shape = np.clip((at["ellipse"].inside(grid) + wobble) * np.float32(1 / at["soft"]), 0, 1)
     if at.get("fissure"):
         x, y, slope, sign = at["fissure"]
@@ -46,7 +46,7 @@ def _blob(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
 @_shape
 def _ball(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     """The chord through an ellipsoid, lobed a little."""
-    lobes = at["lobed"] * cloud(grid.x * 1.5, grid.y * 1.5, at["offset"]) if at["lobed"] else 0.0
+    lobes = at["lobed"] * cloud(grid.x, grid.y, at["offset"]) if at["lobed"] else 0.0
     return np.sqrt(np.clip(at["ellipse"].inside(grid) + lobes, 0, 1))
 
 
@@ -72,17 +72,26 @@ def _beyond(at: Mapping, grid: Grid) -> np.ndarray:
     return np.maximum(grid.across - at["outer"].take(grid.row), at["inner"].take(grid.row) - grid.across)
 
 
+def _within(at: Mapping, grid: Grid) -> np.ndarray:
+    """Positive between the two heights ``ends``."""
+    top, bottom = at["ends"]
+    return np.minimum(grid.y - top, bottom - grid.y) * 1.5
+
+
 @_shape
 def _rim(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     """Between the chest wall and a curve within the lung."""
     near = np.minimum(_into_lung(grid) * 4, _beyond(at, grid) * (1 / at["soft"]))
+    near = np.minimum(near, _within(at, grid))
     return np.clip(near, 0, 1) * grid.on(at["side"])
 
 
 @_shape
 def _lining(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     """The thin line at the inner edge of a rim: the pleura of a collapsed lung."""
-    line = np.maximum(1 - np.abs(_beyond(at, grid)) * 5, 0) * np.clip(_into_lung(grid) * 4 - 1, 0, 1)
+    line = np.maximum(1 - np.abs(_beyond(at, grid)) * 5, 0) * np.clip(
+        np.minimum(_into_lung(grid) * 4 - 1, _within(at, grid)), 0, 1
+    )
     return line * grid.on(at["side"])
 
 
@@ -93,7 +102,8 @@ def _zone(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     edges = grid.edges
     shape = np.clip((grid.y - at["top"]) * 0.45, 0, 1) * np.clip((at["bottom"] - grid.y) * 0.45, 0, 1)
     if at.get("rind"):
-        shape *= np.clip((at["rind"] - np.minimum(edges[0], edges[2])) * np.float32(0.7), 0, 1)
+        wall, floor = np.maximum(edges[0], 0.01), np.maximum(edges[2], 0.01)
+        shape *= np.clip((at["rind"] - 1.6 * wall * floor / (wall + floor)) * 0.6, 0, 1)
     if at.get("core"):
         shape *= np.clip((at["core"] - edges[1]) * np.float32(0.5), 0, 1)
     return shape * np.clip(_into_lung(grid) * 4, 0, 1) * grid.on(at["side"])
@@ -105,9 +115,10 @@ def _plate(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     dx, dy = grid.x - np.float32(at["start"][0]), grid.y - np.float32(at["start"][1])
     along = dx * np.float32(np.cos(at["angle"])) + dy * np.float32(np.sin(at["angle"]))
     beside = dy * np.float32(np.cos(at["angle"])) - dx * np.float32(np.sin(at["angle"]))
+    beside += 0.2 * cloud(grid.x, grid.y, anatomy.texture)
     half = at["half"] + at["wedge"] * np.clip(1 - along / at["length"], 0, 1)
     ends = np.minimum(along, at["length"] - along)
-    near = np.minimum((half - np.abs(beside)) * 3, ends * 3)
+    near = np.minimum((half - np.abs(beside)) * 2.2, ends * 1.5)
     return np.clip(near, 0, 1) * _in_lung(at, anatomy, grid)
 
 
@@ -115,7 +126,8 @@ def _plate(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
 def _raised(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     """Between the diaphragm and a copy of it ``lift`` cm higher."""
     edges = grid.edges
-    up = at["lift"] * np.clip(np.minimum(edges[0], edges[1]) * 0.6, 0, 1)
+    inward = np.clip(np.minimum(edges[0], edges[1]) * 0.2, 0, 1)
+    up = at["lift"] * inward * (2 - inward)
     inside = np.minimum(np.minimum(edges[0], edges[1]), edges[2] + 1.0)
     near = np.minimum((up - edges[2]) * 3, inside * 4)
     return np.clip(near, 0, 1) * grid.on(at["side"])
@@ -123,9 +135,9 @@ def _raised(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
 
 @_shape
 def _heart(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
-    """The silhouette of the heart."""
+    """The silhouette of the heart, down to the diaphragm."""
     inside = np.maximum.reduce([ellipse.inside(grid) for ellipse in anatomy.heart])
-    return np.sqrt(np.clip(inside, 0, 1))
+    return np.sqrt(np.clip(inside, 0, 1)) * np.clip(grid.edges[2] + 1.5, 0, 1)
 
 
 @_shape

@@ -61,7 +61,7 @@ def _ribs(anatomy: Anatomy, grid: Grid) -> np.ndarray:
     slant = 1 / (w + 0.3)
     behind *= np.clip(u * 12 - 1.8, 0, 1) * slant
     before *= np.clip(u * 4 - 1.7, 0, 1) * slant
-    return (0.62 * behind + 0.5 * before) * np.clip((1 - u) * 22, 0, 1)
+    return (0.62 * behind + 0.42 * before) * np.clip((1 - u) * 22, 0, 1)
 
 
 def _spine(anatomy: Anatomy, grid: Grid) -> np.ndarray:
@@ -73,9 +73,9 @@ def _spine(anatomy: Anatomy, grid: Grid) -> np.ndarray:
     body = np.clip((0.8 - np.abs(t)) * 5, 0, 1)
     square = x * x
     column = np.sqrt(np.maximum(1 - square * square, 0))
-    bone = column * (0.5 + 0.22 * body)
+    bone = column * (0.4 + 0.18 * body)
     ring = ((across - 0.6) * 3.6) ** 2 + ((t + 0.2) * 2.1) ** 2
-    bone += 0.2 * np.maximum(1 - np.abs(ring - 0.8), 0)
+    bone += 0.15 * np.maximum(1 - np.abs(ring - 0.8), 0)
     bone += 0.3 * np.maximum(1 - square * 14 - ((t - 0.45) * 1.6) ** 2, 0)
     # Transverse processes reach beyond the body.
     return bone + 0.22 * np.maximum(1 - (across - 1.2) ** 2 * 3.5 - ((t + 0.3) * 2.4) ** 2, 0)
@@ -86,7 +86,7 @@ def _collar_bones(anatomy: Anatomy, grid: Grid) -> np.ndarray:
     heights = np.array([3.4, 3.2, 2.4, 1.1, -0.2, -0.8, -0.6]) + anatomy.collar
     curve = np.interp(x, [0, 2, 5, 9, 13, 17, 20], anatomy.apex[0] + heights).astype(np.float32)
     ends = np.clip(np.minimum(grid.across - 1.6, anatomy.half_width + 1.5 - grid.across) * 1.6, 0, 1)
-    return 0.85 * ends * _rod((grid.y - curve.take(grid.column)) * (1 / 0.75))
+    return 1.1 * ends * _rod((grid.y - curve.take(grid.column)) * (1 / 0.75))
 
 
 def _shoulders(anatomy: Anatomy, grid: Grid, bone: np.ndarray) -> None:
@@ -96,7 +96,7 @@ def _shoulders(anatomy: Anatomy, grid: Grid, bone: np.ndarray) -> None:
         blade = Ellipse(side * (wall - 1.6), apex + 7.0, 2.9, 7.4, side * -0.28)
         window, inside = blade.stamp(grid, 1.1)
         # A plate with a thick rim.
-        bone[window] += 0.22 * np.clip(inside * 9, 0, 1) + 0.4 * np.maximum(1 - np.abs(inside - 0.1) * 10, 0)
+        bone[window] += 0.22 * np.clip(inside * 9, 0, 1) + 0.25 * np.maximum(1 - np.abs(inside - 0.1) * 8, 0)
         window, inside = Ellipse(side * (wall + 2.8), apex + 3.6, 2.4, 2.3).stamp(grid, 1.15)
         bone[window] += 1.1 * np.sqrt(np.clip(inside, 0, 1)) + 0.4 * np.maximum(1 - np.abs(inside) * 6, 0)
         x0, x1 = sorted((side * (wall + 0.5), side * (wall + 9)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -31,15 +30,11 @@ class PhantomRenderer:
         self.view = view
         self.rows = cases
         self.settings = dict(settings)
-        self._case = lru_cache(maxsize=64)(self._make)
-
-    def _make(self, row: int) -> Case:
-        patient, image = self.rows[row]
-        return make_case(self.view, patient=patient, image=image, **self.settings)
 
     def case(self, row: int) -> Case:
         """The patient, the camera and the findings of one row."""
-        return self._case(row)
+        patient, image = self.rows[row]
+        return make_case(self.view, patient=patient, image=image, **self.settings)
 
     def render(self, row: int, size: int) -> Rendered:
         """Draw one row: image ``[size, size]``, truth ``[L, size, size]``, shortcut ``[size, size]``."""
@@ -140,7 +135,7 @@ def _tables(renderer: PhantomRenderer, view: View) -> tuple[pd.DataFrame, pd.Dat
     table, boxes = [], []
     seed = renderer.settings["seed"]
     for row, (patient, image) in enumerate(renderer.rows):
-        case = renderer._make(row)
+        case = renderer.case(row)
         patient_id = f"phantom-{seed}-{patient:05d}"
         image_id = f"{patient_id}-{image}"
         table.append((image_id, patient_id, None, *(float(label in case.positive) for label in view.labels)))

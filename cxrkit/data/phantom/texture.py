@@ -51,8 +51,8 @@ def _clouds() -> np.ndarray:
 def _nets(kind: str, level: int) -> np.ndarray:
     """Lines along the zero crossings of band-limited noise: a net with meshes of about one period."""
     centre, seed = (1.15, 23) if kind == "fine" else (0.62, 29)
-    field = _filtered(seed, lambda f: np.exp(-(np.log(f / centre) ** 2) / 0.16))
-    lines = np.exp(-((field / 0.32) ** 2))
+    field = _filtered(seed, lambda f: np.exp(-(np.log(f / centre) ** 2) / 0.3))
+    lines = np.exp(-((field / 0.34) ** 2)) * np.clip(1 + 0.4 * _filtered(seed + 1, lambda f: f**-1.2), 0.2, 2)
     lines = ndimage.gaussian_filter(lines, 2.0**level / 2, mode="wrap")
     return (lines / lines.mean()).astype(np.float32)
 
@@ -106,7 +106,7 @@ def _tree(index: int) -> tuple[np.ndarray, ...]:
         start = (rng.uniform(0.2, 1.6), 0.4 * height + 2.0 * np.sin(angle) + rng.normal(0, 0.3))
         _grow(draw, rng, start, angle + rng.normal(0, 0.1), rng.uniform(0.2, 0.34))
     canvas = canvas.reduce(_FINER)
-    thickness = np.asarray(canvas, dtype=np.float32) / 300
+    thickness = np.asarray(canvas, dtype=np.float32) / 170
     return tuple(ndimage.gaussian_filter(thickness, 0.6 * 2.0**level).astype(np.float32) for level in range(4))
 
 

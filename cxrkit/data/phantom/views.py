@@ -56,7 +56,9 @@ class View:
                 raise ParameterError(f"prevalence of {label!r} is {share!r}; it must lie in 0 .. 1")
         new = {**self.prevalence, **changes}
         if self.exclusive and sum(new.values()) > 1 + 1e-9:
-            raise ParameterError(f"prevalence: these diagnoses exclude each other, their shares sum to {sum(new.values()):.3f}")
+            raise ParameterError(
+                f"prevalence: these diagnoses exclude each other, their shares sum to {sum(new.values()):.3f}"
+            )
         return new
 
     def ancestors(self, label: str) -> tuple[str, ...]:
@@ -66,12 +68,16 @@ class View:
             chain.append(self.hierarchy[chain[-1]])
         return tuple(chain)
 
-    def assign(self, prevalence: Mapping[str, float], patient: np.random.Generator, image: np.random.Generator) -> Assignment:
+    def assign(
+        self, prevalence: Mapping[str, float], patient: np.random.Generator, image: np.random.Generator
+    ) -> Assignment:
         """Draw the labels of one image; the patient's generator must stand where it stood for the other images."""
         draw = self._one if self.exclusive else self._several
         looks = draw(prevalence, patient, image)
         positive = {name for look in looks for name in self.ancestors(look)} & set(self.labels)
-        return Assignment(tuple(label for label in self.labels if label in positive), tuple((look, look) for look in looks))
+        return Assignment(
+            tuple(label for label in self.labels if label in positive), tuple((look, look) for look in looks)
+        )
 
     def _several(self, prevalence, patient, image) -> list[str]:
         """A Gaussian copula: each look is there when its latent value passes the threshold of its prevalence."""
@@ -93,7 +99,13 @@ class View:
         names = [*prevalence, "No Finding"]
         shares = np.array([*prevalence.values(), 0.0])
         shares[-1] = max(0.0, 1 - shares.sum())
-        name = names[int(np.searchsorted(np.cumsum(shares), patient.random() * shares.sum(), side="right").clip(0, len(names) - 1))]
+        name = names[
+            int(
+                np.searchsorted(np.cumsum(shares), patient.random() * shares.sum(), side="right").clip(
+                    0, len(names) - 1
+                )
+            )
+        ]
         worse = image.random() < 0.1
         return [name, "ARDS"] if name == "COVID-19" and worse else [name]
 
@@ -160,9 +172,21 @@ _BINARY = View(
 _BACTERIAL = ("Chlamydophila", "Klebsiella", "Legionella", "Streptococcus")
 _COVID = View(
     labels=(
-        "ARDS", "Bacterial Pneumonia", "COVID-19", "Chlamydophila", "Fungal Pneumonia", "Klebsiella", "Legionella",
-        "MERS", "No Finding", "Pneumocystis", "Pneumonia", "SARS", "Streptococcus", "Viral Pneumonia",
-    ),  # fmt: skip
+        "ARDS",
+        "Bacterial Pneumonia",
+        "COVID-19",
+        "Chlamydophila",
+        "Fungal Pneumonia",
+        "Klebsiella",
+        "Legionella",
+        "MERS",
+        "No Finding",
+        "Pneumocystis",
+        "Pneumonia",
+        "SARS",
+        "Streptococcus",
+        "Viral Pneumonia",
+    ),
     prevalence={
         "COVID-19": 0.2,
         "SARS": 0.04,

@@ -45,12 +45,13 @@ def test_first_code_cell_holds_plain_parameters(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_outputs_are_stripped_but_for_checked_text(path):
     for cell in code_cells(read(path)):
-        assert cell.execution_count is None
         if CHECKED in cell.metadata.get("tags", []):
             assert cell.outputs, "a checked cell needs an output to check"
+            assert cell.execution_count == 1, "nbval compares nothing with a cell that was never run"
             assert all(output.output_type == "stream" for output in cell.outputs)
         else:
             assert not cell.outputs
+            assert cell.execution_count is None
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -70,7 +70,7 @@ def test_no_global_random_state_is_touched():
 
 @pytest.mark.parametrize(("view", "look"), LOOKS)
 def test_every_look_can_be_drawn_and_its_truth_lies_in_its_box(view, look):
-    for seed in range(3):
+    for seed in range(2):
         case = case_of(view, look, seed)
         assert case.findings
         for size in (32, 64, 96, 224):
@@ -126,7 +126,7 @@ def test_at_conspicuity_zero_nothing_but_the_labels_remains():
         case = case_of(view, look, seed=1, conspicuity=0.0)
         drawing, healthy = draw(case, 64, noise=False), draw(case.healthy(), 64, noise=False)
         np.testing.assert_array_equal(drawing.image, healthy.image)
-        assert case.boxes()
+        assert case.boxes() or look not in VIEWS[view].labels
     dataset = load_phantom(images=30, size=32, conspicuity=0.0)
     assert dataset.table[list(dataset.labels)].to_numpy().any()
 
@@ -176,27 +176,27 @@ def test_patients_keep_their_anatomy_and_chronic_findings():
 
 
 def test_prevalence_and_healthy_share():
-    dataset = load_phantom(images=900, images_per_patient=(1, 1), size=32)
+    dataset = load_phantom(images=500, images_per_patient=(1, 1), size=32)
     shares = dataset.table[list(dataset.labels)].mean()
     assert shares.between(0.08, 0.36).all()
     for label in dataset.labels:
         if label != "Lung Opacity":
-            assert abs(shares[label] - VIEWS["multilabel"].prevalence[label]) < 0.05, label
+            assert abs(shares[label] - VIEWS["multilabel"].prevalence[label]) < 0.06, label
     assert 0.25 < (dataset.table[list(dataset.labels)].sum(axis=1) == 0).mean() < 0.42
     assert load_phantom(images=50, size=32, prevalence={"Pneumothorax": 0.0}).table["Pneumothorax"].sum() == 0
 
 
 def test_the_binary_view_is_like_rsna():
-    dataset = load_phantom(view="binary", images=500, size=64)
+    dataset = load_phantom(view="binary", images=300, size=64)
     assert dataset.labels == ("Pneumonia",)
     positive = np.flatnonzero(dataset.table["Pneumonia"] == 1)
-    assert abs(len(positive) / 500 - 0.22) < 0.05
+    assert abs(len(positive) / 300 - 0.22) < 0.06
     counts = dataset.boxes.groupby("image_id").size()
     assert counts.between(1, 4).all()
     assert set(counts.index) == set(dataset.table["image_id"].iloc[positive])
-    area = np.mean([dataset[int(row)].mask.float().mean() for row in positive[:50]])
+    area = np.mean([dataset[int(row)].mask.float().mean() for row in positive[:40]])
     assert 0.09 < area < 0.15
-    assert load_phantom(view="binary", images=300, prevalence=0.5).table["Pneumonia"].mean() > 0.4
+    assert load_phantom(view="binary", images=100, prevalence=0.5).table["Pneumonia"].mean() > 0.38
 
 
 @pytest.mark.parametrize("view", ["multilabel", "covid"])

@@ -35,6 +35,7 @@ def scores(precision: float, method: str) -> pd.DataFrame:
                     "chance": 0.1,
                     "signed": value,
                     "grid": 0.25,
+                    "smooth": 0.125,
                     "threshold": threshold,
                     "precision": value + threshold / 10,
                     "recall": 1 - threshold,
@@ -162,3 +163,10 @@ def test_enlarged_maps_keep_every_value():
     assert np.allclose(big.mean((1, 2)), maps.mean((1, 2)))
     with pytest.raises(ParameterError, match="no multiple"):
         report.enlarge(maps, 5)
+
+
+def test_grid_energy_stands_beside_that_of_a_smooth_map(made):
+    table = report.grid_energies(made)
+    assert table["network"].tolist() == ["B-cos", "B-cos + FLC", "B-cos + BlurPool"]
+    assert table["grid"].tolist() == pytest.approx([0.25] * 3)
+    assert table["ratio"].tolist() == pytest.approx([2.0] * 3)

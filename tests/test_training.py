@@ -70,7 +70,7 @@ def test_it_learns_and_never_looks_at_the_test_split(squares):
 def test_the_epoch_with_the_best_validation_auc_is_kept(squares):
     result = fit(squares)
     assert result.best_epoch == result.history["epoch"][result.history["validation_auc"].idxmax()]
-    again = training._validate(result.model, squares.split("validation"), parameters(), "cpu")
+    again = training._validate(result.model, squares.split("validation"), parameters())
     assert again["validation_auc"] == pytest.approx(result.history["validation_auc"].max(), abs=1e-6)
     assert not result.model.training
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cxrkit.data.dataset import Batch, Dataset, Sample, collate
-from cxrkit.data.readers import read_image
+from cxrkit.data.readers import image_tensor, read_image
 from cxrkit.data.sources import load, sources
 
-__all__ = ["Batch", "Dataset", "Sample", "collate", "load", "read_image", "sources"]
+__all__ = ["Batch", "Dataset", "Sample", "collate", "image_tensor", "load", "read_image", "sources"]

@@ -12,17 +12,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
+from cxrkit.data.geometry import resize
 from cxrkit.errors import DataError, ParameterError
 
-__all__ = ["image_size", "read_image"]
+__all__ = ["image_size", "image_tensor", "read_image"]
 
 # ITU-R BT.601 luma, as Pillow's own conversion to grey.
 _LUMA = np.array([0.299, 0.587, 0.114])
 # pydicom reports oddities of a file as warnings; the interpreter's filter list is shared by all threads.
 _WARNINGS = threading.Lock()
 _EXIF_ORIENTATION = 0x0112
+
+
+def image_tensor(path: str | Path, size: int) -> Tensor:
+    """One radiograph as networks take it: float32 ``[1, size, size]`` in [0, 1]; reads and raises as `read_image`."""
+    return resize(torch.from_numpy(read_image(path))[None], size)
 
 
 def read_image(path: str | Path, frame: int | None = None, window: bool = True) -> np.ndarray:

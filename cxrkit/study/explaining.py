@@ -18,7 +18,7 @@ import cxrkit.models
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.study import grid, report, runs
 from cxrkit.study.experiment import ExplainParameters
-from cxrkit.study.training import load_data, target_table
+from cxrkit.study.training import chosen_device, load_data, target_table
 
 __all__ = ["Subject", "example", "kept_maps", "score", "subject"]
 
@@ -39,7 +39,7 @@ def subject(parameters: ExplainParameters) -> Subject:
     """Load what `parameters` name; empty ones are filled in. Raises ParameterError for an unknown method or label."""
     folder = runs.results_folder(parameters.results)
     run = runs.find(parameters.run, folder) if parameters.run else _newest(folder)
-    model = cxrkit.models.load(run.folder / "model.safetensors").eval()
+    model = cxrkit.models.load(run.folder / "model.safetensors").to(chosen_device(parameters)).eval()
     labels = list(parameters.labels or model.labels)
     if unknown := set(labels) - set(model.labels):
         raise ParameterError(f"labels {sorted(unknown)} are unknown to run {run.key}; it knows {list(model.labels)}")
@@ -105,7 +105,8 @@ def _score_chunk(subject: Subject, rows: torch.Tensor, column: int, method: str)
         "probability": logits.sigmoid().numpy(),
         "chance": cxrkit.metrics.chance_level(masks).numpy(),
         "signed": cxrkit.metrics.energy_pointing_game(maps, masks, kind="signed").numpy(),
-        "grid": cxrkit.metrics.grid_energy(maps).numpy(),
+        "grid": _coarse(cxrkit.metrics.grid_energy, maps),
+        "smooth": _coarse(cxrkit.metrics.isotropic_grid_energy, maps),
     }
     parts = []
     for threshold in subject.parameters.thresholds:
@@ -115,6 +116,11 @@ def _score_chunk(subject: Subject, rows: torch.Tensor, column: int, method: str)
         }
         parts.append(pd.DataFrame({**frame, "threshold": threshold, **kinds}))
     return pd.concat(parts, ignore_index=True)
+
+
+def _coarse(share: Callable[..., torch.Tensor], maps: torch.Tensor) -> np.ndarray:
+    # The stem keeps its strides of 2 and 4 in every variant; what anti-aliasing can change are the coarser periods.
+    return (share(maps) - share(maps, strides=(2, 4))).numpy()
 
 
 def kept_maps(subject: Subject) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ import cxrkit.models
 from cxrkit.data.augment import augmentation
 from cxrkit.data.dataset import collate
 from cxrkit.errors import ModelError, ParameterError
-from cxrkit.study.experiment import TrainParameters
+from cxrkit.study.experiment import Parameters, TrainParameters
 
 __all__ = ["Fit", "fit", "load_data", "make_model", "predict", "print_epoch", "sample_weights"]
 
@@ -109,7 +109,7 @@ def fit(
             optimizer.step()
             losses.append(loss.item())
 
-        score = _validate(accelerator.unwrap_model(network), validation, parameters, accelerator.device)
+        score = _validate(accelerator.unwrap_model(network), validation, parameters)
         row = {
             "epoch": epoch,
             "train_loss": float(np.mean(losses)),
@@ -126,28 +126,30 @@ def fit(
         if report is not None and accelerator.is_main_process:
             report(row)
 
-    trained = accelerator.unwrap_model(network)
+    trained = accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # full precision from here on
     trained.load_state_dict(best_state)
     return Fit(trained.eval(), pd.DataFrame(history), best_epoch)
 
 
 def accelerator_for(parameters: TrainParameters) -> Accelerator:
     """The accelerator for the wanted device; mixed precision (bfloat16) is switched on where the device has it."""
-    if parameters.threads:
-        torch.set_num_threads(parameters.threads)
-    device = _device(parameters.device)
+    device = chosen_device(parameters)
     precision = parameters.mixed_precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
+def chosen_device(parameters: Parameters) -> torch.device:
+    """The device that the parameters ask for; also sets the number of CPU threads. Raises ParameterError if it isn't
+    there."""
+    if parameters.threads:
+        torch.set_num_threads(parameters.threads)
+    if parameters.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ParameterError(f"device {name!r}: there is no CUDA device here; use 'auto' or 'cpu'")
-    return torch.device(name)
+    if parameters.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ParameterError(f"device {parameters.device!r}: there is no CUDA device here; use 'auto' or 'cpu'")
+    return torch.device(parameters.device)
 
 
 def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
@@ -201,12 +203,13 @@ def _loader(dataset: cxrkit.data.Dataset, order: list[list[int]], workers: int =
 
 
 @torch.no_grad()
-def predict(
-    model: nn.Module, dataset: cxrkit.data.Dataset, batch_size: int = 32, device: str | torch.device = "cpu"
-) -> pd.DataFrame:
-    """Logits and probabilities of every image and label: image_id, patient_id, split, label, target, logit,
-    probability."""
-    model.eval().to(device)
+def predict(model: nn.Module, dataset: cxrkit.data.Dataset, batch_size: int = 32) -> pd.DataFrame:
+    """Logits and probabilities of every image and label, computed where the model is.
+
+    A row per image and label: image_id, patient_id, split, label, target, logit, probability.
+    """
+    model.eval()
+    device = next(model.parameters()).device
     order = [rows.tolist() for rows in torch.arange(len(dataset)).split(batch_size)]
     logits = torch.cat([model(batch.images.to(device)).float().cpu() for batch in _loader(dataset, order)])
     count, labels = len(dataset), list(dataset.labels)
@@ -224,10 +227,8 @@ def predict(
     )
 
 
-def _validate(
-    model: nn.Module, dataset: cxrkit.data.Dataset, parameters: TrainParameters, device: torch.device
-) -> dict[str, float]:
-    frame = predict(model, dataset, 2 * parameters.batch_size, device)
+def _validate(model: nn.Module, dataset: cxrkit.data.Dataset, parameters: TrainParameters) -> dict[str, float]:
+    frame = predict(model, dataset, 2 * parameters.batch_size)
     shape = (len(dataset), len(dataset.labels))
     logits, targets = (torch.tensor(frame[name].to_numpy()).view(shape) for name in ("logit", "target"))
     return {

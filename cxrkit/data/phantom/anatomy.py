@@ -210,6 +210,13 @@ class Anatomy:
             tables.append(self.dome[side] + lateral + medial)
         return np.concatenate(tables).astype(np.float32)
 
+    def changed(self, **parts) -> Anatomy:
+        """The same patient with another heart or aorta; the lungs' tables are kept."""
+        other = replace(self, **parts)
+        for table in ("lung_outline", "diaphragm"):
+            other.__dict__[table] = getattr(self, table)
+        return other
+
     def place(self, side: int, across: float, down: float) -> tuple[float, float]:
         """X and Y in cm of a point of a lung: ``across`` 0 at the mediastinum, 1 at the wall; ``down`` 0 at the
         apex, 1 at the dome."""

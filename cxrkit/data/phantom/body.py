@@ -145,7 +145,7 @@ def _vessels(anatomy: Anatomy, grid: Grid, lung: np.ndarray) -> np.ndarray:
         tree = vessels(out, down, anatomy.tree + 3 * side, grid.pixel)
         near = (out - 0.8) * (out - 0.8) + 0.35 * down * down
         glow = _hilum_glow().take(np.minimum(near * 64, 4095).astype(np.int32))
-        clumps = 1.3 + 0.7 * cloud(part.x * 3, part.y * 3, anatomy.texture)
+        clumps = np.maximum(1.3 + 0.7 * cloud(part.x * 3, part.y * 3, anatomy.texture), 0)
         present = np.clip(lung[window] * 0.25, 0, 1) * part.on(side)
         vessel[window] += (tree * (1.0 + 0.5 * glow) + 1.6 * glow * clumps) * present
     return vessel

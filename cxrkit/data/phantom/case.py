@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
 from cxrkit.data.phantom.anatomy import Anatomy, Frame, Grid, sample_anatomy, sample_frame
 from cxrkit.data.phantom.body import Thickness, draw_body
 from cxrkit.data.phantom.findings import EDGE, Finding, apply, finding_box
-from cxrkit.data.phantom.physics import SOFT, Exposure, display, line_integral, sample_exposure
+from cxrkit.data.phantom.physics import SOFT, Exposure, block_mean, display, line_integral, sample_exposure
 from cxrkit.data.phantom.repertoire import MAKERS, enlarge, make
 from cxrkit.data.phantom.texture import LETTERS
 from cxrkit.data.phantom.views import View
@@ -19,7 +20,7 @@ __all__ = ["Case", "Drawing", "Marker", "Planted", "draw", "make_case", "patient
 
 # Streams of random numbers, so that a switch that is turned changes nothing else.
 _PATIENT, _LABELS, _IMAGE, _FINDING, _PLANTED, _NOISE, _COUNT = range(7)
-_OVERSAMPLE_BELOW = 144  # smaller images are drawn larger and averaged
+_OVERSAMPLE_BELOW = 128  # smaller images are drawn larger and averaged
 Switch = tuple[str | None, float, float] | None
 
 
@@ -88,6 +89,12 @@ def _rng(*key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
+@lru_cache(maxsize=64)
+def _anatomy(seed: int, patient: int) -> Anatomy:
+    """A patient's anatomy, kept for the next image of the same patient."""
+    return sample_anatomy(_rng(seed, patient, 0, _PATIENT))
+
+
 def patient_images(seed: int, patient: int, fewest: int, most: int) -> int:
     """How many images a patient has."""
     return fewest if fewest == most else int(_rng(seed, patient, 0, _COUNT).integers(fewest, most + 1))
@@ -105,11 +112,10 @@ def make_case(
 ) -> Case:
     """Draw the parameters of one image. Every part has a random stream of its own."""
     prevalence = prevalence or view.prevalence
-    rng = _rng(seed, patient, 0, _PATIENT)
-    plain = sample_anatomy(rng)
+    plain = _anatomy(seed, patient)
     assignment = view.assign(prevalence, _rng(seed, patient, 0, _LABELS), _rng(seed, patient, image + 1, _LABELS))
     looks = [look for _, look in assignment.drawn]
-    rng = _rng(seed, patient, image + 1, _IMAGE)
+    rng = _rng(seed, patient, 1, _IMAGE)
     frame, exposure = sample_frame(rng, plain), sample_exposure(rng)
     anatomy = enlarge(plain, looks, _rng(seed, patient, 0, _FINDING), conspicuity)
     order = list(MAKERS)
@@ -173,16 +179,8 @@ def draw(case: Case, size: int, noise: bool = True) -> Drawing:
         blank = _blank(case.frame, centres)
         image[blank] = 0
         shortcut |= blank
-    image = np.clip(_mean(image, step), 0, 1)
-    return Drawing(image, truth, _mean(shortcut, step) > 0, _mean(attenuation, step))
-
-
-def _mean(values: np.ndarray, step: int) -> np.ndarray:
-    """Mean over blocks of ``step`` x ``step`` pixels."""
-    if step == 1:
-        return values
-    side = len(values) // step
-    return values.reshape(side, step, side, step).mean(axis=(1, 3), dtype=np.float32)
+    image = np.clip(block_mean(image, step), 0, 1)
+    return Drawing(image, truth, block_mean(shortcut, step) > 0, block_mean(attenuation, step))
 
 
 def _tissue(anatomy: Anatomy) -> tuple[float, float]:
@@ -208,7 +206,7 @@ def _coarser(true: np.ndarray, step: int, thin: bool) -> np.ndarray:
     The middle of a block that is kept lies within the bounding box of the true pixels, and one block always is.
     """
     side = len(true) // step
-    coarse = _mean(true, step) > (0.0 if thin else 0.5)
+    coarse = block_mean(true, step) > (0.0 if thin else 0.5)
     if not coarse.any() and not true.any():
         return coarse
     middles = (np.arange(side) + 0.5) * step - 0.5

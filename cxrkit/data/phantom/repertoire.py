@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from cxrkit.data.phantom.anatomy import PER_CM, ROWS, START, Anatomy, Ellipse
 from cxrkit.data.phantom.findings import Finding, Part
@@ -44,11 +43,11 @@ def enlarge(anatomy: Anatomy, labels: list[str], rng: np.random.Generator, stren
             b=ventricle.b * (1 + 0.12 * heart),
         )
         atrium = replace(atrium, x=atrium.x - 0.5 * heart, a=atrium.a * (1 + 0.28 * heart))
-        anatomy = replace(anatomy, heart=(ventricle, atrium, outflow))
+        anatomy = anatomy.changed(heart=(ventricle, atrium, outflow))
     if "Aortic enlargement" in labels:
         knob = anatomy.knob
         knob = replace(knob, x=knob.x + 0.9 * aorta, a=knob.a * (1 + 0.5 * aorta), b=knob.b * (1 + 0.45 * aorta))
-        anatomy = replace(anatomy, knob=knob)
+        anatomy = anatomy.changed(knob=knob)
     return anatomy
 
 
@@ -70,7 +69,7 @@ def _patch(
     at = {"ellipse": ellipse, "soft": soft, "offset": _offset(rng), "side": side}
     if fissure:
         at["fissure"] = fissure
-    return Finding(label, (Part("blob", at, _around(ellipse, 1.32), "fill", amount, texture),))
+    return Finding(label, (Part("blob", at, _around(ellipse, 1.4), "fill", amount, texture),))
 
 
 @_maker("Cardiomegaly")
@@ -104,7 +103,7 @@ def _infiltration(label: str, rng: np.random.Generator, anatomy: Anatomy) -> lis
     for _ in range(rng.integers(2, 5)):
         size = tuple(rng.uniform(2.2, 3.4, 2))
         where = int(rng.integers(0, 2)), rng.uniform(0.25, 0.8), rng.uniform(0.3, 0.9)
-        found.append(_patch(label, rng, anatomy, *where, size, rng.uniform(0.26, 0.4), 0.8))
+        found.append(_patch(label, rng, anatomy, *where, size, rng.uniform(0.36, 0.5), 0.8))
     return found
 
 
@@ -112,7 +111,7 @@ def _infiltration(label: str, rng: np.random.Generator, anatomy: Anatomy) -> lis
 def _lung_opacity(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Finding]:
     size = (rng.uniform(3.5, 4.8), rng.uniform(4.0, 6.0))
     where = int(rng.integers(0, 2)), rng.uniform(0.35, 0.7), rng.uniform(0.35, 0.85)
-    return [_patch(label, rng, anatomy, *where, size, rng.uniform(0.4, 0.5), 0.8)]
+    return [_patch(label, rng, anatomy, *where, size, rng.uniform(0.45, 0.58), 1.0)]
 
 
 @_maker("Pneumonia")
@@ -126,21 +125,21 @@ def _pneumonia(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[F
         down = rng.uniform(0.45, 0.85) if count < 3 else (0.3, 0.8)[index // 2] + rng.normal(0, 0.04)
         size = (rng.uniform(3.0, 4.6), rng.uniform(3.8, 6.2) * (1 if count < 3 else 0.7))
         found.append(
-            _patch(label, rng, anatomy, side, rng.uniform(0.35, 0.65), down, size, rng.uniform(0.4, 0.65), 0.7)
+            _patch(label, rng, anatomy, side, rng.uniform(0.35, 0.65), down, size, rng.uniform(0.45, 0.72), 1.0)
         )
     return found
 
 
 @_maker("Nodule/Mass")
 def _nodule(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Finding]:
-    mass = rng.random() < 0.5
+    mass = rng.random() < 0.6
     found = []
     for _ in range(1 if mass else rng.integers(1, 4)):
-        radius = rng.uniform(1.9, 3.0) if mass else rng.uniform(0.95, 1.5)
+        radius = rng.uniform(2.1, 3.2) if mass else rng.uniform(1.15, 1.6)
         x, y = anatomy.place(int(rng.integers(0, 2)), rng.uniform(0.25, 0.8), rng.uniform(0.2, 0.85))
         ellipse = Ellipse(x, y, radius, radius * rng.uniform(0.85, 1.1), rng.uniform(0, 3))
         at = {"ellipse": ellipse, "lobed": 0.1 if mass else 0.0, "offset": _offset(rng)}
-        found.append(Finding(label, (Part("ball", at, _around(ellipse, 1.2), "soft", 2.1 + 0.8 * radius),)))
+        found.append(Finding(label, (Part("ball", at, _around(ellipse, 1.2), "soft", 2.5 + 0.9 * radius),)))
     return found
 
 
@@ -150,10 +149,10 @@ def _calcification(label: str, rng: np.random.Generator, anatomy: Anatomy) -> li
     specks = []
     for _ in range(rng.integers(6, 11)):
         dx, dy = rng.normal(0, 1.3, 2)
-        specks.append(Ellipse(x + dx, y + dy, *rng.uniform(0.3, 0.6, 2), rng.uniform(0, 3)))
+        specks.append(Ellipse(x + dx, y + dy, *rng.uniform(0.4, 0.7, 2), rng.uniform(0, 3)))
     corners = np.array([speck.bounds() for speck in specks])
     bounds = (*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0))
-    return [Finding(label, (Part("specks", {"specks": specks}, bounds, "bone", 1.9),))]
+    return [Finding(label, (Part("specks", {"specks": specks}, bounds, "bone", 2.3),))]
 
 
 @_maker("Pleural effusion")
@@ -202,13 +201,13 @@ def _heights() -> np.ndarray:
 def _thickening(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Finding]:
     side = int(rng.integers(0, 2))
     apex, dome = anatomy.apex[side], anatomy.dome[side]
-    wide, y, cap = rng.uniform(1.5, 2.3), _heights(), 0.0
+    wide, y, cap = rng.uniform(1.9, 2.9), _heights(), 0.0
     if rng.random() < 0.5:  # an apical cap
         wide, cap = wide * np.clip((apex + rng.uniform(9, 13) - y) / 6, 0, 1), rng.uniform(1.6, 2.6)
     else:
         span = np.minimum(y - (apex + rng.uniform(5, 8)), dome + rng.uniform(0, 2) - y)
         wide = wide * np.sqrt(np.clip(span / 5, 0, 1))
-    return [Finding(label, (_rim_part(anatomy, side, wide, cap, 0.6, "rim", "soft", 4.6),))]
+    return [Finding(label, (_rim_part(anatomy, side, wide, cap, 0.6, "rim", "soft", 5.6),))]
 
 
 @_maker("Pneumothorax")
@@ -276,10 +275,13 @@ def _other(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Findi
     return (_pacemaker, _tube, _object)[rng.integers(0, 3)](label, rng, anatomy)
 
 
-def _curve(points: list[tuple[float, float]], pieces: int) -> list[tuple[float, float]]:
-    """A smooth line through the points, as so many straight pieces."""
-    spline = PchipInterpolator(np.arange(len(points)), np.array(points))
-    return [tuple(point) for point in spline(np.linspace(0, len(points) - 1, pieces + 1)).tolist()]
+def _curve(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The line through the points with its corners cut twice (Chaikin's algorithm)."""
+    line = np.array(points)
+    for _ in range(2):
+        cut = np.stack([0.75 * line[:-1] + 0.25 * line[1:], 0.25 * line[:-1] + 0.75 * line[1:]], axis=1)
+        line = np.concatenate([line[:1], cut.reshape(-1, 2)[1:-1], line[-1:]])
+    return [tuple(point) for point in line.tolist()]
 
 
 def _line_part(points: list[tuple[float, float]], radius: float, amount: float, material: str = "metal") -> Part:
@@ -295,7 +297,7 @@ def _pacemaker(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[F
     tip = anatomy.heart[0]
     points = [(x - side * 1.5, y - 1.2), (side * 5.0, anatomy.apex[0] + 2.2), (-1.4, anatomy.apex[0] + 5.5)]
     points += [(-2.3, tip.y - 4.0), (-1.0, tip.y + 2.0), (tip.x + 2.0, tip.y + 2.6)]
-    lead = _line_part(_curve(points, 16), 0.18, 0.4)
+    lead = _line_part(_curve(points), 0.18, 0.4)
     return [Finding(label, (Part("slab", {"ellipse": case}, case.bounds(), "metal", 0.7), lead))]
 
 
@@ -306,7 +308,7 @@ def _tube(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Findin
     entry = anatomy.place(side, 1.0, rng.uniform(0.6, 0.8))
     bend = anatomy.place(side, 0.9, rng.uniform(0.38, 0.5))
     points = [(entry[0] + sign * 4, entry[1] + 2.5), entry, bend, (x, y)]
-    return [Finding(label, (_line_part(_curve(points, 10), rng.uniform(0.4, 0.55), 0.42),))]
+    return [Finding(label, (_line_part(_curve(points), rng.uniform(0.4, 0.55), 0.42),))]
 
 
 def _object(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Finding]:

@@ -35,7 +35,7 @@ def _into_lung(grid: Grid) -> np.ndarray:
 @_shape
 def _blob(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
     """A patch of lung with an uneven, soft edge; ``fissure`` cuts it off along a line (X, Y, slope, sign)."""
-    wobble = 0.2 * cloud(grid.x * 0.7, grid.y * 0.7, at["offset"])
+    wobble = 0.27 * cloud(grid.x * 0.7, grid.y * 0.7, at["offset"])
     shape = np.clip((at["ellipse"].inside(grid) + wobble) * np.float32(1 / at["soft"]), 0, 1)
     if at.get("fissure"):
         x, y, slope, sign = at["fissure"]

@@ -115,7 +115,7 @@ def make_case(
     plain = _anatomy(seed, patient)
     assignment = view.assign(prevalence, _rng(seed, patient, 0, _LABELS), _rng(seed, patient, image + 1, _LABELS))
     looks = [look for _, look in assignment.drawn]
-    rng = _rng(seed, patient, 1, _IMAGE)
+    rng = _rng(seed, patient, image + 1, _IMAGE)
     frame, exposure = sample_frame(rng, plain), sample_exposure(rng)
     anatomy = enlarge(plain, looks, _rng(seed, patient, 0, _FINDING), conspicuity)
     order = list(MAKERS)

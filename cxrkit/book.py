@@ -36,7 +36,8 @@ def build(name: str = "quick") -> Path:
     if stamp.is_file() and stamp.read_text() == state:
         return html / "index.html"
     stamp.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "jupyter_book", "build", str(project), "--warningiserror", "--keep-going", "--all"]
+    tool = Path(sys.executable).with_name("jupyter-book")
+    command = [str(tool), "build", str(project), "--warningiserror", "--keep-going", "--all"]
     # Pages run with the machine's cores and find their runs through the project, whatever the reader's shell says.
     outcome = subprocess.run(command, cwd=project, env=os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"})
     if outcome.returncode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -19,7 +20,7 @@ data_app = typer.Typer(no_args_is_help=True, help="The sources of images.")
 grid_app = typer.Typer(no_args_is_help=True, help="Grids of notebook runs.")
 app.add_typer(data_app, name="data")
 app.add_typer(grid_app, name="grid")
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 Workers = Annotated[int, typer.Option(help="notebooks at a time; 0: one per core, at most 2", min=0)]
 GridName = Annotated[str, typer.Argument(help="a grid file, or the name of one in notebooks/grids")]

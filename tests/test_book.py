@@ -20,7 +20,8 @@ def book(tmp_path_factory) -> Path:
     if built := os.environ.get("CXRKIT_BOOK"):
         return Path(built).resolve()
     output = tmp_path_factory.mktemp("book")
-    command = [sys.executable, "-m", "jupyter_book", "build", str(PROJECT), "--path-output", str(output)]
+    tool = Path(sys.executable).with_name("jupyter-book")
+    command = [str(tool), "build", str(PROJECT), "--path-output", str(output)]
     outcome = subprocess.run(
         [*command, "--warningiserror", "--keep-going"], capture_output=True, text=True, cwd=PROJECT
     )

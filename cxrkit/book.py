@@ -16,6 +16,7 @@ __all__ = ["build"]
 _SHOWN = (
     "_config.yml",
     "_toc.yml",
+    "requirements.txt",
     "book/**/*",
     "notebooks/**/*",
     "cxrkit/**/*.py",
@@ -32,9 +33,9 @@ def build(name: str = "quick") -> Path:
     """
     project = runs.project_folder()
     html = project / "_build" / "html"
-    stamp, state = html / ".built-from", _state(project, name)
-    if stamp.is_file() and stamp.read_text() == state:
-        return html / "index.html"
+    index, stamp, state = html / "index.html", html / ".built-from", _state(project, name)
+    if stamp.is_file() and index.is_file() and stamp.read_text() == f"{state} {index.stat().st_mtime_ns}":
+        return index
     stamp.unlink(missing_ok=True)
     tool = Path(sys.executable).with_name("jupyter-book")
     command = [str(tool), "build", str(project), "--warningiserror", "--keep-going", "--all"]
@@ -42,12 +43,15 @@ def build(name: str = "quick") -> Path:
     outcome = subprocess.run(command, cwd=project, env=os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"})
     if outcome.returncode:
         raise CxrkitError("the book was not built; the messages above name the page")
-    stamp.write_text(state)
-    return html / "index.html"
+    stamp.write_text(f"{state} {index.stat().st_mtime_ns}")  # another tool's build has another time
+    return index
 
 
 def _state(project: Path, name: str) -> str:
-    digest = hashlib.sha256("\n".join(task.key for task in grid.plan(name)).encode())
+    digest = hashlib.sha256()
+    for task in grid.plan(name):
+        card = task.place / "run.json"
+        digest.update(card.read_bytes() if card.is_file() else task.key.encode())
     for pattern in _SHOWN:
         for path in sorted(project.glob(pattern)):
             if path.is_file() and ".ipynb_checkpoints" not in path.parts and path.suffix != ".pyc":

@@ -87,15 +87,12 @@ def grid_status(file: GridName = "quick") -> None:
 
 
 @app.command("book")
-def build_book(
-    workers: Workers = 0,
-    grid: Annotated[str, typer.Option(help="the grid whose results the book shows")] = "quick",
-) -> None:
-    """Run the grid where it isn't done, then build the book where anything changed."""
+def build_book(workers: Workers = 0) -> None:
+    """Run the grid `quick` where it isn't done, then build the book where anything changed."""
     from cxrkit import book
 
-    run_grid(grid, workers)
-    index = book.build(grid)
+    run_grid("quick", workers)
+    index = book.build("quick")
     console.print(f"The book: {index}", markup=False)
 
 

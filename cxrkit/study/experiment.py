@@ -50,9 +50,11 @@ class Parameters(BaseModel):
         fresh = len(namespace.get("In", [])) <= 4  # IPython keeps one entry per executed cell
         values = {}
         for name, value in namespace.items():
-            if name.startswith("_") or name in _NOTEBOOK_NAMES or not isinstance(value, _LITERALS):
+            if name in cls.model_fields:
+                values[name] = value  # whatever it is: pydantic judges it
                 continue
-            if fresh or name in cls.model_fields or difflib.get_close_matches(name, cls.model_fields, 1, 0.85):
+            hidden = name.startswith("_") or name in _NOTEBOOK_NAMES or not isinstance(value, _LITERALS)
+            if not hidden and (fresh or difflib.get_close_matches(name, cls.model_fields, 1, 0.85)):
                 values[name] = value
         return cls(**values)
 
@@ -96,12 +98,12 @@ class ExplainParameters(Parameters):
 
     kind: ClassVar[str] = "explain"
 
-    run: str = Field("", description="key or folder of a training run; empty: the newest one")
+    run: str = Field("", description="key or folder of a training run; empty: the first B-cos run of the study")
     methods: list[str] = Field(default_factory=list, description="method names; empty: all that can be right")
     labels: list[str] = Field(default_factory=list, description="labels to explain; empty: all")
     thresholds: list[float] = Field([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], min_length=1)
     images: int = Field(0, ge=0, description="boxed test images to score, spread over the split; 0: all")
-    maps: int = Field(8, ge=0, le=1000, description="images whose maps are kept")
+    maps: int = Field(8, ge=1, le=1000, description="images whose maps are kept")
     n_steps: int = Field(16, ge=2, le=1000, description="steps of the path methods")
     seed: int = Field(0, ge=0, le=2**31 - 1)
 

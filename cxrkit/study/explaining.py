@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -36,9 +35,14 @@ class Subject:
 
 
 def subject(parameters: ExplainParameters) -> Subject:
-    """Load what `parameters` name; empty ones are filled in. Raises ParameterError for an unknown method or label."""
-    folder = runs.results_folder(parameters.results)
-    run = runs.find(parameters.run, folder) if parameters.run else _newest(folder)
+    """Load what `parameters` name; empty ones are filled in.
+
+    Raises ParameterError for an unknown method or label, DataError for a run whose data have changed since or have no
+    boxes.
+    """
+    run = runs.find(parameters.run, parameters.results) if parameters.run else _of_the_study()
+    if run.parameters.root and not run.stale and runs.key(run.parameters) != run.key:
+        raise DataError(f"run {run.key}: the tables in {run.parameters.root} have changed since; train it again")
     model = cxrkit.models.load(run.folder / "model.safetensors").to(chosen_device(parameters)).eval()
     labels = list(parameters.labels or model.labels)
     if unknown := set(labels) - set(model.labels):
@@ -48,17 +52,20 @@ def subject(parameters: ExplainParameters) -> Subject:
     if unknown := [name for name in methods if name not in able]:
         raise ParameterError(f"methods {unknown} can't explain {run.key}; those that can: {', '.join(able)}")
     test = load_data(run.parameters).split("test")
+    if not len(test.boxes):
+        raise DataError(
+            f"run {run.key}: no test image of {test.name} has a box, so no map can be scored; add boxes.csv"
+        )
     if parameters.images:
         boxed = np.flatnonzero(test.table["image_id"].isin(test.boxes["image_id"]))
         test = test.select(boxed[_spread(len(boxed), min(parameters.images, len(boxed)))])
-    return Subject(run, parameters.model_copy(update={"run": run.key}), model, test, methods, labels)
+    return Subject(run, parameters.model_copy(update={"run": run.key}), model, test.cached(), methods, labels)
 
 
-def _newest(folder: Path) -> runs.Run:
-    try:
-        return runs.newest("train", folder)
-    except DataError:
-        return report.runs_of(grid.shown())[0]  # nothing trained yet: the tiny grid gives something to explain
+def _of_the_study() -> runs.Run:
+    """The first B-cos run of the grid that the pages show, so that a page explains the same network at every build."""
+    trained = [run for run in report.runs_of(grid.shown()) if run.kind == "train"]
+    return next((run for run in trained if run.parameters.model.startswith("bcos_")), trained[0])
 
 
 def score(subject: Subject, hear: Callable[[str], None] | None = None) -> pd.DataFrame:
@@ -80,7 +87,7 @@ def score(subject: Subject, hear: Callable[[str], None] | None = None) -> pd.Dat
                 parts.append(_score_chunk(subject, chunk, column, method))
         if hear is not None:
             hear(method)
-    if not parts:
+    if not any(len(part) for part in parts):
         raise ParameterError(f"run {subject.run.key}: no test image has any of the labels {subject.labels} with a box")
     return pd.concat(parts, ignore_index=True)
 
@@ -162,7 +169,10 @@ def example(subject: Subject) -> dict:
     device = next(subject.model.parameters()).device
     with torch.no_grad():
         logits = subject.model(batch.images.to(device)).cpu()[:, columns]
-    logits[~((targets[rows] > 0.5) & batch.masks[:, columns].flatten(2).any(2))] = -torch.inf
+    boxed = (targets[rows] > 0.5) & batch.masks[:, columns].flatten(2).any(2)
+    if not boxed.any():
+        raise ParameterError(f"run {subject.run.key}: no positive of the labels {subject.labels} has a box")
+    logits[~boxed] = -torch.inf
     row, column = divmod(int(logits.argmax()), len(columns))
     image, label = batch.images[row : row + 1], subject.labels[column]
     maps = [_attribute(subject, image.to(device), method, [label])[0, 0].cpu() for method in subject.methods]

@@ -107,6 +107,13 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
             raise ParameterError(f"{path.name}: step {name!r} must name its notebook")
         if unknown := set(step) - allowed:
             raise ParameterError(f"{path.name}: step {name!r} has unknown {sorted(unknown)}; known: {sorted(allowed)}")
+        for part, shape in (("parameters", dict), ("product", dict), ("cases", list)):
+            if part in step and not isinstance(step[part], shape):
+                raise ParameterError(
+                    f"{path.name}: step {name!r}: {part!r} must be a {shape.__name__}, not {step[part]!r}"
+                )
+        if any(not isinstance(case, dict) for case in step.get("cases", [])):
+            raise ParameterError(f"{path.name}: step {name!r}: every entry of 'cases' must name parameters")
         if any(not isinstance(values, list) or not values for values in step.get("product", {}).values()):
             raise ParameterError(
                 f"{path.name}: step {name!r}: every entry of 'product' must be a list with something in it"
@@ -153,9 +160,11 @@ def run(file: str | Path, workers: int = 1, report: Callable[[str, Task, float],
     seconds)` hears "start", "done", "failed".
     """
     tasks = [task for task in plan(file) if not task.done]
+    _check_names(tasks)
     waiting = {task.key: task for task in tasks}
     lost: set[str] = set()
     running: dict[Future, tuple[Task, float]] = {}
+    problems: list[BaseException] = []
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         while waiting or running:
             for task in _ready(waiting, running, lost)[: max(1, workers) - len(running)]:
@@ -167,12 +176,36 @@ def run(file: str | Path, workers: int = 1, report: Callable[[str, Task, float],
                 break  # what is left waits for a run that failed
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 task, started = running.pop(future)
-                future.result()
+                if future.exception() is not None:
+                    problems.append(future.exception())
                 if not task.done:
                     lost.add(task.key)
                 if report:
                     report("failed" if task.key in lost else "done", task, time.monotonic() - started)
+    if problems:
+        raise problems[0]
     return status(file)
+
+
+def _check_names(tasks: list[Task]) -> None:
+    """Refuse unknown networks, sources and methods before anything runs; the package that knows them loads only now."""
+    from cxrkit import attribution, models
+    from cxrkit.data.sources import sources
+
+    known = {
+        "model": list(models.NETWORKS),
+        "dataset": list(sources()),
+        "methods": [c.name for c in attribution.methods()],
+    }
+    wrong = []
+    for task in tasks:
+        for name, allowed in known.items():
+            value = getattr(task.parameters, name, [])
+            for item in value if isinstance(value, list) else [value]:
+                if item not in allowed:
+                    wrong.append(f"{task.notebook.stem}: {name} {item!r} is unknown; known: {', '.join(allowed)}")
+    if wrong:
+        raise ParameterError("\n  ".join(dict.fromkeys(wrong)))
 
 
 def _ready(waiting: dict[str, Task], running: dict[Future, tuple[Task, float]], lost: set[str]) -> list[Task]:

@@ -43,7 +43,11 @@ def beside(name: str, published_table: str, view_name: str, metric: str = "EPG")
     published = table(published_table)
     published = published[(published["aug"] == "No") & (published["oversampling"] == "No")]
     ours = summary(name)
-    ours = ours[ours["view"] == view_name].set_index(["network", "method"])
+    ours = ours[ours["view"] == view_name]
+    several = ours.duplicated(["network", "method"]).any()
+    ours = ours.groupby(["network", "method"], sort=False).mean(numeric_only=True)  # over folds and seeds
+    if several:
+        ours[["low", "high"]] = np.nan  # the mean of intervals is no interval
     rows = []
     for cell in published.to_dict("records"):
         network, method = PUBLISHED[cell["variant"]], EXPLANATIONS[cell["explanation"]]
@@ -72,14 +76,16 @@ def difference(
     """
     parts = []
     for network, method in (a, b):
+        found = []
         for train, explain in explained_runs(name):
             if (view(train.parameters), variant(train.parameters)) == (view_name, network):
                 scores = explain.frame("scores")
-                part = scores[(scores["method"] == method) & np.isclose(scores["threshold"], 0.0)]
-                parts.append(part.set_index(["image_id", "label"])[[column, "patient_id"]])
-                break
-        else:
+                scores = scores[(scores["method"] == method) & np.isclose(scores["threshold"], 0.0)]
+                found.append(scores.assign(fold=train.parameters.fold, seed=train.parameters.seed))
+        if not found:
             raise ParameterError(f"grid {name!r} has no explained {network!r} on {view_name!r}")
+        keys = ["image_id", "label", "fold", "seed"]
+        parts.append(pd.concat(found).set_index(keys)[[column, "patient_id"]])
     both = parts[0].join(parts[1], lsuffix="_a", rsuffix="_b", how="inner")
     return bootstrap(
         (both[f"{column}_a"] - both[f"{column}_b"]).to_numpy(), both["patient_id_a"].to_numpy(), n=2000, seed=0

@@ -19,7 +19,9 @@ __all__ = [
     "explained_runs",
     "grid_energies",
     "images_of",
+    "names",
     "notice",
+    "origin",
     "own_method",
     "pointing_table",
     "runs_of",
@@ -158,17 +160,32 @@ def notice(name: str) -> str:
     finished = max(run.card["finished"] for run in found)
     text = (
         f"From the grid '{name}': {len(found)} networks, {size} x {size} pixels, "
-        f"{' or '.join(map(str, epochs))} epochs, "
-        f"synthetic radiographs; finished {finished}."
+        f"{' or '.join(map(str, epochs))} epochs, {', '.join(sorted(set(map(origin, found))))}; finished {finished}."
     )
     if name == "smoke":
         text = "NOT A RESULT. These networks are barely trained: `make book` runs the grid 'quick' first. " + text
     return text
 
 
-def images_of(train: runs.Run, explain: runs.Run, size: int) -> tuple[Dataset, dict[str, np.ndarray]]:
-    """The images whose maps an explanation run kept, drawn at `size`, and the kept arrays (see
-    `explaining.kept_maps`)."""
+def origin(run: runs.Run) -> str:
+    """What a run's images are, for captions."""
+    synthetic = run.parameters.dataset == "phantom"
+    return "synthetic radiographs" if synthetic else f"images of the source {run.parameters.dataset!r}"
+
+
+def names(pairs: list[tuple[runs.Run, runs.Run]]) -> list[str]:
+    """A name per pair: its network, with fold and seed where the network occurs more than once."""
+    variants = [variant(train.parameters) for train, _ in pairs]
+    places = [f", fold {train.parameters.fold}, seed {train.parameters.seed}" for train, _ in pairs]
+    return [name + place * (variants.count(name) > 1) for name, place in zip(variants, places, strict=True)]
+
+
+def images_of(train: runs.Run, explain: runs.Run, least: int = 256) -> tuple[Dataset, dict[str, np.ndarray]]:
+    """The images whose maps an explanation run kept, and the kept arrays (see `explaining.kept_maps`).
+
+    The images are drawn finer than the network saw them: at the multiple of its size that reaches `least` pixels.
+    """
+    size = train.parameters.size * -(-least // train.parameters.size)
     with np.load(explain.folder / "maps.npz", allow_pickle=False) as file:
         kept = dict(file)
     data = load_data(train.parameters.model_copy(update={"size": size}))

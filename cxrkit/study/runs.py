@@ -83,19 +83,43 @@ def _meaning(file: Path) -> str:
 
 
 def key(parameters: Parameters) -> str:
-    """Name of the run that these parameters make: readable first, then a hash of parameters and code."""
-    identity = json.dumps({"kind": parameters.kind, **parameters.identity(), **_tables(parameters)}, sort_keys=True)
-    digest = hashlib.sha256(f"{identity} {fingerprint(parameters.kind)}".encode()).hexdigest()[:10]
+    """Name of the run that these parameters make: readable first, then a hash of all that decides its content.
+
+    That is: the parameters, the package's code, the notebook's cells, the tables of a data folder, and a weights file.
+    """
+    identity = {"kind": parameters.kind, **parameters.identity(), **_inputs(parameters)}
+    text = json.dumps(identity, sort_keys=True) + fingerprint(parameters.kind) + _cells(parameters.kind)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     if isinstance(parameters, TrainParameters):
         alias = "" if parameters.antialias == "none" else f"-{parameters.antialias}"
         return f"train-{parameters.model}{alias}-fold{parameters.fold}-seed{parameters.seed}-{digest}"
     return f"explain-{digest}"
 
 
-def _tables(parameters: Parameters) -> dict[str, str]:
+def in_project(path: str | Path) -> Path:
+    """A path as parameters name it: relative ones count from the project, whichever folder a notebook runs in."""
+    return project_folder() / Path(path).expanduser()
+
+
+def _inputs(parameters: Parameters) -> dict[str, str]:
     # Data that lies in a folder may change under the same name; its tables are small enough to hash each time.
-    root = getattr(parameters, "root", None)
-    return {path.name: _sha256(path) for path in sorted(Path(root).glob("*.csv"))} if root else {}
+    root, weights = getattr(parameters, "root", None), getattr(parameters, "weights", None)
+    files = sorted(in_project(root).glob("*.csv")) if root else []
+    if weights and in_project(weights).is_file():
+        files.append(in_project(weights))
+    return {f"file {path.name}": _sha256(path) for path in files}
+
+
+def _cells(kind: str) -> str:
+    """Hash of the code cells of a kind's notebook, without its parameters cell; empty where there is no notebook."""
+    path = project_folder() / "notebooks" / f"{kind}.ipynb"
+    if not path.is_file():
+        return ""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [
+        c["source"] for c in cells if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
+    ]
+    return hashlib.sha256(json.dumps(["".join(source) for source in code]).encode()).hexdigest()[:10]
 
 
 class Run:
@@ -110,7 +134,10 @@ class Run:
         self.card = _read_card(self.folder)
         self.kind: str = self.card["kind"]
         self.key: str = self.card["key"]
-        self.parameters = _KINDS[self.kind](**self.json("parameters.json"))
+        try:
+            self.parameters = _KINDS[self.kind](**self.json("parameters.json"))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{self.folder / 'parameters.json'}: not a run's parameters ({error}); {_REMEDY}") from None
 
     def __repr__(self) -> str:
         return f"Run({self.key})"
@@ -148,18 +175,21 @@ def _read_card(folder: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
         files, kind = card["files"], card["kind"]
+        sizes = {name: int(entry["bytes"]) for name, entry in files.items()}
+        if not {"key", "fingerprint", "finished"} <= set(card):
+            raise KeyError("key")
     except FileNotFoundError:
         raise DataError(f"{folder}: run.json is missing, so the run was cut off; {_REMEDY}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path}: not a whole run card; {_REMEDY}") from None
     if kind not in _KINDS:
         raise DataError(f"{path}: unknown kind of run {kind!r}; known: {', '.join(_KINDS)}")
-    for name, entry in files.items():
+    for name, size in sizes.items():
         file = folder / name
         if not file.is_file():
             raise DataError(f"{file}: missing, so the run is not whole; {_REMEDY}")
-        if file.stat().st_size != entry["bytes"]:
-            raise DataError(f"{file}: {file.stat().st_size} bytes where {entry['bytes']} were written; {_REMEDY}")
+        if file.stat().st_size != size:
+            raise DataError(f"{file}: {file.stat().st_size} bytes where {size} were written; {_REMEDY}")
     return card
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
@@ -18,9 +19,10 @@ from torch.utils.data import DataLoader
 import cxrkit.data
 import cxrkit.models
 from cxrkit.data.augment import augmentation
-from cxrkit.data.dataset import collate
-from cxrkit.errors import ModelError, ParameterError
+from cxrkit.data.dataset import SPLITS, collate
+from cxrkit.errors import DataError, ModelError, ParameterError
 from cxrkit.study.experiment import Parameters, TrainParameters
+from cxrkit.study.runs import in_project
 
 __all__ = ["Fit", "fit", "load_data", "make_model", "predict", "print_epoch", "sample_weights"]
 
@@ -38,7 +40,7 @@ def load_data(parameters: TrainParameters) -> cxrkit.data.Dataset:
     """The data set that the parameters name, every image, with its fold's split column."""
     return cxrkit.data.load(
         parameters.dataset,
-        root=parameters.root,
+        root=in_project(parameters.root) if parameters.root else None,
         size=parameters.size,
         fold=parameters.fold,
         **parameters.dataset_options,
@@ -50,7 +52,7 @@ def make_model(parameters: TrainParameters, labels: tuple[str, ...]) -> nn.Modul
     return cxrkit.models.create(
         parameters.model,
         labels=labels,
-        weights=parameters.weights,
+        weights=str(local) if (local := in_project(parameters.weights or ".")).is_file() else parameters.weights,
         antialias=parameters.antialias,
         protocol=parameters.protocol,
         seed=parameters.seed,
@@ -77,13 +79,19 @@ def fit(
     Binary cross-entropy per label, Adam, learning rate down tenfold when the validation loss stalls (paper `bcos`,
     1.7). `report` is called with each epoch's row. Raises ModelError when the loss stops being a number.
     """
+    if missing := [name for name in SPLITS if not (dataset.table["split"] == name).any()]:
+        raise DataError(
+            f"{dataset.name}: no image is in the split {' or '.join(missing)}; training needs all of {SPLITS}"
+        )
     set_seed(parameters.seed)
     accelerator = accelerator_for(parameters)
     train, validation = dataset.split("train"), dataset.split("validation")
     if parameters.workers == 0:
         train, validation = train.cached(), validation.cached()
     targets = target_table(train)
+    # Two streams: processes that draw batches of different sizes must still agree on the order of images.
     generator = torch.Generator().manual_seed(parameters.seed)
+    noise = torch.Generator().manual_seed(parameters.seed + 1_000_003 * (1 + accelerator.process_index))
     augment = augmentation(parameters.augment)
 
     optimizer = torch.optim.Adam(model.parameters(), lr=parameters.learning_rate, weight_decay=parameters.weight_decay)
@@ -99,7 +107,7 @@ def fit(
         for batch in _loader(train, order, parameters.workers):
             batch = batch.to(accelerator.device)
             with accelerator.autocast():
-                logits = network(augment(batch.images, generator))
+                logits = network(augment(batch.images, noise))
             loss = masked_bce(logits.float(), batch.targets)
             if not torch.isfinite(loss):
                 rate = parameters.learning_rate
@@ -137,6 +145,7 @@ def accelerator_for(parameters: TrainParameters) -> Accelerator:
     precision = parameters.mixed_precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+    AcceleratorState._reset_state(True)  # a notebook may train again in the same kernel, on another device
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
 
 
@@ -147,9 +156,14 @@ def chosen_device(parameters: Parameters) -> torch.device:
         torch.set_num_threads(parameters.threads)
     if parameters.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if parameters.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ParameterError(f"device {parameters.device!r}: there is no CUDA device here; use 'auto' or 'cpu'")
-    return torch.device(parameters.device)
+    device = torch.device(parameters.device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ParameterError(f"device {parameters.device!r}: there is no CUDA device here; use 'auto' or 'cpu'")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ParameterError(f"device {parameters.device!r}: there are only {torch.cuda.device_count()} of them")
+        torch.cuda.set_device(device)
+    return device
 
 
 def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:

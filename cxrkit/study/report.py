@@ -26,6 +26,7 @@ __all__ = [
     "pointing_table",
     "runs_of",
     "summary",
+    "surest",
     "variant",
     "view",
 ]
@@ -191,6 +192,15 @@ def images_of(train: runs.Run, explain: runs.Run, least: int = 256) -> tuple[Dat
     data = load_data(train.parameters.model_copy(update={"size": size}))
     position = {image_id: row for row, image_id in enumerate(data.table["image_id"].astype(str))}
     return data.select([position[image_id] for image_id in kept["image_ids"]]), kept
+
+
+def surest(data: Dataset, kept: dict[str, np.ndarray]) -> tuple[int, str]:
+    """Row and label of the boxed positive that a network is surest of: where there is something to look at first."""
+    boxed = np.stack([(sample.target > 0.5).numpy() & sample.mask.flatten(1).any(1).numpy() for sample in data])
+    columns = [data.labels.index(label) for label in kept["labels"]]
+    logits = np.where(boxed[:, columns], kept["logits"][: len(data)], -np.inf)
+    row, column = np.unravel_index(logits.argmax(), logits.shape)
+    return int(row), str(kept["labels"][column])
 
 
 def enlarge(maps: np.ndarray, size: int) -> np.ndarray:

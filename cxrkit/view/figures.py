@@ -284,7 +284,11 @@ def paper_beside_ours(table: pd.DataFrame, caption: str = "", digits: int = 1) -
     ours = [column for column in table.columns if "ours" in str(column)]
     numbers = list(table.select_dtypes("number").columns)
     styler = table.style.format(precision=digits, na_rep="–", escape="html").format_index(escape="html", axis=1)
-    styler = styler.hide(axis="index").set_properties(subset=ours, **{"font-weight": "600"})
+    styler = (
+        styler.hide(axis="index")
+        .set_properties(padding="0.1em 0.7em")
+        .set_properties(subset=ours, **{"font-weight": "600"})
+    )
     styler = styler.set_properties(subset=numbers, **{"text-align": "right", "font-variant-numeric": "tabular-nums"})
     return styler.set_caption(escape(caption)) if caption else styler
 

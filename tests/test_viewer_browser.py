@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,38 +15,13 @@ from cxrkit.view import packing, viewer
 
 pytestmark = pytest.mark.browser
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 LABELS = ["Effusion", "Mass", HOSTILE]
 SIZE = 60
 
 
-@pytest.fixture(scope="session")
-def chromium():
-    """A headless Chromium, started once; without one the tests are skipped, in CI they fail."""
-    path = shutil.which("chromium")
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail("chromium is not installed; the browser tests need it")
-        pytest.skip("chromium is not installed")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def open_page(chromium, tmp_path):
+def open_page(browser, tmp_path):
     """Open HTML as a file; after the test no request may have left it and nothing may be on the console."""
     requests, complaints, contexts = [], [], []
 
@@ -56,7 +29,7 @@ def open_page(chromium, tmp_path):
         file = tmp_path / "page.html"
         head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>ours</title>'
         file.write_text(f"<!doctype html><html {attributes}><head>{head}</head><body>{body}</body></html>", "utf-8")
-        context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(8000)

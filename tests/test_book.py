@@ -31,9 +31,10 @@ def book(tmp_path_factory) -> Path:
 
 
 def is_ours(message) -> bool:
-    """An error, other than the theme's attempt to preload icon fonts with a request that a browser refuses for
-    files."""
-    return message.type == "error" and "fontawesome" not in message.text + message.location.get("url", "")
+    """An error, but for two of the theme's: it preloads fonts in a way that browsers refuse for files, and on a first
+    visit it finds no stored colour mode."""
+    text = message.text + message.location.get("url", "")
+    return message.type == "error" and "fontawesome" not in text and "invalid theme mode" not in text
 
 
 @pytest.fixture
@@ -64,11 +65,13 @@ def test_label_and_method_change_the_picture(book, page):
     page.wait_for_timeout(500)
     seen = {pixels(page)}
     label = chooser(page, "Label")
-    for value in label.locator("option").evaluate_all("options => options.map(o => o.value)")[:6]:
+    for value in label.locator("option").evaluate_all("options => options.map(o => o.value)"):
         label.select_option(value)
         page.wait_for_timeout(200)
         seen.add(pixels(page))
     assert len(seen) >= 3
+    present = label.locator("option").filter(has_text="(present)").first
+    label.select_option(present.get_attribute("value"))  # its maps are kept for every method
     seen = set()
     method = chooser(page, "Method")
     for value in method.locator("option").evaluate_all("options => options.map(o => o.value)"):
@@ -98,6 +101,6 @@ def test_formulas_are_set_offline(book, page):
 
 def test_every_page_says_what_it_is_not(book):
     for path in book.rglob("*.html"):
-        if "_static" in path.parts or path.name in {"genindex.html", "search.html"}:
-            continue
+        if "_static" in path.parts or path.name in {"genindex.html", "search.html"} or path == book / "index.html":
+            continue  # the last only leads on to the first page
         assert "Not a medical device" in path.read_text(encoding="utf-8"), path.name

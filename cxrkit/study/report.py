@@ -19,6 +19,7 @@ __all__ = [
     "explained_runs",
     "grid_energies",
     "images_of",
+    "kept_of",
     "names",
     "notice",
     "origin",
@@ -181,14 +182,19 @@ def names(pairs: list[tuple[runs.Run, runs.Run]]) -> list[str]:
     return [name + place * (variants.count(name) > 1) for name, place in zip(variants, places, strict=True)]
 
 
+def kept_of(explain: runs.Run) -> dict[str, np.ndarray]:
+    """The arrays that an explanation run kept (see `explaining.kept_maps`)."""
+    with np.load(explain.folder / "maps.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
 def images_of(train: runs.Run, explain: runs.Run, least: int = 256) -> tuple[Dataset, dict[str, np.ndarray]]:
     """The images whose maps an explanation run kept, and the kept arrays (see `explaining.kept_maps`).
 
     The images are drawn finer than the network saw them: at the multiple of its size that reaches `least` pixels.
     """
     size = train.parameters.size * -(-least // train.parameters.size)
-    with np.load(explain.folder / "maps.npz", allow_pickle=False) as file:
-        kept = dict(file)
+    kept = kept_of(explain)
     data = load_data(train.parameters.model_copy(update={"size": size}))
     position = {image_id: row for row, image_id in enumerate(data.table["image_id"].astype(str))}
     return data.select([position[image_id] for image_id in kept["image_ids"]]), kept

@@ -64,7 +64,8 @@ def beside(name: str, published_table: str, view_name: str, metric: str = "EPG")
                 row |= {"low": 100 * found["low"], "high": 100 * found["high"]}
         rows.append(row)
     columns = ["network", "explanation", "paper", "paper std", "ours", "low", "high", "chance", "maps"]
-    return pd.DataFrame(rows).reindex(columns=columns).dropna(axis=1, how="all")
+    frame = pd.DataFrame(rows).reindex(columns=columns).dropna(axis=1, how="all")
+    return frame.astype({"maps": "Int64"}) if "maps" in frame else frame
 
 
 def difference(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cxrkit.attribution import registry
 from cxrkit.attribution.explained import Explained, has_encoding, prepared
+from cxrkit.attribution.progress import progress_bar
 from cxrkit.errors import AttributionError, ParameterError
 
 __all__ = ["attribute", "checked_images", "chunk_size", "device_of"]
@@ -21,23 +22,28 @@ def attribute(
     images: Tensor,
     method: str,
     labels=None,
-    output: str = "logit",
+    output: str | None = None,
     *,
+    preset: str | None = None,
     chunk: int | None = None,
+    progress: bool | None = None,
     **options,
 ) -> Tensor:
     """Maps of every label of every image: [B, L, H, W], raw (signed, unnormalised), at input resolution.
 
-    `model`: any network from images [B, C, H, W] to logits [B, L]; with a `cxrkit.models.Classifier` images
-    are grey [B, 1, H, W] in [0, 1]. `method`: a name of `cxrkit.attribution.methods()`, whose card lists
-    its `options`. `labels`: names or indices (None: all). `output`: what is explained, "logit" or
-    "probability" (the sigmoid of the logit). `chunk`: images per forward pass; None chooses by image size,
-    and the maps don't depend on it. Maps are float32 on the images' device (float64 for float64 images).
-    The model is explained in evaluation mode with frozen weights, and is left as it was: training flags,
-    `requires_grad`, `.grad`, hooks. Raises ParameterError for an unknown method, option, label or layer,
-    and AttributionError for unfit images or where the method can't be right for this network.
+    `model`: any network from images [B, C, H, W] to logits [B, L]; with a `cxrkit.models.Classifier` images are
+    grey [B, 1, H, W] in [0, 1]. `method`: a name of `cxrkit.attribution.methods()`, whose card lists its
+    `options`. `labels`: names or indices (None: all). `output`: what is explained, "logit" (default) or
+    "probability" (the sigmoid of the logit). `preset`: the settings of a paper's published code, by its key;
+    options named beside it win. `chunk`: images per forward pass; None chooses by image size, and the maps don't
+    depend on it. `progress`: a bar; None shows it for long work that somebody watches. Maps are float32 on the
+    images' device (float64 for float64 images). The model is explained in evaluation mode with frozen weights,
+    and is left as it was: training flags, `requires_grad`, `.grad`, hooks. Raises ParameterError for an unknown
+    method, option, label or layer, and AttributionError for unfit images or where the method can't be right for
+    this network.
     """
     entry = registry.entry(method)
+    output, options = _settings(entry.card, preset, output, options)
     for option in options:
         if option not in entry.card.options:
             raise registry.unknown(f"option of {method}:", option, entry.card.options)
@@ -51,13 +57,26 @@ def attribute(
     size = chunk_size(inputs, chunk)
     explained = Explained(model, labels, output, size)
     parts = []
-    with prepared(model, device):
+    with prepared(model, device), progress_bar(progress, f"{method}, {len(inputs)} images") as report:
         for start in range(0, len(inputs), size):
             rows = slice(start, start + size)
             explained.first_row = start
+            share = min(size, len(inputs) - start) / len(inputs)
+            explained.report = lambda done, start=start, share=share: report(start / len(inputs) + done * share)
             part = entry.function(explained, inputs[rows], **_rows_of(options, rows, len(inputs)))
             parts.append(part.detach().to(torch.promote_types(images.dtype, torch.float32)))
     return _finite(torch.cat(parts), method).to(images.device)
+
+
+def _settings(card: registry.Card, preset: str | None, output: str | None, options: dict) -> tuple[str, dict]:
+    """Output and options, with those of the preset where the caller names none."""
+    chosen = {}
+    if preset is not None:
+        if preset not in card.presets:
+            raise registry.unknown(f"preset of {card.name}:", preset, card.presets)
+        chosen = dict(card.presets[preset])
+    from_preset = chosen.pop("output", "logit")
+    return (from_preset if output is None else output), {**chosen, **options}
 
 
 def checked_images(model: nn.Module, images: Tensor) -> Tensor:

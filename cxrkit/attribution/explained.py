@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cxrkit.attribution.registry import unknown
 from cxrkit.errors import AttributionError, ParameterError
+
+T = TypeVar("T")
 
 __all__ = ["Explained", "explanation_mode", "has_encoding", "label_names", "logit_bias", "prepared"]
 
@@ -29,6 +32,7 @@ class Explained:
         self.output = output
         self.batch = batch
         self.first_row = 0  # of the current chunk within all images, for messages
+        self.report: Callable[[float], None] = lambda share: None  # share of the current chunk that is done
         self.names = label_names(model)
         if self.names is not None:  # a misspelt name stops before the first forward pass
             self.indices(len(self.names))
@@ -39,7 +43,7 @@ class Explained:
         """
         if has_encoding(self.model):  # past the range test of `forward`: paths may leave [0, 1]
             return self._checked(self.model.classify(self.model.encode(images)), len(images))
-        return self._checked(self.model(images.clone()), len(images))
+        return self._checked(self.model(images.clone(memory_format=torch.channels_last)), len(images))
 
     def encode(self, images: Tensor) -> Tensor:
         """What the network proper sees: its own encoding of the images, or the images where it has none."""
@@ -48,7 +52,7 @@ class Explained:
     def classify(self, encoded: Tensor) -> Tensor:
         """Logits [B, outputs] of encoded images."""
         network = self.model.classify if has_encoding(self.model) else self.model
-        return self._checked(network(encoded.clone()), len(encoded))
+        return self._checked(network(encoded.clone(memory_format=torch.channels_last)), len(encoded))
 
     def select(self, per_output: Tensor) -> Tensor:
         """The labels asked for, in their order: [B, outputs, ...] to [B, L, ...]."""
@@ -74,6 +78,12 @@ class Explained:
         count = scores.shape[1]
         for j in range(count):
             yield torch.autograd.grad(scores[:, j].sum(), inputs, retain_graph=j + 1 < count)[0]
+
+    def steps(self, items: Collection[T]) -> Iterator[T]:
+        """The items of a method's longest loop, while the progress bar moves along."""
+        for done, item in enumerate(items):
+            self.report(done / len(items))
+            yield item
 
     def _checked(self, logits: Tensor, rows: int) -> Tensor:
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != rows:

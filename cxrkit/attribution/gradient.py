@@ -7,12 +7,11 @@ takes the absolute value of the map.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from cxrkit.attribution.baselines import baseline_images
 from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.registry import method, unknown
 from cxrkit.errors import ParameterError
@@ -79,7 +78,7 @@ def integrated_gradients(
     Gauss-Legendre from black.
     """
     nodes, weights = (torch.as_tensor(v, dtype=images.dtype, device=images.device) for v in _rule(rule, n_steps))
-    start = _baseline(images, baseline)
+    start = baseline_images(images, baseline)
     difference = images - start
     points = torch.arange(len(images) * n_steps, device=images.device)
     total = None
@@ -115,40 +114,3 @@ def _rule(rule: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
         weights[[0, -1]] /= 2
         return np.linspace(0, 1, n_steps), weights
     raise unknown("rule of integrated_gradients:", rule, ("gauss_legendre", "trapezoid"))
-
-
-def _baseline(images: Tensor, baseline: str | float | Tensor) -> Tensor:
-    """The start of the path, [B, C, H, W]."""
-    if isinstance(baseline, Tensor):
-        try:
-            start = baseline.detach().to(images).expand_as(images)
-        except RuntimeError:
-            shapes = f"{list(baseline.shape)} for images {list(images.shape)}"
-            raise ParameterError(f"baseline doesn't broadcast to the images: {shapes}") from None
-    elif isinstance(baseline, str):
-        if baseline not in _BASELINES:
-            raise unknown("baseline", baseline, _BASELINES)
-        start = _BASELINES[baseline](images)
-    elif isinstance(baseline, (int, float)) and not isinstance(baseline, bool):
-        start = torch.full_like(images, float(baseline))
-    else:
-        raise ParameterError(f"baseline must be a name, a number or a tensor; got {type(baseline).__name__}")
-    if not start.isfinite().all():
-        raise ParameterError("baseline holds NaN or infinite values")
-    return start
-
-
-def _blurred(images: Tensor) -> Tensor:
-    from torchvision.transforms.functional import gaussian_blur
-
-    sigma = max(min(images.shape[-2:]) / 16, 0.5)
-    reach = min(math.ceil(3 * sigma), min(images.shape[-2:]) - 1)
-    return gaussian_blur(images, [2 * reach + 1] * 2, [sigma] * 2)
-
-
-_BASELINES = {
-    "black": torch.zeros_like,
-    "white": torch.ones_like,
-    "mean": lambda images: images.mean((2, 3), keepdim=True).expand_as(images),
-    "blur": _blurred,
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Card:
 
     `papers` are keys of the book's papers; `signed` says whether maps may be negative; `outputs` are the
     quantities it can explain; `forwards` and `backwards` are passes per image, with L labels; `formula` is
-    TeX; `options` are its own keywords.
+    TeX; `options` are its own keywords; `presets` are the settings of a paper by its key, as options and `output`.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Card:
     backwards: str
     outputs: tuple[str, ...]
     options: tuple[str, ...]
+    presets: Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -65,20 +66,23 @@ def method(
     needs: str = "any differentiable network",
     outputs: tuple[str, ...] = ("logit", "probability"),
     fits: Callable[[nn.Module], bool] = lambda model: True,
+    presets: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register the decorated function as the method of its own name.
 
     The function gets an `Explained`, one chunk of images [B, C, H, W] and its options, which are its
     keyword-only parameters (an option that is a tensor with one row per image is cut along with the
     images). It returns raw maps [B, L, H, W]. `fits` tells from a network's layers alone whether the method
-    can be right for it.
+    can be right for it. `presets` maps a paper's key to the settings of its published code.
     """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         name = function.__name__
         parameters = inspect.signature(function).parameters.values()
         options = tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
-        facts = Card(name, family, papers, meaning, formula, signed, needs, forwards, backwards, outputs, options)
+        facts = Card(
+            name, family, papers, meaning, formula, signed, needs, forwards, backwards, outputs, options, presets or {}
+        )
         _entries[name] = Entry(facts, function, fits)
         return function
 

@@ -54,18 +54,30 @@ def attribute(
     inputs = checked_images(model, images)
     device = device_of(model, images)
     inputs = inputs.to(device)
-    size = chunk_size(inputs, chunk)
-    explained = Explained(model, labels, output, size)
-    parts = []
+    explained = Explained(model, labels, output, chunk_size(inputs, chunk))
     with prepared(model, device), progress_bar(progress, f"{method}, {len(inputs)} images") as report:
-        for start in range(0, len(inputs), size):
-            rows = slice(start, start + size)
-            explained.first_row = start
-            share = min(size, len(inputs) - start) / len(inputs)
-            explained.report = lambda done, start=start, share=share: report(start / len(inputs) + done * share)
-            part = entry.function(explained, inputs[rows], **_rows_of(options, rows, len(inputs)))
-            parts.append(part.detach().to(torch.promote_types(images.dtype, torch.float32)))
-    return _finite(torch.cat(parts), method).to(images.device)
+        maps = _in_chunks(entry.function, explained, inputs, options, report, adaptable=chunk is None)
+    maps = maps.to(torch.promote_types(images.dtype, torch.float32))
+    return _finite(maps, method).to(images.device)
+
+
+def _in_chunks(function, explained: Explained, inputs: Tensor, options: dict, report, adaptable: bool) -> Tensor:
+    """Maps of all images, chunk by chunk; where the accelerator's memory doesn't hold a chunk, with half of it."""
+    parts, start, count = [], 0, len(inputs)
+    while start < count:
+        rows = slice(start, start + explained.batch)
+        here = len(inputs[rows])
+        explained.first_row = start
+        explained.report = lambda done, start=start, here=here: report((start + done * here) / count)
+        try:
+            parts.append(function(explained, inputs[rows], **_rows_of(options, rows, count)).detach())
+        except torch.OutOfMemoryError:
+            if not adaptable or explained.batch == 1:
+                raise
+            explained.batch //= 2
+        else:
+            start += here
+    return torch.cat(parts)
 
 
 def _settings(card: registry.Card, preset: str | None, output: str | None, options: dict) -> tuple[str, dict]:

@@ -77,7 +77,9 @@ class Explained:
             )
         count = scores.shape[1]
         for j in range(count):
-            yield torch.autograd.grad(scores[:, j].sum(), inputs, retain_graph=j + 1 < count)[0]
+            with _overwriting_refused():
+                gradient = torch.autograd.grad(scores[:, j].sum(), inputs, retain_graph=j + 1 < count)[0]
+            yield gradient
 
     def steps(self, items: Collection[T]) -> Iterator[T]:
         """The items of a method's longest loop, while the progress bar moves along."""
@@ -115,6 +117,19 @@ class Explained:
         if isinstance(label, bool) or not 0 <= index < outputs:
             raise ParameterError(f"label {label!r}: must be a name or an index from 0 to {outputs - 1}")
         return index
+
+
+@contextmanager
+def _overwriting_refused() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise AttributionError(
+            "the network overwrites a tensor that its own gradient needs, in place; write that step out of place, "
+            "for instance nn.ReLU(inplace=False)"
+        ) from error
 
 
 def _as_list(labels) -> list:
@@ -163,6 +178,7 @@ def prepared(model: nn.Module, device: torch.device) -> Iterator[None]:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(torch.autocast(device.type, enabled=False))
             stack.enter_context(explanation_mode(model, False))
+            stack.enter_context(_channels_last(model))
             if device.type == "cuda":
                 stack.enter_context(_ieee_convolutions())
             yield
@@ -187,6 +203,19 @@ def explanation_mode(model: nn.Module, active: bool) -> Iterator[None]:
     finally:
         for layer, mode in zip(layers, before, strict=True):
             layer.set_explanation_mode(mode)
+
+
+@contextmanager
+def _channels_last(model: nn.Module) -> Iterator[None]:
+    """Kernels in the order in which convolutions are fastest, and back to their own storage."""
+    kernels = [(parameter, parameter.data) for parameter in model.parameters() if parameter.ndim == 4]
+    try:
+        for parameter, values in kernels:
+            parameter.data = values.contiguous(memory_format=torch.channels_last)
+        yield
+    finally:
+        for parameter, values in kernels:
+            parameter.data = values
 
 
 @contextmanager

@@ -13,7 +13,7 @@ book: $(VENV)/.user
 test: $(VENV)/.developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --nbval-lax tests notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax tests notebooks
 
 lab: $(VENV)/.user
 	$(BIN)/jupyter lab --notebook-dir . notebooks/explore.ipynb

@@ -11,8 +11,9 @@ from pathlib import Path
 from cxrkit.errors import CxrkitError
 from cxrkit.study import grid, runs
 
-__all__ = ["build"]
+__all__ = ["GRIDS", "build"]
 
+GRIDS = ("quick", "benchmark")  # whose results the pages show
 _SHOWN = (
     "_config.yml",
     "_toc.yml",
@@ -25,7 +26,7 @@ _SHOWN = (
 )
 
 
-def build(name: str = "quick") -> Path:
+def build() -> Path:
     """Build the book of the project one stands in; returns its first page.
 
     Pages are executed afresh whenever text, notebooks, package or runs changed since the last whole build, and not at
@@ -33,7 +34,7 @@ def build(name: str = "quick") -> Path:
     """
     project = runs.project_folder()
     html = project / "_build" / "html"
-    index, stamp, state = html / "index.html", html / ".built-from", _state(project, name)
+    index, stamp, state = html / "index.html", html / ".built-from", _state(project)
     if stamp.is_file() and index.is_file() and stamp.read_text() == f"{state} {index.stat().st_mtime_ns}":
         return index
     stamp.unlink(missing_ok=True)
@@ -47,9 +48,9 @@ def build(name: str = "quick") -> Path:
     return index
 
 
-def _state(project: Path, name: str) -> str:
+def _state(project: Path) -> str:
     digest = hashlib.sha256()
-    for task in grid.plan(name):
+    for task in (task for name in GRIDS for task in grid.plan(name)):
         card = task.place / "run.json"
         digest.update(card.read_bytes() if card.is_file() else task.key.encode())
     for pattern in _SHOWN:

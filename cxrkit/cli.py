@@ -88,11 +88,12 @@ def grid_status(file: GridName = "quick") -> None:
 
 @app.command("book")
 def build_book(workers: Workers = 0) -> None:
-    """Run the grid `quick` where it isn't done, then build the book where anything changed."""
+    """Run the grids that the pages show where they aren't done, then build the book where anything changed."""
     from cxrkit import book
 
-    run_grid("quick", workers)
-    index = book.build("quick")
+    for name in book.GRIDS:
+        run_grid(name, workers)
+    index = book.build()
     console.print(f"The book: {index}", markup=False)
 
 
@@ -117,7 +118,7 @@ def run_grid(file: str, workers: int = 0) -> None:
     else:
         state = grid.status(file)
     failed = state[state["state"] != "done"]
-    _print_frame(report.summary(file, digits=3))
+    _print_frame(report.summary(file, digits=3).dropna(axis=1, how="all"))
     if len(failed):
         console.print(
             f"{len(failed)} runs are not done; their notebooks with the traceback: results/notebooks/*.failed.ipynb"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import signal
 
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import grid_bin_share, grid_energy, isotropic_grid_energy, power_spectrum, radial_profile
@@ -173,3 +174,21 @@ def test_strides_that_the_map_cannot_tell_are_refused(arguments):
         grid_energy(torch.rand(64, 64), **arguments)
     with pytest.raises(ParameterError):
         grid_energy(torch.rand(7, 7))
+
+
+def test_a_map_that_varies_along_one_axis_agrees_with_scipy():
+    line = np.random.default_rng(0).normal(size=64)
+    frequencies, power = signal.periodogram(line, detrend="constant", return_onesided=False)
+    at_grid = np.isclose(np.abs(frequencies) * 8 % 1, 0) & (frequencies != 0)
+    expected = power[at_grid].sum() / power.sum()
+    assert grid_energy(torch.tensor(line).expand(64, 64), strides=[8]).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_grid_on_a_smooth_map_lies_at_and_near_the_sampling_frequencies():
+    smooth = blob(64, 8.0)
+    sampled = torch.zeros(64, 64, dtype=torch.float64)
+    sampled[::4, ::4] = smooth[::4, ::4]  # every fourth pixel of every fourth row
+    at, near = (grid_energy(sampled, strides=[4], width=width).item() for width in (1, 3))
+    assert at > 20 * grid_energy(smooth, strides=[4]).item()
+    assert near > 2 * at
+    assert near > 20 * grid_energy(smooth, strides=[4], width=3).item()

@@ -19,9 +19,16 @@ from cxrkit import AttributionError, ParameterError
 from cxrkit.attribution import card, methods
 from cxrkit.attribution.api import chunk_size
 from cxrkit.attribution.explained import Explained, prepared
+from cxrkit.attribution.registry import FAMILIES
 
 GRADIENT = ("saliency", "input_x_gradient", "integrated_gradients")
 CAM = ("cam", "gradcam", "layercam")
+EVERY = (
+    *("saliency", "input_x_gradient", "smoothgrad", "guided_backprop", "integrated_gradients", "deeplift"),
+    *("occlusion", "cam", "gradcam", "gradcam_plus_plus", "layercam", "scorecam", "guided_gradcam", "normgrad"),
+    *("lrp", "rap", "guided_ig", "blur_ig", "xrai", "bcos"),
+)
+UNSIGNED = {"gradcam", "gradcam_plus_plus", "layercam", "scorecam", "normgrad"}
 
 
 class Linear(nn.Module):
@@ -578,21 +585,47 @@ def test_prepared_restores_after_an_error_within(tiny):
 # Cards
 
 
-def test_every_method_has_a_complete_card(tiny):
+def test_every_method_of_the_public_face_has_a_complete_card(tiny):
     cards = methods()
-    assert [c.name for c in cards] == [*GRADIENT, *CAM, "bcos"]
+    assert sorted(c.name for c in cards) == sorted(EVERY)
+    families = [c.family for c in cards]
+    assert families == sorted(families, key=FAMILIES.index)
     for c in cards:
         assert card(c.name) is c
         assert c.meaning
         assert c.formula
         assert set(c.papers) <= {"bcos", "normgrad", "covid", "path", "relevance"}
-    assert {c.name for c in cards if c.signed} == {*GRADIENT, "cam", "bcos"}
+    assert {c.name for c in cards if not c.signed} == UNSIGNED
     with pytest.raises(AttributeError):
         cards[0].name = "other"
-    assert [c.name for c in methods(tiny)] == [*GRADIENT, *CAM]
-    assert [c.name for c in methods(Linear(torch.rand(2, 1, 4, 4)))] == list(GRADIENT)
+    assert {c.name for c in methods(tiny)} == set(EVERY) - {"bcos"}
+    linear = {c.name for c in methods(Linear(torch.rand(2, 1, 4, 4)))}
+    assert {"saliency", "integrated_gradients", "occlusion", "guided_ig", "xrai", "lrp"} <= linear
+    assert not linear & {"cam", "gradcam", "layercam", "scorecam", "normgrad", "bcos", "guided_backprop"}
     with pytest.raises(ParameterError, match="layercam"):
         card("layer_cam")
+
+
+CHEAP = {
+    "smoothgrad": {"n_samples": 2},
+    "integrated_gradients": {"n_steps": 2},
+    "guided_ig": {"n_steps": 2},
+    "blur_ig": {"n_steps": 2},
+    "xrai": {"n_steps": 2, "segments": torch.arange(4).repeat_interleave(64).view(1, 16, 16)},
+    "occlusion": {"window": 8, "stride": 8},
+}
+
+
+@pytest.mark.parametrize("method", sorted(set(EVERY) - {"bcos"}))
+def test_memory_is_flat_over_a_hundred_calls(method, tiny):
+    images = torch.rand(1, 1, 16, 16)
+    counts = []
+    for call in range(100):
+        cxrkit.attribute(tiny, images, method, labels=[0, 2], **CHEAP.get(method, {}))
+        if call in (9, 99):
+            gc.collect()
+            counts.append(sum(type(o) is torch.Tensor for o in gc.get_objects()))
+    assert counts[0] == counts[1]
 
 
 def test_methods_of_real_architectures():

@@ -187,6 +187,16 @@ def test_every_call_is_seen_with_its_layer_whether_module_or_function_shared_or_
     assert not seen  # undone
 
 
+def test_a_tensor_given_by_keyword_reaches_the_rule_by_position(images):
+    class ByKeyword(nn.Module):
+        def forward(self, x):
+            return torch.relu(input=x - 0.5).flatten(1)
+
+    inputs = images.clone().requires_grad_()
+    with replaced(ByKeyword(), {"relu": lambda call, x: x * 0}):
+        assert not ByKeyword()(inputs).any()
+
+
 def test_other_calls_go_to_otherwise_and_calls_without_gradient_are_left_alone(tiny, images):
     names = []
 

@@ -7,10 +7,22 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn import metrics as sklearn_metrics
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score, roc_auc_score
 
 from cxrkit.errors import ParameterError
-from cxrkit.metrics import classification_report
+from cxrkit.metrics import (
+    calibration_report,
+    classification_report,
+    hard_vote,
+    operating_cutoffs,
+    reliability,
+    soft_vote,
+)
 
 NAN = math.nan
 
@@ -67,7 +79,7 @@ def test_one_class_only_gives_nan_and_is_counted_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         frame = classification_report(targets, probabilities, ["a", "b", "c"]).set_index("label")
-    assert frame["degenerate"].tolist() == [0, 1, 1, 2]
+    assert frame["degenerate"].tolist() == [0, 1, 1, 0, 2]  # the last two: micro, macro
     assert frame.loc[["b", "c"], ["auc", "average_precision", "precision", "recall"]].isna().all(axis=None)
     assert frame.loc["b", "specificity"] == 1
     assert frame.loc["macro", "auc"] == 1
@@ -100,3 +112,159 @@ def test_the_cutoff_itself_is_not_positive():
 def test_errors_name_the_label(targets, probabilities, message):
     with pytest.raises(ParameterError, match=message):
         classification_report(targets, probabilities, ["a"])
+
+
+def test_micro_agrees_with_scikit_learn(answers):
+    targets, probabilities = answers
+    micro = classification_report(targets, probabilities, ["a", "b", "c"]).set_index("label").loc["micro"]
+    predicted = probabilities > 0.5
+    for name, score in {
+        "precision": sklearn_metrics.precision_score(targets, predicted, average="micro"),
+        "recall": sklearn_metrics.recall_score(targets, predicted, average="micro"),
+        "f1": f1_score(targets, predicted, average="micro"),
+        "auc": roc_auc_score(targets, probabilities, average="micro"),
+        "average_precision": sklearn_metrics.average_precision_score(targets, probabilities, average="micro"),
+        "accuracy": (targets == predicted).mean(),
+    }.items():
+        assert micro[name] == pytest.approx(score), name
+
+
+def test_micro_and_macro_in_closed_form():
+    """TP (8, 0), FP (2, 0), FN (0, 2)."""
+    targets = np.array([[1, 0]] * 8 + [[0, 1]] * 2)
+    probabilities = np.array([[0.9, 0.1]] * 10)
+    frame = classification_report(targets, probabilities, ["a", "b"], zero_division=0.0).set_index("label")
+    names = ["precision", "recall", "f1"]
+    assert frame.loc["micro", names].tolist() == pytest.approx([0.8, 0.8, 0.8])
+    assert frame.loc["macro", names].tolist() == pytest.approx([0.4, 0.5, 4 / 9])
+
+
+def test_every_label_may_have_its_own_cutoff(answers):
+    targets, probabilities = answers
+    cutoffs = [0.3, 0.5, math.nan]
+    frame = classification_report(targets, probabilities, ["a", "b", "c"], cutoff=cutoffs).set_index("label")
+    for column, label in enumerate("ab"):
+        alone = classification_report(targets[:, [column]], probabilities[:, [column]], [label], cutoff=cutoffs[column])
+        assert frame.loc[label].tolist() == pytest.approx(alone.iloc[0, 1:].tolist())
+    assert frame.loc["c", ["accuracy", "precision", "recall", "specificity", "f1"]].isna().all()
+    assert frame.loc["c", "auc"] > 0
+    micro = classification_report(targets, probabilities, ["a", "b", "c"], cutoff=[0.3, 0.5, 0.8]).iloc[-2]
+    assert micro["label"] == "micro"
+    assert micro["f1"] == pytest.approx(f1_score(targets, probabilities > [0.3, 0.5, 0.8], average="micro"))
+    with pytest.raises(ParameterError, match="cutoff"):
+        classification_report(targets, probabilities, ["a", "b", "c"], cutoff=[0.3, 0.5])
+
+
+def best_by_trying(truth: np.ndarray, probability: np.ndarray, criterion: str) -> float:
+    scores = []
+    for cutoff in [-1, *probability]:
+        predicted = probability > cutoff
+        recall, specificity = predicted[truth == 1].mean(), (~predicted[truth == 0]).mean()
+        youden = recall + specificity - 1
+        scores.append(youden if criterion == "youden" else f1_score(truth, predicted, zero_division=0))
+    return max(scores)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.int64, 12, elements=st.integers(0, 1)),
+    hnp.arrays(np.int64, 12, elements=st.integers(1, 8)),
+    st.sampled_from(["youden", "f1"]),
+)
+def test_no_other_cutoff_does_better(truth, eighths, criterion):
+    targets, probabilities = truth[:, None], eighths[:, None] / 8
+    cutoff = operating_cutoffs(targets, probabilities, ["a"], criterion)
+    if truth.min() == truth.max():
+        assert np.isnan(cutoff).all()
+        return
+    row = classification_report(targets, probabilities, ["a"], cutoff=cutoff, zero_division=0.0).iloc[0]
+    score = row["recall"] + row["specificity"] - 1 if criterion == "youden" else row["f1"]
+    assert score == pytest.approx(best_by_trying(truth, eighths / 8, criterion))
+    assert 0 <= cutoff[0] < 1
+
+
+def test_cutoffs_in_closed_form():
+    targets, probabilities = np.array([[0], [0], [1], [1]]), np.array([[0.1], [0.4], [0.6], [0.9]])
+    assert operating_cutoffs(targets, probabilities, ["a"]).tolist() == pytest.approx([0.5])
+    assert operating_cutoffs(1 - targets, probabilities, ["a"], "f1").tolist() == pytest.approx([0.05])  # all of them
+    targets = np.array([[0.0], [1], [NAN], [1], [0]])  # 0.3 and 0.7 do equally well: the higher one
+    assert operating_cutoffs(targets, np.array([[0.2], [0.4], [0.5], [0.8], [0.6]]), ["a"]).tolist() == [0.7]
+    with pytest.raises(ParameterError, match="'youden', 'f1'"):
+        operating_cutoffs(targets, targets, ["a"], "auc")
+
+
+def test_cutoffs_tuned_on_the_test_images_flatter():
+    generator = np.random.default_rng(0)
+    gains = []
+    for _ in range(30):
+        targets = (generator.random((2, 60, 1)) < 0.5).astype(float)
+        probabilities = np.clip(0.2 * targets + 0.8 * generator.random((2, 60, 1)), 0, 1)
+        scores = []
+        for tuned_on in (1, 0):  # the test images themselves, the validation images
+            cutoff = operating_cutoffs(targets[tuned_on], probabilities[tuned_on], ["a"])
+            row = classification_report(targets[1], probabilities[1], ["a"], cutoff=cutoff).iloc[0]
+            scores.append(row["recall"] + row["specificity"] - 1)
+        gains.append(scores[0] - scores[1])
+    assert min(gains) >= 0
+    assert np.mean(gains) > 0.03
+
+
+def test_calibration_agrees_with_scikit_learn(answers):
+    targets, probabilities = answers
+    targets[:7, 1] = NAN
+    probabilities = np.clip(probabilities + np.random.default_rng(1).normal(0, 0.03, probabilities.shape), 0, 1)
+    frame = calibration_report(targets, probabilities, ["a", "b", "c"]).set_index("label")
+    bins = reliability(targets, probabilities, ["a", "b", "c"])
+    for column, label in enumerate("abc"):
+        known = ~np.isnan(targets[:, column])
+        truth, probability = targets[known, column], probabilities[known, column]
+        assert frame.loc[label, "brier"] == pytest.approx(sklearn_metrics.brier_score_loss(truth, probability))
+        frequency, confidence = calibration_curve(truth, probability, n_bins=10)
+        filled = bins[(bins["label"] == label) & (bins["n"] > 0)]
+        assert filled["frequency"].tolist() == pytest.approx(frequency)
+        assert filled["confidence"].tolist() == pytest.approx(confidence)
+        assert bins[bins["label"] == label]["n"].sum() == known.sum()
+    assert frame.loc["macro", "ece"] == pytest.approx(frame.loc[list("abc"), "ece"].mean())
+    known = ~np.isnan(targets)
+    assert frame.loc["micro", "brier"] == pytest.approx(np.square(targets - probabilities)[known].mean())
+
+
+def test_calibration_in_closed_form():
+    targets = np.array([[1.0], [0], [1], [0]])
+    honest = calibration_report(targets, np.full((4, 1), 0.5), ["a"]).iloc[0]
+    assert honest[["brier", "ece"]].tolist() == pytest.approx([0.25, 0])
+    boastful = calibration_report(targets, np.full((4, 1), 0.9), ["a"]).iloc[0]
+    assert boastful[["brier", "ece", "confidence"]].tolist() == pytest.approx([(0.01 + 0.81) / 2, 0.4, 0.9])
+    assert calibration_report(targets, targets, ["a"]).iloc[0][["brier", "ece"]].tolist() == [0, 0]
+    two = calibration_report(targets, np.array([[0.7], [0.3], [0.7], [0.3]]), ["a"], bins=2).iloc[0]
+    assert two["ece"] == pytest.approx(0.3)
+    assert math.isnan(calibration_report(targets * NAN, targets, ["a"]).iloc[0]["ece"])
+    edge = reliability([[1], [0]], [[0.5], [0.0]], ["a"], bins=2)
+    assert edge["n"].tolist() == [2, 0]  # an edge belongs to the lower bin
+    with pytest.raises(ParameterError, match="bins 0"):
+        reliability(targets, targets, ["a"], bins=0)
+
+
+def test_votes_differ_where_the_paper_and_its_code_do():
+    members = np.array([0.9, 0.9, 0.05, 0.05, 0.55]).reshape(5, 1, 1)
+    assert soft_vote(members).item() == pytest.approx(0.49)
+    assert hard_vote(members, cutoff=0.51).item() == pytest.approx(0.6)
+    report = classification_report([[1], [0]], np.repeat(soft_vote(members), 2, 0), ["a"], cutoff=0.51)
+    assert report["recall"][0] == 0  # soft: not found
+    report = classification_report([[1], [0]], np.repeat(hard_vote(members, cutoff=0.51), 2, 0), ["a"])
+    assert report["recall"][0] == 1  # hard: 3 of 5
+
+
+def test_votes_of_many_members_and_labels():
+    members = np.random.default_rng(0).random((4, 7, 3))
+    np.testing.assert_allclose(soft_vote(members), members.mean(0))
+    shares = hard_vote(members, cutoff=[0.3, 0.5, 0.9])
+    for row in range(7):
+        for column, cutoff in enumerate([0.3, 0.5, 0.9]):
+            assert shares[row, column] == sum(members[:, row, column] > cutoff) / 4
+    assert hard_vote(np.full((3, 1, 1), 0.5)).item() == 0  # the cutoff itself is no vote
+    assert not (hard_vote(np.array([0.9, 0.9, 0.1, 0.1]).reshape(4, 1, 1)) > 0.5).any()  # half is no majority
+    with pytest.raises(ParameterError, match=r"\[members, N, L\]"):
+        soft_vote(members[0])
+    with pytest.raises(ParameterError, match="sigmoid"):
+        hard_vote(members + 1)

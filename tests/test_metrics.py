@@ -10,10 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 from sklearn.metrics import jaccard_score
 
 from cxrkit import metrics
+from cxrkit.data import geometry
 from cxrkit.errors import ParameterError
+from cxrkit.metrics import scores as one_pass
 
 NAN = math.nan
 
@@ -212,6 +215,13 @@ def test_sweep_equals_single_calls():
         (lambda: metrics.mask_iou(torch.rand(4, 4), torch.ones(4, 4).bool(), threshold=-1), "-1"),
         (lambda: metrics.class_agnostic(torch.ones(4, 4).bool()), r"L, H, W"),
         (lambda: metrics.gaussian_smoothing(torch.rand(4, 4)), "11"),
+        (lambda: metrics.mask_iou(torch.rand(4, 4), torch.ones(4, 4).bool(), percentile=0), "percentile 0"),
+        (lambda: metrics.pointing_chance(torch.ones(4, 4).bool(), tolerance=-1), "tolerance -1"),
+        (lambda: metrics.pointing_game(torch.rand(4, 4), torch.ones(4, 4).bool(), protocol="code"), "'authors'"),
+        (lambda: metrics.pointing_game(torch.rand(4, 5), torch.ones(4, 5).bool(), protocol="authors"), "square"),
+        (lambda: metrics.explained_maps(torch.rand(2, 3, 4, 4), torch.rand(2, 2)), r"\[N, L, H, W\]"),
+        (lambda: metrics.explained_maps(torch.rand(2, 3, 4, 4), torch.rand(2, 3), 3), "target 3"),
+        (lambda: metrics.localisation_scores(torch.rand(4, 4), torch.ones(4, 4).bool(), [2.0]), r"2\.0"),
     ],
 )
 def test_errors_name_what_is_wrong(call, message):
@@ -275,6 +285,57 @@ def test_split_refuses_a_positive_without_probability():
         metrics.epg_split(one, one, torch.ones(2, 1))
 
 
+def test_split_of_the_negatives_where_they_have_a_mask():
+    scores = torch.tensor([[0.2], [0.6], [1.0], [NAN], [0.5]])
+    targets, probabilities = (
+        torch.tensor([[1.0], [0], [0], [0], [NAN]]),
+        torch.tensor([[0.9], [0.9], [0.1], [0.8], [1]]),
+    )
+    frame = metrics.epg_split(scores, targets, probabilities, subsets=("TP", "FN", "FP", "TN"))
+    rows = frame[frame["label"] == "0"].set_index("subset")
+    assert rows["mean"].to_dict() == pytest.approx({"TP": 0.2, "FN": NAN, "FP": 0.6, "TN": 1.0}, nan_ok=True)
+    assert rows["n"].tolist() == [1, 0, 1, 1]
+    assert rows["degenerate"].tolist() == [0, 0, 1, 0]
+    with pytest.raises(ParameterError, match="'FP'"):
+        metrics.epg_split(scores, targets, probabilities, subsets=["fp"])
+    metrics.epg_split(scores, targets, torch.where(targets == 0, NAN, probabilities))  # of no use to TP and FN
+    with pytest.raises(ParameterError, match="row 1"):
+        metrics.epg_split(scores, targets, torch.where(targets == 0, NAN, probabilities), subsets=["FP"])
+
+
+def test_missed_findings_are_explained_by_another_label_in_the_authors_protocol():
+    maps = torch.stack([box(8, 0, 0, 4, 4).float(), box(8, 4, 4, 8, 8).float()])[None]
+    logits, mask = torch.tensor([[2.0, -1.0]]), box(8, 4, 4, 8, 8)  # a finding of label 1, called label 0
+    assert metrics.energy_pointing_game(metrics.explained_maps(maps, logits), mask).item() == 0
+    assert metrics.energy_pointing_game(metrics.explained_maps(maps, logits, target=1), mask).item() == 1
+    assert torch.equal(
+        metrics.explained_maps(maps.repeat(3, 1, 1, 1), logits.repeat(3, 1), 0), maps[:, 0].repeat(3, 1, 1)
+    )
+
+
+def test_boxes_scaled_without_the_crop_miss_what_the_map_sees():
+    finding = [[256, 256, 512, 512]]  # of 1024 pixels
+    true, astray = (geometry.box_masks(geometry.crop_boxes(finding, p), 224)[0] for p in ("corrected", "authors"))
+    assert metrics.energy_pointing_game(true.float(), true).item() == 1
+    assert metrics.energy_pointing_game(true.float(), astray).item() == pytest.approx(56**2 / 64**2)
+    np.testing.assert_allclose(geometry.crop_boxes(finding, "authors"), 0.21875 * np.array(finding))
+
+
+def test_class_agnostic_masks_raise_score_and_chance():
+    masks = torch.stack([box(10, 0, 0, 5, 2), box(10, 5, 5, 10, 9)])
+    maps = torch.ones(2, 10, 10)
+    assert metrics.energy_pointing_game(maps, masks).tolist() == pytest.approx([0.1, 0.2])
+    assert metrics.energy_pointing_game(maps, metrics.class_agnostic(masks)).tolist() == pytest.approx([0.3, 0.3])
+    assert metrics.chance_level(metrics.class_agnostic(masks)).tolist() == pytest.approx([0.3, 0.3])
+
+
+@pytest.mark.parametrize("kind", ["precision", "recall"])
+def test_the_text_of_the_paper_means_the_union_of_boxes(kind):
+    values, masks = torch.randn(5, 8, 8), torch.rand(5, 3, 8, 8) > 0.6
+    paper = metrics.energy_pointing_game_boxes(values, masks, kind, 0.2, protocol="paper")
+    assert torch.equal(paper, metrics.energy_pointing_game(values, masks.any(1), kind, 0.2))
+
+
 @pytest.mark.parametrize(("distance", "hit"), [(14, 1.0), (15, 0.0)])
 def test_pointing_game_is_strict(distance, hit):
     values = torch.zeros(64, 64)
@@ -289,10 +350,67 @@ def test_pointing_game_tells_rows_from_columns():
     assert metrics.pointing_game(values, box(64, 45, 0, 55, 10), tolerance=3).item() == 0
 
 
+def authors_pointing(values: np.ndarray, mask: np.ndarray, tolerance: float) -> float:
+    """The published arithmetic: NumPy's grids in xy order, so that the disc lies at (column, row)."""
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    first, second = np.meshgrid(np.arange(values.shape[0]), np.arange(values.shape[1]))
+    disc = (first - row) ** 2 + (second - column) ** 2 < tolerance**2
+    return float((mask & disc).any())
+
+
+@settings(max_examples=40, deadline=None)
+@given(hnp.arrays(np.float64, (6, 6), elements=st.integers(-24, 24)), hnp.arrays(np.bool_, (6, 6)), st.integers(1, 3))
+def test_the_authors_disc_is_transposed(values, mask, tolerance):
+    score = metrics.pointing_game(torch.tensor(values), torch.tensor(mask), tolerance, protocol="authors").item()
+    if mask.any() and values.min() < values.max():
+        assert score == authors_pointing(values, mask, tolerance)
+        turned = metrics.pointing_game(torch.tensor(values), torch.tensor(mask.T.copy()), tolerance)
+        assert score == turned.item()  # as if the mask were mirrored
+    paper = metrics.pointing_game(torch.tensor(values), torch.tensor(mask), tolerance, protocol="paper")
+    assert torch.equal(
+        paper.nan_to_num(2), metrics.pointing_game(torch.tensor(values), torch.tensor(mask), tolerance).nan_to_num(2)
+    )
+
+
+def test_a_peak_off_the_diagonal_tells_the_protocols_apart():
+    values = torch.zeros(64, 64)
+    values[50, 5] = 1
+    here, mirrored = box(64, 0, 45, 10, 55), box(64, 45, 0, 55, 10)
+    for protocol, hits in {"corrected": [1, 0], "paper": [1, 0], "authors": [0, 1]}.items():
+        assert [metrics.pointing_game(values, mask, 3, protocol=protocol).item() for mask in (here, mirrored)] == hits
+
+
 def test_acceptance_disc_has_697_pixels():
     mask = box(64, 32, 32, 33, 33)
     peaks = torch.eye(64 * 64).reshape(-1, 64, 64)
     assert metrics.pointing_game(peaks, mask.expand_as(peaks)).sum() == 697
+
+
+def test_hit_rate_asks_for_a_maximum_inside():
+    values = torch.zeros(3, 16, 16)
+    values[0, 4, 4] = values[1, 4, 8] = 1  # inside; one pixel to the right of the mask; nowhere
+    assert metrics.hit_rate(values, box(16, 2, 2, 8, 8)).tolist() == pytest.approx([1, 0, NAN], nan_ok=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(regions, st.sampled_from([0.5, 1.0, 1.5, 2.0, 2.5, 4.0, 30.0]))
+def test_chance_of_the_pointing_game_is_the_share_of_maxima_that_hit(mask, tolerance):
+    chance = metrics.pointing_chance(torch.tensor(mask), tolerance).item()
+    if not mask.any():
+        assert math.isnan(chance)
+        return
+    assert chance == pytest.approx((ndimage.distance_transform_edt(~mask) < tolerance).mean())
+    peaks = torch.eye(mask.size).reshape(-1, *SHAPE)
+    hits = metrics.pointing_game(peaks, torch.tensor(mask), tolerance)
+    assert chance == pytest.approx(hits.mean().item())
+    assert chance >= metrics.chance_level(torch.tensor(mask)).item() - 1e-7
+
+
+def test_chance_of_the_pointing_game_in_closed_form():
+    one = box(64, 32, 32, 33, 33)
+    assert metrics.pointing_chance(one).item() == pytest.approx(697 / 4096)
+    assert metrics.pointing_chance(one, tolerance_fraction=15 / 64).item() == pytest.approx(697 / 4096)
+    assert metrics.pointing_chance(box(64, 0, 0, 64, 10), tolerance=6).item() == pytest.approx(15 / 64)  # cut above
 
 
 def test_pointing_game_takes_the_first_of_equal_maxima():
@@ -334,6 +452,21 @@ def test_gaussian_smoothing():
     assert (smooth > 0).sum() == 121
 
 
+@pytest.mark.parametrize("value", [0.1, -0.7, 1e-9, 12345.678])
+def test_smoothing_leaves_constant_maps_constant_to_the_last_bit(value):
+    constant = torch.full((1, 33, 47), value)
+    assert torch.equal(metrics.gaussian_smoothing(constant), constant)
+    assert metrics.pointing_game(metrics.gaussian_smoothing(constant), constant > -1e9).isnan().all()
+
+
+def test_smoothing_agrees_with_scipy():
+    values = torch.randn(24, 37, dtype=torch.float64)
+    window = np.exp(-np.square(np.arange(-5, 6)) / 2)
+    kernel = np.outer(window, window) / window.sum() ** 2
+    expected = ndimage.convolve(values.numpy(), kernel, mode="mirror")  # mirror: the border pixel is not repeated
+    np.testing.assert_allclose(metrics.gaussian_smoothing(values).numpy(), expected, atol=1e-12)
+
+
 def test_overlap_in_closed_form():
     mask = box(20, 0, 0, 10, 8)  # a fifth of the image
     full, empty = torch.ones(20, 20).bool(), torch.zeros(20, 20).bool()
@@ -364,3 +497,169 @@ def test_mask_iou_against_scikit_learn(values, mask, threshold):
     assert foreground == pytest.approx(jaccard_score(mask.ravel(), prediction))
     if not (mask.all() and prediction.all()):
         assert two_class == pytest.approx(jaccard_score(mask.ravel(), prediction, average="macro", labels=[0, 1]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(pixels, regions, st.sampled_from([0.0, 0.3, 0.5]), st.sampled_from([50.0, 90.0, 99.0]))
+def test_percentile_scale_against_numpy(values, mask, threshold, percentile):
+    values = values + np.linspace(0, 1e-3, values.size).reshape(SHAPE)  # no ties
+    score = metrics.mask_iou(torch.tensor(values), torch.tensor(mask), threshold, percentile=percentile).item()
+    clipped = values.clip(min=0)
+    if not mask.any() or not clipped.any():
+        assert math.isnan(score)
+        return
+    prediction = (clipped >= threshold * np.percentile(clipped, percentile)) & (clipped > 0)
+    assert score == pytest.approx(jaccard_score(mask.ravel(), prediction.ravel()))
+
+
+def test_one_hot_pixel_rules_the_maximum_but_not_the_percentile():
+    mask = box(20, 5, 5, 15, 15)
+    values = mask.float()
+    values[0, 0] = 100
+    assert metrics.mask_iou(values, mask, 0.3).item() == 0
+    assert metrics.mask_iou(values, mask, 0.3, percentile=99).item() == pytest.approx(100 / 101)
+    sparse = torch.zeros(20, 20)
+    sparse[7, 7] = 2  # its 99th percentile is 0: all that is positive counts
+    assert metrics.mask_iou(sparse, mask, 0.5, percentile=99).item() == pytest.approx(0.01)
+
+
+def test_mean_iou_is_the_mean_of_the_sweep_of_single_calls():
+    values, mask = torch.randn(4, 16, 16), torch.rand(4, 16, 16) > 0.7
+    for options in ({}, {"average": "two_class"}, {"percentile": 95}):
+        single = [metrics.mask_iou(values, mask, threshold, **options) for threshold in (0.1, 0.2, 0.3, 0.4, 0.5)]
+        torch.testing.assert_close(metrics.iou_sweep(values, mask, **options), torch.stack(single, -1))
+        torch.testing.assert_close(metrics.mean_iou(values, mask, **options), torch.stack(single, -1).mean(-1))
+    assert metrics.iou_sweep(values, mask, []).shape == (4, 0)
+
+
+def test_chance_of_the_overlap_in_closed_form():
+    mask = box(20, 0, 0, 10, 8)  # a fifth of the image
+    for share, foreground, two_class in [
+        (1.0, 0.2, 0.1),
+        (0.0, 0.0, 0.4),
+        (0.5, 0.1 / 0.6, (0.1 / 0.6 + 0.4 / 0.9) / 2),
+    ]:
+        assert metrics.iou_chance(mask, share).item() == pytest.approx(foreground)
+        assert metrics.iou_chance(mask, share, "two_class").item() == pytest.approx(two_class)
+    assert metrics.iou_chance(~(mask | ~mask)).isnan()
+
+
+@pytest.mark.parametrize("average", ["foreground", "two_class"])
+def test_regions_placed_without_knowledge_overlap_by_chance(average):
+    mask = box(32, 3, 5, 20, 25)
+    places = torch.rand(400, 32 * 32).argsort(1).reshape(400, 32, 32) < 200
+    found = metrics.intersection_over_union(places, mask, average).mean().item()
+    assert found == pytest.approx(metrics.iou_chance(mask, 200 / 1024, average).item(), abs=0.004)
+
+
+def single_calls(maps: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
+    found = {
+        "epg_signed": metrics.energy_pointing_game(maps, masks, "signed"),
+        "hit_rate": metrics.hit_rate(maps, masks),
+    }
+    for step in range(10):
+        for kind in ("precision", "recall"):
+            found[f"epg_{kind}@{step / 10:g}"] = metrics.energy_pointing_game(maps, masks, kind, step / 10)
+    found["pointing_game"] = metrics.pointing_game(metrics.gaussian_smoothing(maps), masks, tolerance=2)
+    for name, average in {"iou": "foreground", "iou_two_class": "two_class"}.items():
+        for of, percentile in {"": 100, " of p99": 99}.items():
+            for threshold in (0.1, 0.2, 0.3, 0.4, 0.5):
+                found[f"{name}@{threshold}{of}"] = metrics.mask_iou(maps, masks, threshold, average, percentile)
+            found[f"{name}@mean{of}"] = metrics.mean_iou(maps, masks, average=average, percentile=percentile)
+    return found
+
+
+def odd_maps() -> tuple[torch.Tensor, torch.Tensor]:
+    maps = torch.randn(40, 24, 20)
+    maps[1, 3, 4], maps[2, 0, 0] = NAN, torch.inf
+    maps[3], maps[4], maps[5] = 0, -maps[4].abs(), 0.1
+    maps[6], maps[7] = maps[6].clamp(min=0).round(), maps[7] * 1e-30
+    masks = torch.rand(40, 24, 20) > 0.95
+    masks[8] = False
+    return maps, masks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_pass_equals_the_single_calls(dtype):
+    maps, masks = odd_maps()
+    found = metrics.localisation_scores(maps.to(dtype), masks, tolerance=2)
+    expected = single_calls(maps.to(dtype), masks)
+    assert set(found.values) == set(expected) == set(found.chance)
+    for name, values in expected.items():
+        assert found.values[name].dtype == dtype
+        torch.testing.assert_close(found.values[name], values, equal_nan=True, msg=lambda text, name=name: name + text)
+
+
+def test_one_pass_chance_levels_equal_the_single_calls():
+    maps, masks = odd_maps()
+    chance = metrics.localisation_scores(maps, masks, tolerance=2).chance
+    for name in ("epg_signed", "hit_rate", "epg_precision@0", "epg_precision@0.7"):
+        torch.testing.assert_close(chance[name], metrics.chance_level(masks), equal_nan=True)
+    torch.testing.assert_close(chance["pointing_game"], metrics.pointing_chance(masks, 2), equal_nan=True)
+    whole = metrics.energy_pointing_game(maps[0], torch.ones_like(masks[0]), "recall", 0.3)
+    torch.testing.assert_close(chance["epg_recall@0.3"][0], whole)
+    share = (maps[0] >= 0.2 * maps[0].max()).double().mean()
+    for name, average in {"iou@0.2": "foreground", "iou_two_class@0.2": "two_class"}.items():
+        torch.testing.assert_close(chance[name][0], metrics.iou_chance(masks[0], share, average))
+
+
+def test_one_pass_in_chunks_of_any_shape_and_with_other_settings(monkeypatch):
+    maps, masks = torch.randn(3, 4, 16, 16), torch.rand(4, 16, 16) > 0.8
+    settings_ = {
+        "thresholds": [0.25],
+        "iou_thresholds": [],
+        "tolerance_fraction": 0.1,
+        "sigma": None,
+        "percentile": 100,
+    }
+    whole = metrics.localisation_scores(maps, masks, **settings_)
+    monkeypatch.setitem(one_pass.CHUNK, "cpu", 5 * 256)
+    parts = metrics.localisation_scores(maps, masks, **settings_)
+    for kind in (0, 1):
+        for name, values in whole[kind].items():
+            assert values.shape == (3, 4)
+            torch.testing.assert_close(parts[kind][name], values, equal_nan=True)
+    torch.testing.assert_close(
+        whole.values["pointing_game"], metrics.pointing_game(maps, masks, tolerance_fraction=0.1), equal_nan=True
+    )
+    assert [name for name in whole.values if name.startswith("iou")] == []
+    assert metrics.localisation_scores(maps[:0], masks[:0, None].expand(0, 4, 16, 16)).values["hit_rate"].shape == (
+        0,
+        4,
+    )
+    assert metrics.localisation_scores(maps[0, 0], masks[0]).values["hit_rate"].shape == ()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([2.0**-20, 2.0**10]))
+def test_one_pass_ignores_scale_and_flips_and_falls_with_the_threshold(seed, factor):
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(2, 18, 18, generator=generator, dtype=torch.float64)
+    masks = torch.rand(2, 18, 18, generator=generator) > 0.8
+    found = metrics.localisation_scores(maps, masks)
+    scaled = metrics.localisation_scores(factor * maps, masks)
+    flipped = metrics.localisation_scores(maps.flip(-1), masks.flip(-1))
+    for name, values in found.values.items():
+        torch.testing.assert_close(scaled.values[name], values, equal_nan=True)
+        torch.testing.assert_close(flipped.values[name], values, equal_nan=True)
+        torch.testing.assert_close(flipped.chance[name], found.chance[name], equal_nan=True)
+    recalls = torch.stack([found.values[f"epg_recall@{step / 10:g}"] for step in range(10)])
+    assert (recalls.diff(dim=0) <= 0).all()
+    sizes = torch.stack([found.chance[f"iou@{step / 10:g}"] for step in range(1, 6)])
+    assert (sizes.diff(dim=0) <= 1e-12).all()
+
+
+def test_maps_that_know_nothing_score_their_chance_levels():
+    maps = torch.randn(1500, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = metrics.localisation_scores(maps, box(32, 4, 6, 18, 20), tolerance=4, sigma=None)
+    for name, values in found.values.items():
+        if name != "epg_signed":  # its denominator comes near 0
+            assert values.mean().item() == pytest.approx(found.chance[name].mean().item(), abs=0.035), name
+
+
+def test_smoothing_draws_the_maxima_of_noise_to_the_reflected_border():
+    noise = torch.randn(1500, 32, 32, generator=torch.Generator().manual_seed(0))
+    inner = box(32, 3, 3, 29, 29)
+    plain, smooth = (metrics.hit_rate(maps, inner).mean() for maps in (noise, metrics.gaussian_smoothing(noise)))
+    assert plain.item() == pytest.approx(metrics.chance_level(inner).item(), abs=0.04)
+    assert smooth < plain - 0.2

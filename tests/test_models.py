@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import random
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import cxrkit
 from cxrkit.errors import ModelError, ParameterError
 from cxrkit.models import Classifier, calibrate, create
 from cxrkit.models import weights as weight_files
@@ -32,24 +34,104 @@ def bcos18():
     return calibrate(create("bcos_resnet18", LABELS).double(), images).eval(), images[:2]
 
 
+# Parameters in millions with 1000 classes, as published with the weights (torchvision, package bcos); sides of the
+# explained map at the published input size.
+PUBLISHED = {
+    "resnet18": (11.69, 7),
+    "resnet34": (21.80, 7),
+    "resnet50": (25.56, 7),
+    "densenet121": (7.98, 7),
+    "densenet161": (28.68, 7),
+    "vgg16": (138.36, 14),
+    "vgg19": (143.67, 14),
+    "inception_v3": (23.83, 8),  # 27.16 with the second head
+    "efficientnet_b0": (5.29, 7),
+    "convnext_tiny": (28.59, 7),
+    "bcos_resnet18": (11.69, 7),
+    "bcos_resnet34": (21.80, 7),
+    "bcos_resnet50": (25.54, 7),
+    "bcos_densenet121": (7.95, 7),
+    "bcos_convnext_tiny": (28.54, 7),
+    "bcos_vit_c_b": (81.33, 14),  # 81.37 in its documentation, 81.33 in its code
+}
+
+
+def on_meta(name, labels, **options):
+    """A network of shapes without numbers: the largest costs nothing."""
+    with torch.device("meta"):
+        return create(name, labels, **options).eval()
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_public_shape_of_every_network(name):
-    model = create(name, LABELS).eval()
-    images = torch.rand(2, 1, 32, 32)
-    logits = model(images)
-    assert logits.shape == (2, 3)
-    assert torch.equal(logits, model.classify(model.encode(images)))
-    assert model.labels == LABELS
-    assert model.explained_layer == "network.layer4"
-    assert model.get_submodule(model.explained_layer)
-    assert model.card["parameters"] == sum(p.numel() for p in model.parameters())
+    millions, side = PUBLISHED[name]
+    row, maps = NETWORKS[name], []
+    model = on_meta(name, [str(i) for i in range(1000)])
+    assert model.card["parameters"] / 1e6 == pytest.approx(millions, abs=0.006)
     assert "not for clinical use" in model.card["notice"]
-    assert create(name, ["one"]).eval()(images).shape == (2, 1)
+    model.get_submodule(model.explained_layer).register_forward_hook(lambda m, a, y: maps.append(y.shape))
+    encoded = model.encode(torch.rand(2, 1, row.input_size, row.input_size, device="meta"))
+    assert model.classify(encoded).shape == (2, 1000)
+    assert [tuple(shape[-2:]) for shape in maps] == [(side, side)]
 
 
-def test_parameter_count_of_the_papers_network():
-    thousand = [str(i) for i in range(1000)]
-    assert create("bcos_resnet50", thousand).card["parameters"] == 25_538_880  # 25.54 M
+@pytest.mark.parametrize("name", ["resnet18", "bcos_resnet18"])
+def test_one_label_has_one_logit(name):
+    model = create(name, ["one"]).eval()
+    assert model.labels == ("one",)
+    assert model(torch.rand(2, 1, 32, 32)).shape == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "inception_v3", "efficientnet_b0", "convnext_tiny", "bcos_resnet34"])
+def test_the_smallest_images(name):
+    model, size = create(name, LABELS).eval(), NETWORKS[name].min_size
+    images = torch.rand(2, 1, size, size + 1)
+    logits = model(images)
+    assert logits.isfinite().all()
+    assert torch.equal(logits, model.classify(model.encode(images)))
+    if size > 1:
+        with pytest.raises(ModelError, match=f"images are {size} x {size - 1} pixels; .* at least {size} per side"):
+            model(images[..., :-2])
+        with pytest.raises((RuntimeError, ValueError)):  # nothing that would work is refused
+            model.network(model.encode(images)[..., :-2].clone())
+
+
+def test_a_network_trains_with_one_output_per_label():
+    for name in ("inception_v3", "densenet121"):
+        with torch.device("meta"):
+            model = create(name, LABELS).train()
+        assert model.classify(model.encode(torch.rand(2, 1, 96, 96, device="meta"))).shape == (2, 3)
+
+
+def test_the_last_relu_of_a_densenet_is_a_layer():
+    import torchvision
+
+    model = create("densenet121", LABELS).eval()
+    theirs = torchvision.models.densenet121(weights=None, num_classes=3).eval()
+    theirs.load_state_dict(model.network.state_dict())
+    images = torch.rand(2, 1, 64, 64)
+    torch.testing.assert_close(model(images), theirs(model.encode(images)))
+    # The mean of the class map is the logit less its bias, and Grad-CAM is its positive part by the area.
+    maps = cxrkit.attribute(model, images, "cam")
+    torch.testing.assert_close(maps.mean((2, 3)), (model(images) - model.network.classifier.bias).detach())
+    kept = []
+    handle = model.network.relu.register_forward_hook(lambda m, a, y: kept.append(y.detach()))
+    model(images)
+    handle.remove()
+    weighted = torch.einsum("lk,bkhw->blhw", model.network.classifier.weight.detach(), kept[0])
+    expected = F.interpolate(weighted.relu() / 4, size=(64, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(cxrkit.attribute(model, images, "gradcam"), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_inception_sees_what_its_published_weights_expect():
+    import torchvision
+
+    images = torch.rand(2, 1, 16, 16)
+    theirs = torchvision.models.inception_v3(weights=None, init_weights=False, transform_input=True)
+    imagenet = Classifier(nn.Identity(), LABELS)
+    model = Classifier(nn.Identity(), LABELS, "symmetric")
+    torch.testing.assert_close(model.encode(images), theirs._transform_input(imagenet.encode(images)))
+    assert NETWORKS["inception_v3"].encoding == "symmetric"
 
 
 def test_add_inverse_is_the_encoding_of_the_bcos_package():
@@ -241,6 +323,55 @@ def test_explaining_in_training_mode_is_that_of_the_bcos_package():
     assert torch.allclose(*gradients, atol=1e-12)
 
 
+def pair_of_layers():
+    """A B-cos convolution and its norm, ours and those of the package, with the same frozen weights."""
+    from bcos.modules import BcosConv2d
+    from bcos.modules.norms import BatchNormUncentered2d, NoBias
+
+    from cxrkit.models.bcos_layers import TrainableBatchNorm, TrainableBcosConv2d
+
+    ours = nn.Sequential(TrainableBcosConv2d(6, 4, kernel_size=3, padding=1, groups=2), NoBias(TrainableBatchNorm)(4))
+    theirs = nn.Sequential(BcosConv2d(6, 4, kernel_size=3, padding=1, groups=2), NoBias(BatchNormUncentered2d)(4))
+    ours[1].running_var.uniform_(0.5, 2)
+    nn.init.uniform_(ours[1].weight, 0.5, 2)
+    theirs.load_state_dict(ours.state_dict())
+    return [layers.double().eval().requires_grad_(False) for layers in (ours, theirs)]
+
+
+def changed_in_place(module, args, output):
+    output.mul_(1 + output.detach())
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("hook", [None, lambda m, a, y: 2 * y, changed_in_place], ids=["none", "new", "in_place"])
+def test_frozen_layers_are_explained_like_those_of_the_package(merged, hook):
+    """Scales of convolution and norm are merged only where nothing happens in between."""
+    from contextlib import nullcontext
+
+    from cxrkit.models.bcos_layers import merged_scales
+
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64, requires_grad=True)
+    found = []
+    for layers in pair_of_layers():
+        if hook:
+            layers[0].register_forward_hook(hook)
+        with explanation_mode(layers), merged_scales() if merged else nullcontext():
+            y = layers(x)
+        found.append((y, *torch.autograd.grad(y[:, 1].sum(), x)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
+
+
+def test_without_merging_the_output_of_a_convolution_has_its_gradient():
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for layers in pair_of_layers():
+        with explanation_mode(layers):
+            middle = layers[0](x)
+            gradients.append(torch.autograd.grad(layers[1](middle).square().sum(), middle)[0])
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-10)
+
+
 def test_gradients_of_the_training_layers_numerically():
     from cxrkit.models.bcos_layers import TrainableBatchNorm, TrainableBcosConv2d
 
@@ -399,6 +530,26 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
         create("resnet18", LABELS, weights=path)
 
 
+def test_files_of_densenets_with_old_names_are_read(tmp_path):
+    state = create("densenet121", LABELS, seed=4).network.state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): v for key, v in state.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save({key: value.contiguous() for key, value in old.items()}, tmp_path / "old.pth")
+    model = create("densenet121", LABELS, weights=tmp_path / "old.pth")
+    assert all(torch.equal(value, state[key]) for key, value in model.network.state_dict().items())
+
+
+def test_the_second_head_in_files_of_inception_is_left_out(tmp_path):
+    import torchvision
+
+    state = torchvision.models.inception_v3(weights=None, init_weights=False).state_dict()
+    assert any(key.startswith("AuxLogits.") for key in state)
+    torch.save(state, tmp_path / "both.pth")
+    model = create("inception_v3", LABELS, weights=tmp_path / "both.pth")
+    assert model.card["weights"]["random_layers"] == ["fc"]
+    assert torch.equal(model.network.Mixed_7c.branch1x1.conv.weight, state["Mixed_7c.branch1x1.conv.weight"])
+
+
 def test_named_weights_come_from_the_official_address(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     asked = []
@@ -408,9 +559,9 @@ def test_named_weights_come_from_the_official_address(monkeypatch, tmp_path):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    for name, row in NETWORKS.items():
+    for row in NETWORKS.values():
         with pytest.raises(ModelError, match=r"no route.*fetch https://\S+\.pth .*put it at"):
-            create(name, LABELS, weights="imagenet")
+            weight_files.locate("imagenet", row.weights)
         assert row.weights["imagenet"].split(":")[0] in ("torchvision", "bcos")
     assert len(set(asked)) == len(NETWORKS)
     with pytest.raises(ModelError, match=r"neither a file nor a known name \(imagenet\)"):

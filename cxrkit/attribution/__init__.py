@@ -1,15 +1,37 @@
-"""From a model and images to maps: `attribute`, and the cards of its methods.
+"""From a model and images to maps: `attribute`, `explain` (maps with what made them), and the cards of the methods.
 
-One module per family: `gradient` (saliency, input x gradient, integrated gradients), `cam` (class
-activation maps) and `inherent` (B-cos). A new method is one function under the decorator `registry.method`,
-in the module of its family.
+One module per family: `gradient` and `deeplift`, `cam`, `path`, `xrai`, `perturbation`, `relevance`, `normgrad`, and
+`inherent` (B-cos). A new method is one function under the decorator `registry.method`, in the module of its family.
 """
 
 from __future__ import annotations
 
-from cxrkit.attribution import cam, gradient, inherent  # noqa: F401  (importing a family registers its methods)
+# Importing a family registers its methods.
+from cxrkit.attribution import (  # noqa: F401
+    cam,
+    deeplift,
+    gradient,
+    inherent,
+    normgrad,
+    path,
+    perturbation,
+    relevance,
+    xrai,
+)
 from cxrkit.attribution.api import attribute
-from cxrkit.attribution.inherent import bcos_rgba
+from cxrkit.attribution.inherent import bcos_rgba, bcos_shares
 from cxrkit.attribution.registry import Card, card, methods
+from cxrkit.attribution.result import Attribution, explain
+from cxrkit.attribution.xrai import top_fraction
 
-__all__ = ["Card", "attribute", "bcos_rgba", "card", "methods"]
+__all__ = [
+    "Attribution",
+    "Card",
+    "attribute",
+    "bcos_rgba",
+    "bcos_shares",
+    "card",
+    "explain",
+    "methods",
+    "top_fraction",
+]

@@ -50,7 +50,7 @@ def attribute(
     if output not in ("logit", "probability"):
         raise registry.unknown("output", output, ("logit", "probability"))
     if output not in entry.card.outputs:
-        raise ParameterError(f"{method} explains the logit, which it splits into parts; output={output!r} has none")
+        raise ParameterError(f"{method} explains the logit only; output={output!r} is not defined for it")
     inputs = checked_images(model, images)
     device = device_of(model, images)
     inputs = inputs.to(device)

@@ -12,11 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from cxrkit.attribution.explained import Explained, logit_bias
-from cxrkit.attribution.layers import captured, equals_logits, explained_layer, is_class_map, trace, upsample
-from cxrkit.attribution.registry import method
+from cxrkit.attribution.gradient import guided_backprop
+from cxrkit.attribution.layers import (
+    captured,
+    checked_map,
+    equals_logits,
+    explained_layer,
+    is_class_map,
+    trace,
+    upsample,
+)
+from cxrkit.attribution.registry import entry, method
 from cxrkit.errors import AttributionError
 
-__all__ = ["cam", "gradcam", "layercam"]
+__all__ = ["cam", "gradcam", "gradcam_plus_plus", "guided_gradcam", "layercam", "scorecam"]
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
@@ -120,16 +129,118 @@ def layercam(explained: Explained, images: Tensor, *, layer: str | nn.Module | N
     return upsample(torch.stack(maps, 1).relu(), images)
 
 
+@method(
+    "cam",
+    papers=(),
+    meaning="feature maps weighted by their rising positions, where small objects count as much as large ones",
+    formula=r"\mathrm{ReLU}\Big(\sum_k A_k \sum_u \frac{\mathrm{ReLU}(g_{ku})}{2 + g_{ku} \sum_v A_{kv}}\Big),"
+    r" \quad g_{ku} = \partial y / \partial A_{ku}",
+    signed=False,
+    forwards="1",
+    backwards="L, from the layer on",
+    needs="a layer with a feature map, best after a ReLU",
+    outputs=("logit",),
+    fits=_has_maps,
+)
+def gradcam_plus_plus(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
+    """Grad-CAM++: maps weighted by their rectified gradients, each with a coefficient from the second and third
+    derivative of exp(logit). [B, L, H, W], at least 0.
+
+    The factor exp(logit) > 0 that all weights of a map share is left out. Where the gradient g isn't 0 the published
+    coefficient g^2 / (2 g^2 + g^3 sum A) is 1 / (2 + g sum A), as computed here: no small constant in the denominator
+    decides. Raises AttributionError where negative feature maps drive that denominator to 0 or below. Right after
+    global average pooling and a linear head w the weights are ReLU(w_k) / (2 + w_k mean A_k). Source: Chattopadhay et
+    al. 2018, Eq. 19.
+    """
+    maps = []
+    for activation, gradient in _layer_gradients(explained, images, layer):
+        rising = gradient.relu()
+        denominator = 2 + rising * activation.sum((2, 3), keepdim=True)
+        at_pole = (denominator <= 0).flatten(1).any(1)
+        if at_pole.any():
+            row = explained.first_row + int(at_pole.nonzero()[0])
+            raise AttributionError(
+                f"gradcam_plus_plus: the layer's negative values make the weights infinite or change their sign for "
+                f"image {row}; name a layer after a ReLU: layer=, or use gradcam or layercam"
+            )
+        maps.append(((rising / denominator).sum((2, 3), keepdim=True) * activation).sum(1))
+    return upsample(torch.stack(maps, 1).relu(), images)
+
+
+def _can_be_guided(model: nn.Module) -> bool:
+    return _has_maps(model) and entry("guided_backprop").fits(model)
+
+
+@method(
+    "cam",
+    papers=("normgrad",),
+    meaning="guided backpropagation, cut out where Grad-CAM sees the score come from",
+    formula=r"G \odot C, \quad G \text{ guided backpropagation}, \; C \text{ Grad-CAM}",
+    signed=True,
+    forwards="2",
+    backwards="L, and L from the layer on",
+    needs="a layer with a feature map; ReLUs (or ReLU6) and no other activation function",
+    fits=_can_be_guided,
+)
+def guided_gradcam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
+    """Guided Grad-CAM: the maps of `guided_backprop` times those of `gradcam`, pixel by pixel. [B, L, H, W].
+
+    Refuses what either of the two refuses. Source: Selvaraju et al. 2017, section on Guided Grad-CAM.
+    """
+    return gradcam(explained, images, layer=layer) * guided_backprop(explained, images)
+
+
+@method(
+    "cam",
+    papers=(),
+    meaning="feature maps weighted by the score of the image seen through each of them",
+    formula=r"\mathrm{ReLU}\big(\sum_k \mathrm{softmax}_k\, y(x \odot \hat A_k) \, A_k\big),"
+    r" \quad \hat A_k = (A_k - \min A_k) / (\max A_k - \min A_k)",
+    signed=False,
+    forwards="2 + channels of the layer",
+    backwards="0",
+    needs="a layer with a feature map",
+    fits=_has_maps,
+)
+def scorecam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
+    """Score-CAM: maps weighted by the softmax over channels of the score of the image times each map, up-sampled and
+    scaled to [0, 1]. [B, L, H, W], at least 0.
+
+    The paper's increase over the score of a black image differs from the score by a constant, which the softmax
+    cancels. The image is masked before its encoding, so hidden is black. A constant map hides everything. All labels
+    share the forward passes. Source: Wang et al. 2020, Algorithm 1.
+    """
+    name, module = explained_layer(explained, images[:1], layer)
+    with torch.no_grad():
+        with captured(name, module, differentiable=False) as activation:
+            explained.logits(images)
+        maps = checked_map(name, activation.map, images)
+        weights = _masked_scores(explained, images, maps).softmax(1)
+    return upsample(torch.einsum("bkl,bkhw->blhw", weights, maps).relu(), images)
+
+
+def _masked_scores(explained: Explained, images: Tensor, maps: Tensor) -> Tensor:
+    """Scores [B, K, L] of the images, each seen through each of its maps [B, K, h, w]."""
+    black = explained.scores(explained.logits(torch.zeros_like(images)))
+    scores = black[:, None].repeat(1, maps.shape[1], 1)
+    varied = (maps.amax((2, 3)) > maps.amin((2, 3))).nonzero()
+    for chosen in explained.steps(varied.split(explained.batch) if len(varied) else ()):
+        row, channel = chosen.unbind(1)
+        masks = upsample(maps[row, channel][:, None], images)
+        low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
+        masks = (masks - low) / (high - low).clamp(min=torch.finfo(masks.dtype).tiny)
+        scores[row, channel] = explained.scores(explained.logits(images[row] * masks))
+    return scores
+
+
 def _layer_gradients(explained: Explained, images: Tensor, layer) -> Iterator[tuple[Tensor, Tensor]]:
     """The layer's map [B, C, h, w] with the gradient of each label's score in turn."""
     name, module = explained_layer(explained, images[:1], layer)
     with captured(name, module, differentiable=True) as activation:
         scores = explained.scores(explained.logits(images))
-    if activation.map is None:
-        raise AttributionError(f"layer {name} doesn't run in a forward pass; name one that does: layer=")
+    fixed = checked_map(name, activation.map, images).detach()
     if not scores.requires_grad:
         raise AttributionError(f"the logits don't depend on layer {name}; name another: layer=")
-    fixed = activation.map.detach()
     for gradient in explained.gradients(scores, activation.map):
         yield fixed, gradient
 

@@ -1,4 +1,4 @@
-"""Gradients with respect to the input image, and integrals of them along a straight path.
+"""Gradients with respect to the input image, plain or guided, and means of them over noise or a straight path.
 
 With a `cxrkit.models.Classifier` the input is the grey image before its encoding, one value per pixel; with
 other networks the channels of their input are summed. Maps keep their sign: a paper that shows |gradient|
@@ -7,16 +7,35 @@ takes the absolute value of the map.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cxrkit.attribution.baselines import baseline_images
 from cxrkit.attribution.explained import Explained
+from cxrkit.attribution.folding import folded
+from cxrkit.attribution.operations import Call, replaced
 from cxrkit.attribution.registry import method, unknown
-from cxrkit.errors import ParameterError
+from cxrkit.errors import AttributionError, ParameterError
 
-__all__ = ["input_x_gradient", "integrated_gradients", "saliency"]
+__all__ = [
+    "guided_backprop",
+    "input_x_gradient",
+    "integrated_gradients",
+    "is_number",
+    "mentioned",
+    "noise_source",
+    "quadrature",
+    "saliency",
+    "smoothgrad",
+    "summed_over_points",
+    "whole_number",
+]
+
+PROTOCOLS = ("paper", "authors", "corrected")
 
 
 @method(
@@ -27,6 +46,7 @@ __all__ = ["input_x_gradient", "integrated_gradients", "saliency"]
     signed=True,
     forwards="1",
     backwards="L",
+    presets={"covid": {"output": "probability"}, "path": {"output": "probability"}},
 )
 def saliency(explained: Explained, images: Tensor) -> Tensor:
     """Gradient of the score, signed, summed over input channels. [B, L, H, W], score per unit of
@@ -44,11 +64,143 @@ def saliency(explained: Explained, images: Tensor) -> Tensor:
     signed=True,
     forwards="1",
     backwards="L",
+    presets={"normgrad": {"protocol": "authors"}, "covid": {"output": "probability"}},
 )
-def input_x_gradient(explained: Explained, images: Tensor) -> Tensor:
-    """Input times gradient, summed over input channels. [B, L, H, W], in units of the score."""
-    inputs, gradients = _input_gradients(explained, images)
+def input_x_gradient(explained: Explained, images: Tensor, *, protocol: str = "corrected") -> Tensor:
+    """Input times gradient, summed over input channels. [B, L, H, W], in units of the score.
+
+    `protocol="authors"`: the published code of paper `normgrad` differentiates the sum of all outputs instead of
+    one of them, so every label gets the same map. "paper" and "corrected" agree.
+    """
+    inputs, gradients = _by_protocol(explained, images, protocol)
     return torch.stack([(inputs * gradient).sum(1) for gradient in gradients], 1)
+
+
+@method(
+    "gradient",
+    papers=("path",),
+    meaning="how fast the score rises with the brightness of a pixel, on average over noisy copies of the image",
+    formula=r"\frac{1}{N} \sum_{n=1}^{N} \sum_c \partial y(x + \sigma \varepsilon_n) / \partial x_c, \quad"
+    r" \sigma = s \, (\max x - \min x)",
+    signed=True,
+    forwards="n_samples",
+    backwards="n_samples x L",
+    presets={"path": {"n_samples": 25, "noise": 0.15, "squared": True, "output": "probability"}},
+)
+def smoothgrad(
+    explained: Explained,
+    images: Tensor,
+    *,
+    n_samples: int = 25,
+    noise: float = 0.15,
+    squared: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """Mean gradient over `n_samples` noisy copies of the image. [B, L, H, W], score per unit of brightness.
+
+    Gaussian noise with a standard deviation of `noise` (0 or more) times the image's own maximum less minimum is
+    added to the input, which may leave [0, 1]. `squared` takes the mean of the squared gradients of each channel:
+    then no value is below 0, and the unit is squared too. `seed` fixes the noise of each image, whatever the
+    batches. Source: Smilkov et al. 2017; paper `path` uses 25 squared samples with noise 0.15.
+    """
+    whole_number("n_samples", n_samples)
+    if not is_number(noise) or not 0 <= noise < math.inf:
+        raise ParameterError(f"noise must be a share of the image's range, 0 or more; got {noise!r}")
+    draw = noise_source(explained, images, seed)
+    deviation = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+
+    def near(row: Tensor, step: Tensor):
+        points = images[row] + deviation[row] * torch.stack([draw(r) for r in row.tolist()])
+        return points, lambda gradient: (gradient**2 if squared else gradient).sum(1) / n_samples
+
+    return summed_over_points(explained, images, n_samples, near)
+
+
+# Guidance is defined where a rectifier passes the signal whole or not at all; these bend it.
+_UNGUIDED = ("leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish", "softplus", "softsign")
+_UNGUIDED += ("sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardswish", "threshold", "clamp", "softmax", "softmin")
+_UNGUIDED += ("log_softmax", "scaled_dot_product_attention", "multi_head_attention_forward", "multihead_attention")
+_RECTIFIERS = ("relu", "relu6", "hardtanh")
+
+
+def _has_only_rectifiers(model: nn.Module) -> bool:
+    """Whether the network's layers and code speak of a ReLU and of no other activation function."""
+    names = mentioned(model)
+    return bool(names & {"relu", "relu6"}) and not names & {_plain(name) for name in _UNGUIDED}
+
+
+@method(
+    "gradient",
+    papers=("normgrad", "covid"),
+    meaning="what raises the score through units that are active and that raise it themselves",
+    formula=r"\sum_c R^{(0)}_c, \quad R^{(l)} = R^{(l+1)} \cdot [R^{(l+1)} > 0] \cdot [x^{(l)} > 0]"
+    r" \text{ at every ReLU}",
+    signed=True,
+    forwards="1",
+    backwards="L",
+    needs="ReLUs (or ReLU6) and no other activation function",
+    fits=_has_only_rectifiers,
+    presets={"normgrad": {"protocol": "authors"}, "covid": {"output": "probability"}},
+)
+def guided_backprop(explained: Explained, images: Tensor, *, protocol: str = "corrected") -> Tensor:
+    """Guided backpropagation: at every ReLU only positive signals go back. [B, L, H, W], score per unit of
+    brightness, summed over input channels.
+
+    Every ReLU counts: module or function, shared, in place. ReLU6 lets pass what lies between 0 and 6. Other
+    activation functions have no such rule: AttributionError names the layer, also where there is no ReLU at all.
+    `protocol="authors"`: in the published code of paper `normgrad` the guidance is without effect and the sum of
+    all outputs is differentiated; what remains is the plain gradient of that sum, for every label and for any
+    network. "paper" and "corrected" agree. Source: Springenberg et al. 2015, section 3.4.
+    """
+    if _checked_protocol(protocol) == "authors":
+        _, gradients = _by_protocol(explained, images, protocol)
+        return torch.stack([gradient.sum(1) for gradient in gradients], 1)
+    inputs = images.detach().clone().requires_grad_()
+    rectified = []
+
+    def guided(call: Call, x: Tensor, *args, **kwargs) -> Tensor:
+        rectified.append(call.layer)
+        return _Guided.apply(x, lambda values: call.original(values, *args, **kwargs), *_range_of(call, args, kwargs))
+
+    rules = {**dict.fromkeys(_RECTIFIERS, guided), **dict.fromkeys(_UNGUIDED, _unguided)}
+    with replaced(explained.model, rules):
+        logits = explained.logits(inputs)
+    if not rectified:
+        raise AttributionError(
+            "guided_backprop: the network has no ReLU between image and logits, so nothing to guide; use saliency"
+        )
+    gradients = explained.gradients(explained.scores(logits), inputs)
+    return torch.stack([gradient.sum(1) for gradient in gradients], 1)
+
+
+class _Guided(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, rectify: Callable[[Tensor], Tensor], low: float, high: float) -> Tensor:
+        y = rectify(x)
+        ctx.save_for_backward(((y > low) & (y < high)).to(y.dtype))  # several times faster than with booleans
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (passed,) = ctx.saved_tensors
+        return gradient.clamp(min=0).mul_(passed), None, None, None
+
+
+def _range_of(call: Call, args: tuple, kwargs: dict) -> tuple[float, float]:
+    """Between which values the rectifier passes its input."""
+    if call.name == "relu":
+        return 0.0, math.inf
+    if call.name == "relu6":
+        return 0.0, 6.0
+    low, high = (*args, kwargs.get("min_val", -1.0), kwargs.get("max_val", 1.0))[:2]
+    return (low, high) if low == 0 else _unguided(call)
+
+
+def _unguided(call: Call, *args, **kwargs):
+    raise AttributionError(
+        f"guided_backprop is defined for ReLU; layer {call.layer or 'network'} applies {call.name}: use saliency or "
+        "smoothgrad"
+    )
 
 
 @method(
@@ -59,6 +211,10 @@ def input_x_gradient(explained: Explained, images: Tensor) -> Tensor:
     signed=True,
     forwards="n_steps",
     backwards="n_steps x L",
+    presets={
+        "covid": {"n_steps": 50, "baseline": "black", "rule": "gauss_legendre", "output": "probability"},
+        "path": {"n_steps": 25, "baseline": "black", "rule": "uniform", "output": "probability"},
+    },
 )
 def integrated_gradients(
     explained: Explained,
@@ -71,46 +227,131 @@ def integrated_gradients(
     """Gradients integrated along the straight path from `baseline`, times the difference. [B, L, H, W], in
     units of the score.
 
-    The map sums to score(image) - score(baseline), up to the error of `n_steps` points by `rule`
-    ("gauss_legendre" or "trapezoid"). `baseline`: "black" (0), "white" (1), "mean" (each image's own mean
-    per channel), "blur" (the image under a Gaussian of 1/16 of its shorter side), a number, or a tensor
-    that broadcasts to the images. Source: Sundararajan et al. 2017, Eq. 1 and 3; paper `covid` uses
-    Gauss-Legendre from black.
+    The map sums to score(image) - score(baseline), up to the error of `n_steps` points by `rule`:
+    "gauss_legendre", "trapezoid", or "uniform" (the plain mean over points that include both ends, as in paper
+    `path`). `baseline`: "black" (0), "white" (1), "mean" (each image's own mean per channel), "blur" (the image
+    under a Gaussian of 1/16 of its shorter side), a number, or a tensor that broadcasts to the images. Source:
+    Sundararajan et al. 2017, Eq. 1 and 3; paper `covid` uses Gauss-Legendre from black with 10 to 200 points
+    (its preset: 50), paper `path` 25 uniform points.
     """
-    nodes, weights = (torch.as_tensor(v, dtype=images.dtype, device=images.device) for v in _rule(rule, n_steps))
+    nodes, weights = (torch.as_tensor(v, dtype=images.dtype, device=images.device) for v in quadrature(rule, n_steps))
     start = baseline_images(images, baseline)
     difference = images - start
-    points = torch.arange(len(images) * n_steps, device=images.device)
+
+    def along(row: Tensor, step: Tensor):
+        points = start[row] + nodes[step].view(-1, 1, 1, 1) * difference[row]
+        displacement = weights[step].view(-1, 1, 1, 1) * difference[row]
+        return points, lambda gradient: (gradient * displacement).sum(1)
+
+    return summed_over_points(explained, images, n_steps, along)
+
+
+def summed_over_points(
+    explained: Explained,
+    images: Tensor,
+    n_points: int,
+    at: Callable[[Tensor, Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]],
+) -> Tensor:
+    """What `n_points` inputs for each image add up to, every label: [B, L, ...].
+
+    `at(row, step)` says for images `row` [b] at point `step` [b], in order, which inputs [b, C, H, W] to take and
+    what share [b, ...] a gradient there [b, C, H, W] has in the sum. Labels share the forward passes, and only
+    the sum is kept.
+    """
+    numbers = torch.arange(len(images) * n_points, device=images.device)
     total = None
-    for chosen in points.split(explained.batch):
-        row, step = chosen // n_steps, chosen % n_steps
-        along = start[row] + nodes[step].view(-1, 1, 1, 1) * difference[row]
-        _, gradients = _input_gradients(explained, along)
-        # A product instead of an indexed sum: the order of additions stays fixed on every device.
-        share = torch.zeros(len(images), len(chosen), dtype=images.dtype, device=images.device)
-        share[row, torch.arange(len(chosen), device=images.device)] = weights[step]
-        terms = [torch.tensordot(share, (g * difference[row]).sum(1), dims=1) for g in gradients]
-        total = torch.stack(terms, 1) if total is None else total.add_(torch.stack(terms, 1))
+    with folded(explained, images[:1], len(numbers)):
+        for chosen in explained.steps(numbers.split(explained.batch)):
+            row = chosen // n_points
+            points, share = at(row, chosen % n_points)
+            _, gradients = _input_gradients(explained, points)
+            # A product instead of an indexed sum: the order of additions stays fixed on every device.
+            owner = (row == torch.arange(len(images), device=images.device)[:, None]).to(images.dtype)
+            part = torch.stack([torch.tensordot(owner, share(gradient), dims=1) for gradient in gradients], 1)
+            total = part if total is None else total.add_(part)
     return total
 
 
-def _input_gradients(explained: Explained, images: Tensor):
+def _input_gradients(explained: Explained, images: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
     """A copy of the images [B, C, H, W] and, label by label, the gradient of the score with respect to it."""
     inputs = images.detach().clone().requires_grad_()
     scores = explained.scores(explained.logits(inputs))
     return inputs.detach(), explained.gradients(scores, inputs)
 
 
-def _rule(rule: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points in [0, 1] and weights that sum to 1."""
-    fewest = 2 if rule == "trapezoid" else 1
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < fewest:
-        raise ParameterError(f"n_steps must be a whole number, at least {fewest} with {rule}; got {n_steps!r}")
+def _by_protocol(explained: Explained, images: Tensor, protocol: str) -> tuple[Tensor, Iterator[Tensor]]:
+    """As `_input_gradients`; for the authors of paper `normgrad` the gradient of the sum of all outputs."""
+    if _checked_protocol(protocol) != "authors":
+        return _input_gradients(explained, images)
+    inputs = images.detach().clone().requires_grad_()
+    logits = explained.logits(inputs)
+    outputs = logits.sigmoid() if explained.output == "probability" else logits
+    (gradient,) = explained.gradients(outputs.sum(1, keepdim=True), inputs)
+    return inputs.detach(), iter([gradient] * explained.scores(logits.detach()).shape[1])
+
+
+def _checked_protocol(protocol: str) -> str:
+    if protocol not in PROTOCOLS:
+        raise unknown("protocol", protocol, PROTOCOLS)
+    return protocol
+
+
+def noise_source(explained: Explained, images: Tensor, seed: int) -> Callable[[int], Tensor]:
+    """A function that draws standard normal noise [C, H, W] for a row of the images, anew at every call.
+
+    Each image has a generator of its own, from the seed and its place among all images: neither batches nor the
+    device change the noise.
+    """
+    whole_number("seed", seed, 0)
+    rows = range(explained.first_row, explained.first_row + len(images))
+    seeds = [int(np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0]) for row in rows]
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    return lambda row: torch.randn(images.shape[1:], generator=generators[row]).to(images)
+
+
+def mentioned(model: nn.Module) -> set[str]:
+    """Names that the layers and the code of a network speak of, in lower case without underscores.
+
+    Classes of layers, and whatever the methods of layers from outside of torch call: "relu" for nn.ReLU,
+    `F.relu(x)` and `x.relu_()`. Enough to guess which operations a network has without running it.
+    """
+    found = set()
+    for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
+        found.add(_plain(kind.__name__))
+        if not kind.__module__.startswith("torch.") and kind is not object:
+            # What __init__ names is there as a layer, or was only asked about.
+            codes = [v.__code__ for name, v in vars(kind).items() if hasattr(v, "__code__") and name != "__init__"]
+            found.update(_plain(name) for code in codes for name in code.co_names)
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def is_number(value: object) -> bool:
+    """Whether the value is a Python number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def whole_number(name: str, value: object, least: int = 1, why: str = "") -> None:
+    """ParameterError unless the value is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ParameterError(f"{name} must be a whole number, at least {least}{why}; got {value!r}")
+
+
+def quadrature(rule: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points in [0, 1] and weights that sum to 1, both [n_steps], for a mean over a path.
+
+    `rule` is "gauss_legendre", "trapezoid" or "uniform". ParameterError for another, and for too few steps.
+    """
+    if rule not in ("gauss_legendre", "trapezoid", "uniform"):
+        raise unknown("rule of integrated_gradients:", rule, ("gauss_legendre", "trapezoid", "uniform"))
+    whole_number("n_steps", n_steps, 1 if rule == "gauss_legendre" else 2, f" with {rule}")
     if rule == "gauss_legendre":
         nodes, weights = np.polynomial.legendre.leggauss(n_steps)
         return (nodes + 1) / 2, weights / 2
+    weights = np.ones(n_steps)
     if rule == "trapezoid":
-        weights = np.full(n_steps, 1 / (n_steps - 1))
         weights[[0, -1]] /= 2
-        return np.linspace(0, 1, n_steps), weights
-    raise unknown("rule of integrated_gradients:", rule, ("gauss_legendre", "trapezoid"))
+    return np.linspace(0, 1, n_steps), weights / weights.sum()

@@ -1,4 +1,4 @@
-"""Explanations that a network carries in itself: the contribution maps of B-cos networks, and their
+"""Explanations that a network carries in itself: the contribution maps of B-cos networks, their sums, and their
 rendering in colour.
 """
 
@@ -17,7 +17,7 @@ from cxrkit.attribution.explained import Explained, explanation_mode, label_name
 from cxrkit.attribution.registry import method
 from cxrkit.errors import AttributionError, ParameterError
 
-__all__ = ["bcos", "bcos_rgba"]
+__all__ = ["bcos", "bcos_rgba", "bcos_shares"]
 
 # Layers of torch that are linear in evaluation mode, if they have no bias.
 _LINEAR = (
@@ -59,7 +59,7 @@ def _is_bcos(model: nn.Module) -> bool:
     signed=True,
     forwards="1",
     backwards="L",
-    needs="a B-cos network: B-cos layers, norms without centring and bias, no other activation function",
+    needs="a B-cos network: B-cos layers, norms without bias, no other activation function",
     outputs=("logit",),
     fits=_is_bcos,
 )
@@ -67,17 +67,30 @@ def bcos(explained: Explained, images: Tensor, *, check: bool = True) -> Tensor:
     """B-cos contribution maps: encoded input times W(x), summed over the encoded channels. [B, L, H, W], in
     logits.
 
-    W(x) is the gradient in explanation mode (scales detached). The map sums to the logit less the logit
-    bias; with `check` an AttributionError is raised where it doesn't, as in networks with another source
-    beside the image (a position code, biases); `check=False` returns the map of the image's part. Raises
-    AttributionError for a network without B-cos layers, and for one whose path from image to logit holds a
-    layer or an operation that isn't linear in explanation mode. Source: paper `bcos`; Böhle et al. 2022.
+    W(x) is the gradient in explanation mode (scales detached). The map is the image's part: it sums to the logit
+    less the logit bias, in a vision transformer also less the part of the position code that is added to its tokens
+    (see `bcos_shares`). With `check` an AttributionError is raised where it doesn't, as in networks with yet another
+    source beside the image (biases); `check=False` returns the map all the same. Raises AttributionError for a
+    network without B-cos layers, and for one whose path from image to logit holds a layer or an operation that isn't
+    linear in explanation mode. Source: paper `bcos`; Böhle et al. 2022.
     """
-    encoded, logits, weights = _dynamic_weights(explained, images)
-    maps = torch.stack([(encoded * weight).sum(1) for weight in weights], 1)
-    if check:
-        _check_completeness(explained, maps, logits)
-    return maps
+    return _contributions(explained, images, check)[0]
+
+
+def bcos_shares(model: nn.Module, images: Tensor, labels=None, *, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    """What the image and what the position code contribute to each logit of a B-cos network: [B, L] each, in logits.
+
+    Their sum is the logit less the logit bias. The image's share is the sum of its map, that of the position code
+    its gradient in explanation mode times the code; 0 for networks without one. Images, labels, `chunk` and errors
+    as in `attribute(model, images, "bcos")`. Source: paper `bcos`; Böhle et al. 2022.
+    """
+
+    def shares(explained: Explained, part: Tensor) -> Tensor:
+        maps, positions = _contributions(explained, part)
+        return torch.stack([maps.sum((2, 3), dtype=torch.float64), positions], -1)
+
+    image, position = _by_chunk(shares, model, images, labels, chunk).unbind(-1)
+    return image, position
 
 
 def bcos_rgba(
@@ -101,19 +114,27 @@ def bcos_rgba(
         raise ParameterError(f"smooth must be an odd number of pixels; got {smooth!r}")
     if not 0 < percentile <= 100:
         raise ParameterError(f"percentile must be above 0 and at most 100; got {percentile!r}")
+
+    def colours(explained: Explained, part: Tensor) -> Tensor:
+        encoded, _, weights = _dynamic_weights(explained, part)
+        if encoded.shape[1] != 6:
+            raise AttributionError(f"colours need six encoded channels; the network sees {encoded.shape[1]}")
+        return torch.stack([_rgba(encoded, weight, smooth, percentile) for weight, _ in weights], 1)
+
+    return _by_chunk(colours, model, images, labels, chunk).float()
+
+
+def _by_chunk(function, model: nn.Module, images: Tensor, labels, chunk: int | None) -> Tensor:
+    """`function(explained, images)` of every chunk in one tensor, on the images' device and in their precision."""
     inputs = checked_images(model, images)
     device = device_of(model, images)
-    inputs = inputs.to(device)
-    size = chunk_size(inputs, chunk)
-    explained = Explained(model, labels, "logit", size)
+    explained = Explained(model, labels, "logit", chunk_size(inputs, chunk))
     parts = []
     with prepared(model, device):
-        for part in inputs.split(size):
-            encoded, _, weights = _dynamic_weights(explained, part)
-            if encoded.shape[1] != 6:
-                raise AttributionError(f"colours need six encoded channels; the network sees {encoded.shape[1]}")
-            parts.append(torch.stack([_rgba(encoded, w, smooth, percentile) for w in weights], 1))
-    return torch.cat(parts).float().to(images.device)
+        for part in inputs.to(device).split(explained.batch):
+            parts.append(function(explained, part))
+            explained.first_row += len(part)
+    return torch.cat(parts).to(images.device, torch.promote_types(images.dtype, torch.float32))
 
 
 def _rgba(encoded: Tensor, weight: Tensor, smooth: int, percentile: float) -> Tensor:
@@ -129,19 +150,39 @@ def _rgba(encoded: Tensor, weight: Tensor, smooth: int, percentile: float) -> Te
     return torch.cat([colour / (colour + inverse + tiny), opacity], 1)
 
 
-def _dynamic_weights(explained: Explained, images: Tensor) -> tuple[Tensor, Tensor, Iterator[Tensor]]:
-    """Encoded images [B, 6, H, W], all logits, and label by label W(x), shaped like the encoded images."""
+def _contributions(explained: Explained, images: Tensor, check: bool = True) -> tuple[Tensor, Tensor]:
+    """Maps of the image's part [B, L, H, W] and the position code's part [B, L]."""
+    encoded, logits, weights = _dynamic_weights(explained, images)
+    maps, positions = zip(*(((encoded * weight).sum(1), position) for weight, position in weights), strict=True)
+    maps, positions = torch.stack(maps, 1), torch.stack(positions, 1)
+    if check:
+        _check_completeness(explained, maps, positions, logits)
+    return maps, positions
+
+
+def _dynamic_weights(explained: Explained, images: Tensor) -> tuple[Tensor, Tensor, Iterator[tuple[Tensor, Tensor]]]:
+    """Encoded images [B, 6, H, W], all logits, and label by label W(x), shaped like the encoded images, with the
+    position code's part [B].
+    """
     model = explained.model
     if not _is_bcos(model):
         raise AttributionError(
             f"{type(model).__name__} has no B-cos layers, so it has no dynamic linear map to show; "
             "every other method explains it, for instance integrated_gradients or layercam"
         )
+    from cxrkit.models.bcos_layers import merged_scales
+
     with torch.no_grad():
         encoded = explained.encode(images)
     encoded = encoded.detach()
     inputs = encoded.clone().requires_grad_()
-    with torch.enable_grad(), explanation_mode(model, True), _only_linear_layers(model):
+    with (
+        torch.enable_grad(),
+        explanation_mode(model, True),
+        _only_linear_layers(model),
+        _position_codes(model) as codes,
+        merged_scales(),
+    ):
         logits = explained.classify(inputs)
         scores = explained.scores(logits)
     if logits.grad_fn is not None and (operation := _nonlinear_operation(logits.grad_fn)):
@@ -149,7 +190,36 @@ def _dynamic_weights(explained: Explained, images: Tensor) -> tuple[Tensor, Tens
             f"bcos: the network applies {operation} between image and logit, outside any layer that could be "
             "named; in explanation mode everything must be linear"
         )
-    return encoded, logits.detach(), explained.gradients(scores, inputs)
+    return encoded, logits.detach(), _by_label(explained, scores, inputs, codes)
+
+
+def _by_label(explained: Explained, scores: Tensor, inputs: Tensor, codes: list[Tensor]):
+    if not codes:
+        for weight in explained.gradients(scores, inputs):
+            yield weight, weight.new_zeros(len(weight))
+        return
+    count = scores.shape[1]
+    for j in range(count):
+        weight, *slopes = torch.autograd.grad(scores[:, j].sum(), [inputs, *codes], retain_graph=j + 1 < count)
+        yield weight, sum((code.detach() * slope).flatten(1).sum(1) for code, slope in zip(codes, slopes, strict=True))
+
+
+@contextmanager
+def _position_codes(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The position codes that vision transformers of the package add to their tokens, as leaves [B, tokens, D]."""
+    from bcos.models.vit import PosEmbSinCos2d
+
+    codes = []
+
+    def keep(module, args, output):
+        codes.append(output.expand(len(args[0]), *output.shape).clone().requires_grad_())
+        return codes[-1]
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, PosEmbSinCos2d):
+                hooks.callback(module.register_forward_hook(keep).remove)
+        yield codes
 
 
 @contextmanager
@@ -203,14 +273,14 @@ def _nonlinear_operation(last) -> str | None:
     return None
 
 
-def _check_completeness(explained: Explained, maps: Tensor, logits: Tensor) -> None:
+def _check_completeness(explained: Explained, maps: Tensor, positions: Tensor, logits: Tensor) -> None:
     bias = logit_bias(explained.model)
     expected = explained.select((logits - bias).double())
-    total = maps.double().sum((2, 3))
+    total = maps.sum((2, 3), dtype=torch.float64) + positions
+    size = maps.abs().sum((2, 3), dtype=torch.float64) + positions.abs()
     rounding = torch.finfo(logits.dtype).eps
     constant = explained.select(logits.double().abs() + abs(bias))
-    allowed = rounding**0.5 * maps.double().abs().sum((2, 3)) + 8 * rounding * constant
-    wrong = ((total - expected).abs() > allowed).nonzero()
+    wrong = ((total - expected).abs() > rounding**0.5 * size + 8 * rounding * constant).nonzero()
     if len(wrong):
         image, label = wrong[0].tolist()
         names = label_names(explained.model)
@@ -218,6 +288,6 @@ def _check_completeness(explained: Explained, maps: Tensor, logits: Tensor) -> N
         raise AttributionError(
             f"bcos: image {explained.first_row + image}, label {told!r}: contributions sum to "
             f"{total[image, label]:.4g}, the logit less its bias is {expected[image, label]:.4g}; "
-            "something beside the image adds to the logit (a position code, a bias); check=False returns the "
-            "image's part"
+            "something beside the image adds to the logit (a position code of another kind, a bias); check=False "
+            "returns the image's part"
         )

@@ -4,6 +4,7 @@ removed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from cxrkit.errors import AttributionError, ParameterError
 __all__ = [
     "Trace",
     "captured",
+    "checked_map",
     "equals_logits",
     "explained_layer",
     "find_layer",
@@ -107,6 +109,28 @@ def captured(name: str, module: nn.Module, differentiable: bool) -> Iterator[Cap
         handle.remove()
 
 
+def checked_map(name: str, output: Tensor | None, images: Tensor) -> Tensor:
+    """The map [B, C, h, w] that a layer put out for `images`.
+
+    Raises AttributionError for a layer that didn't run, and for a map whose channels come last, as within Swin and
+    ConvNeXt: the shape of the images is then found in its first two sizes instead of its last two.
+    """
+    if output is None:
+        raise AttributionError(f"layer {name} doesn't run in a forward pass; name one that does: layer=")
+    rows, columns = images.shape[-2:]
+    first, middle, last = output.shape[1:]
+
+    def misfit(height: int, width: int) -> float:
+        return abs(math.log(height * columns / (width * rows)))
+
+    if misfit(first, middle) + math.log(1.4) < misfit(middle, last):  # 1.4: unpadded convolutions shrink unevenly
+        raise AttributionError(
+            f"layer {name} puts out {list(output.shape)} for images of {rows} x {columns}: its channels come last; "
+            "name a layer that puts out [B, C, h, w]: layer="
+        )
+    return output
+
+
 def trace(explained: Explained, image: Tensor) -> Trace:
     """Run one image [1, C, H, W] and say which layers have maps, which map is the class map, and which
     linear layer is the head.
@@ -119,7 +143,7 @@ def trace(explained: Explained, image: Tensor) -> Trace:
                 return
             if output.ndim == 4 and len(output) == len(image):
                 head_like = explained.names is None or output.shape[1] == len(explained.names)
-                mean = output.mean((2, 3), dtype=torch.float64) if head_like else output.new_empty(0)
+                mean = output.mean((2, 3)) if head_like else output.new_empty(0)
                 maps.append((name, output.shape[-2] * output.shape[-1], mean))
             if isinstance(module, nn.Linear):
                 linears.append((name, module, output.clone()))

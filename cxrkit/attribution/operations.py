@@ -80,7 +80,9 @@ class _Replacing(TorchFunctionMode):
         self.stale = WeakIdKeyDictionary()  # tensors that the network changed in place and we didn't
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
+        if not args and isinstance(kwargs.get("input"), Tensor):  # rules take their tensor by position
+            args = (kwargs.pop("input"),)
         given = list(tensors((*args, *kwargs.values())))
         name = plain_name(function)
         if name is None or not any(t.requires_grad for t in given):
@@ -92,7 +94,7 @@ class _Replacing(TorchFunctionMode):
             return function(*args, **kwargs)
         in_place = _works_in_place(function, args, kwargs)
         result = rule(call, *args, **kwargs)
-        if in_place and isinstance(args[0], Tensor) and result is not args[0]:
+        if in_place and args and isinstance(args[0], Tensor) and result is not args[0]:
             for changed in (args[0], args[0]._base):
                 if changed is not None:
                     self.stale[changed] = name

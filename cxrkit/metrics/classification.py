@@ -11,68 +11,239 @@ from sklearn import metrics as sklearn_metrics
 
 from cxrkit.errors import ParameterError
 
-__all__ = ["classification_report"]
+__all__ = [
+    "calibration_report",
+    "classification_report",
+    "hard_vote",
+    "operating_cutoffs",
+    "reliability",
+    "soft_vote",
+]
 
-METRICS = ("accuracy", "precision", "recall", "specificity", "f1", "auc", "average_precision")
+DECIDED = ("accuracy", "precision", "recall", "specificity", "f1")  # they need a cutoff
+METRICS = (*DECIDED, "auc", "average_precision")
+CRITERIA = ("youden", "f1")
 
 
 def classification_report(
     targets: ArrayLike,
     probabilities: ArrayLike,
     labels: Sequence[str],
-    cutoff: float = 0.5,
+    cutoff: float | Sequence[float] = 0.5,
     zero_division: float = np.nan,
 ) -> pd.DataFrame:
-    """One row per label, then "macro": the mean over the labels for which a metric is defined.
+    """One row per label, then "micro" (all entries as one label), then "macro" (the mean over labels).
 
     ``targets`` ``[N, L]``: 0, 1, or nan where unknown (left out for that label alone); ``probabilities`` ``[N,
-    L]`` in [0, 1]; a label is predicted where its probability exceeds ``cutoff``. Columns: label, n, positives,
+    L]`` in [0, 1]; a label is predicted where its probability exceeds ``cutoff``, one number or one per label
+    (see :func:`operating_cutoffs`; nan: the metrics that need a cutoff are nan). Columns: label, n, positives,
     prevalence, accuracy, precision, recall, specificity, f1, auc, average_precision, degenerate.
     ``zero_division`` is what precision, recall, specificity and F1 are when their denominator is 0 (papers
     often mean 0). A label with one class only has no AUC and no average precision (nan) and counts as
-    ``degenerate``; the macro row counts such labels. Raises ParameterError for shapes that differ, targets
-    other than 0, 1, nan, and probabilities outside [0, 1]. Source: paper `bcos`, appendix A (definitions as in
-    scikit-learn).
+    ``degenerate``. Macro is the mean over the labels for which a metric is defined, and counts the degenerate
+    ones; micro pools the labels' true and false positives and negatives, and the pairs of the AUC.
+
+    Raises ParameterError for shapes that differ, targets other than 0, 1, nan, and probabilities outside [0,
+    1]. Source: paper `bcos`, appendix A; paper `covid`, Eqs. 1 and 2 (macro, micro); definitions as in
+    scikit-learn.
     """
-    targets, probabilities = np.asarray(targets, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
-    if targets.ndim != 2 or targets.shape != probabilities.shape or targets.shape[1] != len(labels):
-        shapes = f"targets {targets.shape}, probabilities {probabilities.shape} and {len(labels)} labels"
-        raise ParameterError(f"{shapes} must agree as [N, L], [N, L] and L")
-    rows = []
-    for column, label in enumerate(labels):
-        known = ~np.isnan(targets[:, column])
-        _check(label, targets[known, column], probabilities[known, column])
-        rows.append(
-            {"label": label, **_one_label(targets[known, column], probabilities[known, column], cutoff, zero_division)}
-        )
+    targets, probabilities = _checked(targets, probabilities, labels)
+    cutoffs = np.asarray(cutoff, dtype=np.float64)
+    if cutoffs.shape not in ((), (len(labels),)):
+        raise ParameterError(f"cutoff has shape {cutoffs.shape}; expected one number, or one for each of {labels}")
+    known, cutoffs = ~np.isnan(targets), np.broadcast_to(cutoffs, targets.shape)
+    rows = [
+        {
+            "label": label,
+            **_row(targets[where, column], probabilities[where, column], cutoffs[where, column], zero_division),
+        }
+        for column, (label, where) in enumerate(zip(labels, known.T, strict=True))
+    ]
     frame = pd.DataFrame(rows)
+    micro = _row(targets[known], probabilities[known], cutoffs[known], zero_division)
     macro = {name: frame[name].mean() for name in ("prevalence", *METRICS)}
     macro |= {name: frame[name].sum() for name in ("n", "positives", "degenerate")}
-    return pd.concat([frame, pd.DataFrame([{"label": "macro", **macro}])], ignore_index=True)
+    averages = pd.DataFrame([{"label": "micro", **micro}, {"label": "macro", **macro}])
+    return pd.concat([frame, averages], ignore_index=True)
 
 
-def _one_label(target: np.ndarray, probability: np.ndarray, cutoff: float, zero_division: float) -> dict[str, float]:
-    truth, predicted = target.astype(int), (probability > cutoff).astype(int)
+def _row(target: np.ndarray, probability: np.ndarray, cutoff: np.ndarray, zero_division: float) -> dict[str, float]:
+    truth = target.astype(int)
     both = len(np.unique(truth)) == 2
     counts = {"n": len(truth), "positives": int(truth.sum())}
     if not len(truth):
         return counts | {"prevalence": np.nan} | dict.fromkeys(METRICS, np.nan) | {"degenerate": 1}
-    recall = {"y_true": truth, "y_pred": predicted, "zero_division": zero_division}
     return counts | {
         "prevalence": truth.mean(),
-        "accuracy": sklearn_metrics.accuracy_score(truth, predicted),
-        "precision": sklearn_metrics.precision_score(**recall),
-        "recall": sklearn_metrics.recall_score(**recall),
-        "specificity": sklearn_metrics.recall_score(**recall, pos_label=0),
-        "f1": sklearn_metrics.f1_score(**recall),
+        **_decided(truth, probability, cutoff, zero_division),
         "auc": sklearn_metrics.roc_auc_score(truth, probability) if both else np.nan,
         "average_precision": sklearn_metrics.average_precision_score(truth, probability) if both else np.nan,
         "degenerate": int(not both),
     }
 
 
-def _check(label: str, target: np.ndarray, probability: np.ndarray) -> None:
-    if bad := sorted(set(target.tolist()) - {0.0, 1.0}):
-        raise ParameterError(f"label {label!r} has the target {bad[0]}; targets are 0, 1 or nan")
-    if not ((probability >= 0) & (probability <= 1)).all():
-        raise ParameterError(f"label {label!r} has probabilities outside [0, 1]: apply the sigmoid to the logits first")
+def _decided(truth: np.ndarray, probability: np.ndarray, cutoff: np.ndarray, zero_division: float) -> dict[str, float]:
+    if np.isnan(cutoff).any():
+        return dict.fromkeys(DECIDED, np.nan)
+    predicted = (probability > cutoff).astype(int)
+    given = {"y_true": truth, "y_pred": predicted, "zero_division": zero_division}
+    return {
+        "accuracy": sklearn_metrics.accuracy_score(truth, predicted),
+        "precision": sklearn_metrics.precision_score(**given),
+        "recall": sklearn_metrics.recall_score(**given),
+        "specificity": sklearn_metrics.recall_score(**given, pos_label=0),
+        "f1": sklearn_metrics.f1_score(**given),
+    }
+
+
+def operating_cutoffs(
+    targets: ArrayLike, probabilities: ArrayLike, labels: Sequence[str], criterion: str = "youden"
+) -> np.ndarray:
+    """The cutoff of each label that does best on these images, ``[L]`` in [0, 1): give it those of validation.
+
+    ``targets`` and ``probabilities`` as in :func:`classification_report`, which takes the result as ``cutoff``
+    for the test images; cutoffs tuned on the images they are judged on flatter the network. ``"youden"``
+    maximises recall + specificity - 1, ``"f1"`` the F1 score. A cutoff lies midway between two neighbouring
+    probabilities (or halfway to 0 below the smallest); of equally good ones the highest is taken. nan for a
+    label with one class only. Raises ParameterError as :func:`classification_report` does. Source: Youden,
+    Index for rating diagnostic tests, Cancer 3 (1950).
+    """
+    if criterion not in CRITERIA:
+        raise ParameterError(f"criterion {criterion!r} is unknown; use {', '.join(map(repr, CRITERIA))}")
+    targets, probabilities = _checked(targets, probabilities, labels)
+    known = ~np.isnan(targets)
+    return np.array(
+        [
+            _best_cutoff(targets[where, column], probabilities[where, column], criterion)
+            for column, where in enumerate(known.T)
+        ]
+    )
+
+
+def _best_cutoff(truth: np.ndarray, probability: np.ndarray, criterion: str) -> float:
+    if len(np.unique(truth)) < 2:
+        return np.nan
+    values, place = np.unique(probability, return_inverse=True)
+    size, positives = len(truth), truth.sum()
+    # Row k: predicted are the probabilities of at least values[k].
+    predicted = np.bincount(place)[::-1].cumsum()[::-1]
+    found = np.bincount(place, weights=truth)[::-1].cumsum()[::-1]
+    if criterion == "youden":
+        score = found * (size - positives) - (predicted - found) * positives  # in whole numbers, so that ties are ties
+    else:
+        score = 2 * found / (predicted + positives)
+    best = len(values) - 1 - int(np.argmax(score[::-1]))
+    return float((values[best] + (values[best - 1] if best else 0.0)) / 2)
+
+
+def calibration_report(
+    targets: ArrayLike, probabilities: ArrayLike, labels: Sequence[str], bins: int = 10
+) -> pd.DataFrame:
+    """Do the probabilities mean what they say: a row per label, then "micro" and "macro".
+
+    Arguments as in :func:`classification_report`. Columns: label, n, prevalence, confidence (the mean
+    probability), brier (mean squared distance of probability and target, in [0, 1]), ece (expected calibration
+    error, in [0, 1]: distance of mean probability and share of positives in each of ``bins`` equal parts of [0,
+    1], weighted by their images). nan for a label without known targets. Source: Brier, Monthly Weather Review
+    78 (1950); Pakdaman Naeini et al., AAAI 2015.
+    """
+    targets, probabilities = _checked(targets, probabilities, labels)
+    known = ~np.isnan(targets)
+    rows = [
+        {"label": label, **_calibration(targets[where, column], probabilities[where, column], bins)}
+        for column, (label, where) in enumerate(zip(labels, known.T, strict=True))
+    ]
+    frame = pd.DataFrame(rows)
+    macro = frame[["prevalence", "confidence", "brier", "ece"]].mean().to_dict() | {"n": frame["n"].sum()}
+    averages = [
+        {"label": "micro", **_calibration(targets[known], probabilities[known], bins)},
+        {"label": "macro", **macro},
+    ]
+    return pd.concat([frame, pd.DataFrame(averages)], ignore_index=True)
+
+
+def _calibration(truth: np.ndarray, probability: np.ndarray, bins: int) -> dict[str, float]:
+    table = _bins(truth, probability, bins)
+    if not len(truth):
+        return {"n": 0} | dict.fromkeys(("prevalence", "confidence", "brier", "ece"), np.nan)
+    gaps = (table["confidence"] - table["frequency"]).abs() * table["n"] / len(truth)
+    return {
+        "n": len(truth),
+        "prevalence": truth.mean(),
+        "confidence": probability.mean(),
+        "brier": np.square(probability - truth).mean(),
+        "ece": gaps.sum(),
+    }
+
+
+def reliability(targets: ArrayLike, probabilities: ArrayLike, labels: Sequence[str], bins: int = 10) -> pd.DataFrame:
+    """The reliability diagram as a table: a row per label and bin with low, high, n, confidence, frequency.
+
+    Bins part [0, 1] evenly; a probability on an edge belongs to the lower bin. ``confidence`` is a bin's mean
+    probability, ``frequency`` its share of positives; nan for an empty bin. Arguments as in
+    :func:`classification_report`. Source: as :func:`calibration_report`; bins as in scikit-learn.
+    """
+    targets, probabilities = _checked(targets, probabilities, labels)
+    parts = []
+    for column, label in enumerate(labels):
+        known = ~np.isnan(targets[:, column])
+        table = _bins(targets[known, column], probabilities[known, column], bins)
+        table.insert(0, "label", label)
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _bins(truth: np.ndarray, probability: np.ndarray, bins: int) -> pd.DataFrame:
+    if bins < 1:
+        raise ParameterError(f"bins {bins} must be at least 1")
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.searchsorted(edges[1:-1], probability)
+    count = np.bincount(place, minlength=bins)
+    sums = [np.bincount(place, weights=values, minlength=bins) for values in (probability, truth)]
+    confidence, frequency = (np.divide(s, count, out=np.full(bins, np.nan), where=count > 0) for s in sums)
+    return pd.DataFrame(
+        {"low": edges[:-1], "high": edges[1:], "n": count, "confidence": confidence, "frequency": frequency}
+    )
+
+
+def soft_vote(probabilities: ArrayLike) -> np.ndarray:
+    """Mean probability of an ensemble's members: ``[M, N, L]`` -> ``[N, L]``, to be cut like one network's.
+
+    Source: paper `covid`, whose published code averages and cuts at 0.51.
+    """
+    return _members(probabilities).mean(0)
+
+
+def hard_vote(probabilities: ArrayLike, cutoff: float | Sequence[float] = 0.5) -> np.ndarray:
+    """Share of an ensemble's members that find the label: ``[M, N, L]`` -> ``[N, L]`` in [0, 1].
+
+    A member finds a label where its probability exceeds ``cutoff`` (one number, or one per label). More than
+    0.5 is the majority, 3 of 5 or more; half of an even number is none. Source: paper `covid`, whose text says
+    majority (``cutoff=0.51``).
+    """
+    return (_members(probabilities) > np.asarray(cutoff, dtype=np.float64)).mean(0)
+
+
+def _members(probabilities: ArrayLike) -> np.ndarray:
+    members = np.asarray(probabilities, dtype=np.float64)
+    if members.ndim != 3 or not len(members):
+        raise ParameterError(f"probabilities have shape {members.shape}; expected [members, N, L]")
+    if not ((members >= 0) & (members <= 1)).all():
+        raise ParameterError("probabilities outside [0, 1]: apply the sigmoid to the logits first")
+    return members
+
+
+def _checked(targets: ArrayLike, probabilities: ArrayLike, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    targets, probabilities = np.asarray(targets, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
+    if targets.ndim != 2 or targets.shape != probabilities.shape or targets.shape[1] != len(labels):
+        shapes = f"targets {targets.shape}, probabilities {probabilities.shape} and {len(labels)} labels"
+        raise ParameterError(f"{shapes} must agree as [N, L], [N, L] and L")
+    for column, label in enumerate(labels):
+        known = ~np.isnan(targets[:, column])
+        if bad := sorted(set(targets[known, column].tolist()) - {0.0, 1.0}):
+            raise ParameterError(f"label {label!r} has the target {bad[0]}; targets are 0, 1 or nan")
+        if not ((probabilities[known, column] >= 0) & (probabilities[known, column] <= 1)).all():
+            raise ParameterError(
+                f"label {label!r} has probabilities outside [0, 1]: apply the sigmoid to the logits first"
+            )
+    return targets, probabilities

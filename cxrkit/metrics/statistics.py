@@ -1,16 +1,19 @@
-"""How sure a mean is, and how far two sets of scores lie apart."""
+"""How sure a mean is, and how far sets of scores lie apart: patients are resampled, not images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
+from scipy import sparse
 
 from cxrkit.errors import ParameterError
 
-__all__ = ["Interval", "bootstrap", "difference_of_means"]
+__all__ = ["Interval", "Spread", "bootstrap", "compare", "difference_of_means", "holm", "over_seeds"]
 
 CHUNK = 1_000_000  # drawn patients held in memory at once
 
@@ -21,6 +24,15 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation over seeds, the ``ddof`` it was taken with, and how many seeds it is of."""
+
+    mean: float
+    std: float
+    ddof: int
+    seeds: int
 
 
 def bootstrap(
@@ -34,36 +46,149 @@ def bootstrap(
     the same interval. Raises ParameterError for lengths that differ and for parameters out of range. Source:
     Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979), on clusters.
     """
-    values = np.asarray(values, dtype=np.float64)
-    patients = np.asarray(patients)
+    values, patients = np.asarray(values, dtype=np.float64), np.asarray(patients)
     if values.ndim != 1 or values.shape != patients.shape:
         raise ParameterError(
             f"values {values.shape} and patients {patients.shape} must be two lists of the same length"
         )
+    return intervals(values[:, None], patients, n, seed, confidence)[0]
+
+
+def intervals(values: np.ndarray, patients: np.ndarray, n: int, seed: int, confidence: float) -> list[Interval]:
+    """:func:`bootstrap` of every column of ``[N, K]``; columns with the same nan share their resamples."""
+    _check(n, confidence)
+    found = [Interval(mean, np.nan, np.nan) for mean in means(values)]
+    for columns, drawn in _resampled(values, patients, n, seed):
+        bounds = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+        for column, low, high in zip(columns, *bounds, strict=True):
+            found[column] = Interval(found[column].mean, float(low), float(high))
+    return found
+
+
+def means(values: np.ndarray) -> list[float]:
+    """Mean of each column ``[N, K]`` without its nan; nan where nothing is left."""
+    return [float(valid.mean()) if len(valid := column[~np.isnan(column)]) else np.nan for column in values.T]
+
+
+def _check(n: int, confidence: float) -> None:
     if n < 1 or not 0 < confidence < 1:
         raise ParameterError(f"n {n} must be at least 1 and confidence {confidence} inside (0, 1)")
+
+
+def _resampled(values: np.ndarray, patients: np.ndarray, n: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Columns that lack the same values, and their means in ``n`` resamples, ``[n, k]``; none below two patients."""
     known = ~np.isnan(values)
-    values, patients = values[known], patients[known]
-    if not len(values):
-        return Interval(np.nan, np.nan, np.nan)
-    mean = float(values.mean())
+    patterns, place = np.unique(known, axis=1, return_inverse=True)
+    for index, pattern in enumerate(patterns.T):
+        columns = np.flatnonzero(place == index)
+        sums, counts = by_patient(values[np.ix_(pattern, columns)], patients[pattern])
+        if len(sums) > 1:
+            yield columns, resampled_ratios(sums, counts, n, seed)
+
+
+def by_patient(values: np.ndarray, patients: np.ndarray, among: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+    """Each patient's sums and numbers of values without nan, ``[P, K]`` each, for patients in sorted order.
+
+    ``among``: all patients there are, sorted; those without a row get zeros.
+    """
     names, owner = np.unique(patients, return_inverse=True)
-    if len(names) < 2:
-        return Interval(mean, np.nan, np.nan)
-    means = _resampled_means(np.bincount(owner, weights=values), np.bincount(owner), n, seed)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(mean, float(low), float(high))
+    if among is not None:
+        owner, names = np.searchsorted(among, names)[owner], among
+    rows = np.arange(len(patients))
+    whose = sparse.csr_array((np.ones(len(patients)), (owner, rows)), shape=(len(names), len(patients)))
+    known = ~np.isnan(values)
+    return whose @ np.where(known, values, 0.0), whose @ known.astype(np.float64)
 
 
-def _resampled_means(sums: np.ndarray, counts: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Means of ``n`` resamples from each patient's sum and number of values."""
+def resampled_ratios(sums: np.ndarray, counts: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Means of ``n`` resamples from each patient's sums and numbers of values ``[P, K]`` -> ``[n, K]``.
+
+    How often each patient is drawn is counted once per resample and serves all columns, as one product of
+    matrices; a single score is faster added up. nan where a resample holds no value.
+    """
     generator = np.random.default_rng(seed)
-    rows = max(1, CHUNK // len(sums))
-    means = []
+    size = len(sums)
+    rows = max(1, CHUNK // size)
+    both = np.concatenate([sums, counts], axis=1)
+    parts = []
     for start in range(0, n, rows):
-        drawn = generator.integers(len(sums), size=(min(rows, n - start), len(sums)))
-        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
-    return np.concatenate(means)
+        drawn = generator.integers(size, size=(min(rows, n - start), size))
+        if both.shape[1] == 2:
+            parts.append(np.stack([column[drawn].sum(1) for column in both.T], axis=1))
+            continue
+        times = np.stack([np.bincount(line, minlength=size) for line in drawn])
+        parts.append(times.astype(np.float64) @ both)
+    totals = np.concatenate(parts)
+    above, below = totals[:, : sums.shape[1]], totals[:, sums.shape[1] :]
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+
+
+def compare(
+    scores: Mapping[str, ArrayLike], patients: Sequence, n: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> pd.DataFrame:
+    """Which methods differ: every pair of ``scores`` (name: ``[N]``, the same images in the same order).
+
+    Per pair (a, b) the mean of a - b over the images that both scored, with its interval and two-sided p-value
+    from ``n`` resamples of the patients (p = twice the share of resamples on the other side of 0, with one
+    added above and below, so it never falls under 2 / (n + 1)), and p_holm, corrected for the number of pairs
+    by :func:`holm`. Columns: a, b, difference, low, high, p, p_holm, n, left_out (images that one of the two
+    lacks). nan for fewer than two patients. Raises ParameterError for fewer than two methods and for lengths
+    that differ. Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
+    """
+    patients = np.asarray(patients)
+    columns = {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
+    if wrong := [f"{name!r} {values.shape}" for name, values in columns.items() if values.shape != patients.shape]:
+        raise ParameterError(f"scores {', '.join(wrong)} don't have the length of patients {patients.shape}")
+    if len(columns) < 2:
+        raise ParameterError(f"scores hold {len(columns)} method(s): a comparison needs two")
+    _check(n, confidence)
+    pairs = list(combinations(columns, 2))
+    differences = np.stack([columns[a] - columns[b] for a, b in pairs], axis=1)
+    p_values = np.full(len(pairs), np.nan)
+    for place, drawn in _resampled(differences, patients, n, seed):
+        # Differences that rounding alone makes are none.
+        drawn = np.where(np.abs(drawn) < 1e-12, 0, drawn)
+        other_side = np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
+        p_values[place] = np.minimum(1, 2 * (1 + other_side) / (n + 1))
+    rows = [
+        {"a": a, "b": b, "difference": found.mean, "low": found.low, "high": found.high}
+        for (a, b), found in zip(pairs, intervals(differences, patients, n, seed, confidence), strict=True)
+    ]
+    kept = (~np.isnan(differences)).sum(0)
+    return pd.DataFrame(rows).assign(p=p_values, p_holm=holm(p_values), n=kept, left_out=len(patients) - kept)
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """P-values corrected so that one false alarm among all tests stays as rare as one test's: ``[M]`` -> ``[M]``.
+
+    The i-th smallest of m is multiplied by m - i + 1; none falls below a smaller one, none exceeds 1. nan tests
+    stay nan and don't count. Source: Holm, A simple sequentially rejective multiple test procedure,
+    Scandinavian Journal of Statistics 6 (1979).
+    """
+    p_values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p_values, kind="stable")[: (~np.isnan(p_values)).sum()]
+    corrected = np.full_like(p_values, np.nan)
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(factors * p_values[order]))
+    return corrected
+
+
+def over_seeds(values: ArrayLike, ddof: int = 0) -> Spread:
+    """Mean over folds, then mean and standard deviation over seeds: ``[S, F]`` -> :class:`Spread`.
+
+    ``ddof`` 0 is the population's std (half the distance, for two seeds), 1 the sample's. A nan anywhere makes
+    both nan: seeds of different folds don't compare. The std is nan where there are no more seeds than
+    ``ddof``. Raises ParameterError for another shape and a negative ddof. Source: paper `bcos`, its tables
+    (five folds, two seeds, ddof 0).
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or 0 in values.shape:
+        raise ParameterError(f"values have shape {values.shape}; expected [seeds, folds]")
+    if ddof < 0:
+        raise ParameterError(f"ddof {ddof} must be 0 (the population's std) or 1 (the sample's)")
+    by_seed = values.mean(1)
+    std = by_seed.std(ddof=ddof) if len(by_seed) > ddof else np.nan
+    return Spread(float(by_seed.mean()), float(std), ddof, len(by_seed))
 
 
 def difference_of_means(scores_a: ArrayLike, scores_b: ArrayLike) -> float:
@@ -73,5 +198,5 @@ def difference_of_means(scores_a: ArrayLike, scores_b: ArrayLike) -> float:
     discrepancy with a linear kernel in one dimension.
     """
     sets = [np.asarray(scores, dtype=np.float64).ravel() for scores in (scores_a, scores_b)]
-    means = [valid.mean() if len(valid := scores[~np.isnan(scores)]) else np.nan for scores in sets]
-    return float(abs(means[0] - means[1]))
+    averages = [valid.mean() if len(valid := scores[~np.isnan(scores)]) else np.nan for scores in sets]
+    return float(abs(averages[0] - averages[1]))

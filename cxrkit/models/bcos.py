@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 
 import torch
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 
 from cxrkit.errors import ModelError
 
-__all__ = ["builder", "calibrate", "default_logit_bias"]
+__all__ = ["builder", "calibrate", "default_logit_bias", "set_logit_bias", "vit_builder"]
 
 
-def builder(name: str) -> Callable[[int], nn.Module]:
+def builder(name: str, **options) -> Callable[[int], nn.Module]:
     """A function from the number of labels to the B-cos network of that name in `bcos.models`.
 
-    As in the published ImageNet models: B = 2, no MaxOut, no activation functions, uncentred batch norm
-    without bias, and a 1x1 B-cos convolution as head before the average pool.
+    As in the published ImageNet models: B = 2, no MaxOut, no activation functions, uncentred batch norm without bias
+    (`options` override it), and a 1x1 B-cos convolution as head before the average pool.
     """
 
     def build(n_labels: int) -> nn.Module:
@@ -26,10 +27,40 @@ def builder(name: str) -> Callable[[int], nn.Module]:
 
         from cxrkit.models.bcos_layers import TrainableBatchNorm, TrainableBcosConv2d
 
-        norm = norms.NoBias(TrainableBatchNorm)
-        make = getattr(bcos.models, name)
+        layers = {"norm_layer": norms.NoBias(TrainableBatchNorm), "conv_layer": TrainableBcosConv2d}
         # The package turns a bias of 0 into -ln(C-1), so it gets a placeholder; `set_logit_bias` follows.
-        return make(num_classes=n_labels, norm_layer=norm, conv_layer=TrainableBcosConv2d, logit_bias=-1.0)
+        return getattr(bcos.models, name)(num_classes=n_labels, logit_bias=-1.0, **layers | options)
+
+    return build
+
+
+def vit_builder(name: str) -> Callable[[int], nn.Module]:
+    """A function from the number of labels to the B-cos vision transformer of that name in `bcos.models.vit`.
+
+    As in the published ImageNet models: B = 2, layer norm without bias, no activation functions, a fixed position code
+    added to the tokens, the mean over tokens, and a B-cos linear head. Source: paper `bcos`, ViT-B with convolutional
+    stem.
+    """
+
+    def build(n_labels: int) -> nn.Module:
+        from bcos.models import vit
+        from bcos.modules import BcosLinear, LogitLayer, norms
+        from bcos.modules.common import BcosSequential
+
+        from cxrkit.models.bcos_layers import TrainableBcosConv2d
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the logit layer is missing: it follows
+            network = getattr(vit, name)(
+                num_classes=n_labels,
+                channels=6,
+                linear_layer=BcosLinear,
+                conv2d_layer=TrainableBcosConv2d,
+                norm_layer=norms.NoBias(norms.DetachableLayerNorm),
+                norm2d_layer=norms.NoBias(norms.DetachableGNLayerNorm2d),
+                act_layer=nn.Identity,
+            )
+        return BcosSequential(network, LogitLayer(logit_bias=-1.0))
 
     return build
 
@@ -59,8 +90,8 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor]) -> nn.Module:
     """Set the running statistics of every batch norm from images, and return the model.
 
     `images` is [B, 1, H, W] in [0, 1], or an iterable of such batches. With untrained statistics the signal of a
-    B-cos network fades to about 1e-9 in evaluation mode. Weights, mode and momentum stay as they were.
-    Raises ModelError when there are no images.
+    B-cos network fades to about 1e-9 in evaluation mode. Weights, mode and momentum stay as they were; a network
+    without batch norm is left alone. Raises ModelError when there are no images.
     """
     batches = [images] if isinstance(images, Tensor) else list(images)
     if not batches or min(len(batch) for batch in batches) == 0:
@@ -74,7 +105,7 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor]) -> nn.Module:
             norm.momentum = None  # a plain average over the batches
             norm.train()
         with torch.no_grad():
-            for batch in batches:
+            for batch in batches if norms else ():
                 model(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -22,6 +22,7 @@ ENCODINGS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
         tuple(-m / s for m, s in zip(_IMAGENET_MEAN, _IMAGENET_STD, strict=True)),
     ),
     "grey": ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
+    "symmetric": ((2.0, 2.0, 2.0), (-1.0, -1.0, -1.0)),
     "add_inverse": ((1.0, 1.0, 1.0, -1.0, -1.0, -1.0), (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)),
 }
 
@@ -32,10 +33,11 @@ class Classifier(nn.Module):
     `forward(images)` is `classify(encode(images))`: images float [B, 1, H, W] in [0, 1] to logits [B, L], one
     logit per label, each meant for a sigmoid (binary cross-entropy); a single label therefore has one logit,
     not two. `network` maps the encoded images to [B, L]; `encoding` is a key of ENCODINGS: "imagenet" (three
-    equal channels, ImageNet normalisation), "grey" (three equal channels) or "add_inverse" (x, x, x, 1-x,
-    1-x, 1-x; paper `bcos`). `logit_bias` is the constant that a B-cos network adds after its last layer, 0
-    elsewhere. `explained_layer` is the dotted name of the layer that CAM methods use by default. `card` is a
-    JSON-able description.
+    equal channels, ImageNet normalisation), "grey" (three equal channels), "symmetric" (three equal channels in
+    [-1, 1]) or "add_inverse" (x, x, x, 1-x, 1-x, 1-x; paper `bcos`). `logit_bias` is the constant that a B-cos
+    network adds after its last layer, 0 elsewhere. `explained_layer` is the dotted name of the layer that CAM
+    methods use by default. Images must have at least `min_size` pixels per side. `card` is a JSON-able
+    description.
     Raises ModelError for unusable labels, an unknown encoding, a layer that the network lacks, or unfit
     images.
     """
@@ -48,6 +50,7 @@ class Classifier(nn.Module):
         *,
         explained_layer: str | None = None,
         logit_bias: float = 0.0,
+        min_size: int = 1,
         card: dict | None = None,
     ):
         super().__init__()
@@ -57,6 +60,7 @@ class Classifier(nn.Module):
         self.network = network
         self.encoding = encoding
         self.logit_bias = logit_bias
+        self.min_size = min_size
         self.explained_layer = explained_layer
         self.card = dict(card or {})
         if explained_layer is not None and explained_layer not in dict(self.named_modules()):
@@ -69,12 +73,15 @@ class Classifier(nn.Module):
         differentiable.
 
         Values outside [0, 1] pass, so that a method may add noise or leave the range on a path. Raises
-        ModelError for another shape or an integer type.
+        ModelError for another shape, an integer type or too few pixels.
         """
         if images.dim() != 4 or images.shape[1] != 1:
             raise ModelError(f"images must be grey, [B, 1, H, W]; got {list(images.shape)}")
         if not images.is_floating_point():
             raise ModelError(f"images must be floating point in [0, 1]; got {images.dtype}")
+        if min(images.shape[2:]) < self.min_size:
+            size = " x ".join(map(str, images.shape[2:]))
+            raise ModelError(f"images are {size} pixels; this network needs at least {self.min_size} per side")
         encoded = torch.addcmul(self._offset, self._scale, images.to(self._scale.dtype))
         return encoded.contiguous(memory_format=torch.channels_last)  # twice as fast on a CPU
 

@@ -8,6 +8,7 @@ cost several times less than a two-dimensional transform.
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -59,7 +60,7 @@ class FLCPool(_Pool):
 
     def problem(self, size: int) -> str | None:
         if size % 2 or size == 0:
-            return "it needs an even height and width; in a ResNet, images with sides that are multiples of 32"
+            return "it needs an even height and width, so images with sides that are multiples of 32"
         return None
 
     def pool(self, x: Tensor) -> Tensor:
@@ -95,21 +96,32 @@ POOLS = {
 }
 
 
-def antialias(network: nn.Module, kind: str, convolutions: Sequence[str]) -> None:
-    """Replace the named strided convolutions, in place, by themselves at stride 1 followed by a pool of stride 2.
+def antialias(network: nn.Module, kind: str, layers: Sequence[str]) -> None:
+    """Replace the named layers of stride 2, in place, by anti-aliased ones: `kind` is a key of POOLS, `layers` are
+    dotted names.
 
-    The pool sees the finished output of the convolution (for B-cos after its scaling) and comes before the
-    norm. `kind` is a key of POOLS; `convolutions` are dotted names. Parameters gain a ".0" in their names.
-    Source: paper `bcos`, recipe for anti-aliased B-cos layers.
+    A convolution becomes itself at stride 1, on a map that keeps its size, followed by a pool of stride 2: the pool
+    sees the finished output of the convolution (for B-cos after its scaling) and comes before the norm. Its
+    parameters gain a ".0" in their names. An average pool is replaced by the pool itself.
+    Source: paper `bcos`, recipe for anti-aliased B-cos layers (ResNets).
     """
-    for name in convolutions:
-        convolution = network.get_submodule(name)
-        plain = getattr(convolution, "linear", convolution)  # a B-cos layer wraps the convolution
-        if plain.stride != (2, 2):
-            raise ModelError(f"layer {name} has stride {plain.stride}, not (2, 2): nothing to anti-alias there")
-        plain.stride = (1, 1)
-        convolution.stride = 1 if plain is not convolution else (1, 1)
-        network.set_submodule(name, nn.Sequential(convolution, POOLS[kind](layer=name)))
+    for name in layers:
+        layer = network.get_submodule(name)
+        plain = getattr(layer, "linear", layer)  # a B-cos layer wraps the convolution
+        if plain.stride not in (2, (2, 2)):
+            raise ModelError(f"layer {name} has stride {plain.stride}, not 2: nothing to anti-alias there")
+        pool = POOLS[kind](layer=name)
+        network.set_submodule(name, pool if isinstance(layer, nn.AvgPool2d) else _unstrided(layer, plain, pool))
+
+
+def _unstrided(layer: nn.Module, convolution: nn.Conv2d, pool: nn.Module) -> nn.Sequential:
+    convolution.stride = (1, 1)
+    layer.stride = 1 if convolution is not layer else (1, 1)
+    steps = [("0", layer), ("1", pool)]
+    height, width = (k - 1 - 2 * p for k, p in zip(convolution.kernel_size, convolution.padding, strict=True))
+    if height or width:  # an even kernel without padding
+        steps.insert(0, ("pad", nn.ZeroPad2d((0, width, 0, height))))
+    return nn.Sequential(OrderedDict(steps))
 
 
 def _real_part(x: Tensor, rows: tuple, columns: tuple) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,12 +35,12 @@ def save(model: Classifier, path: str | os.PathLike) -> Path:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    _replace(path, lambda target: save_file(tensors, target))
+    replace_file(path, lambda target: save_file(tensors, target))
     card = {"format": _FORMAT} | model.card
     card |= {"labels": list(model.labels), "logit_bias": model.logit_bias, "notice": NOTICE}
     card["file"] = {"name": path.name, "sha256": sha256_of(path)}
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-    _replace(path.with_suffix(".json"), lambda target: Path(target).write_text(text, encoding="utf-8"))
+    replace_file(path.with_suffix(".json"), lambda target: Path(target).write_text(text, encoding="utf-8"))
     return path
 
 
@@ -100,12 +100,14 @@ def _read_card(path: Path) -> dict:
     return card
 
 
-def _replace(path: Path, write: Callable[[str], object]) -> None:
-    """Write to a temporary name in the same folder, then move it into place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+def replace_file(path: Path, write: Callable[[str], object]) -> None:
+    """Write to a temporary name in the same folder, with the permissions of any new file, then move it into place."""
+    temporary = str(path.parent / f".{path.name}.{uuid.uuid4().hex}")
     try:
+        Path(temporary).touch(exist_ok=False)  # what the umask allows; others in a group may read results
+        mode = Path(temporary).stat().st_mode
         write(temporary)
+        Path(temporary).chmod(mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -17,6 +17,9 @@ from cxrkit.errors import ModelError
 __all__ = ["load_into", "locate", "read_state", "sha256_of"]
 
 
+_OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")  # names in torchvision's files
+
+
 def load_into(
     network: nn.Module,
     weights: str | Path,
@@ -26,13 +29,14 @@ def load_into(
     labels: Sequence[str],
     replaced: Sequence[str] = (),
     copy_weights: bool = False,
+    unused: Sequence[str] = (),
 ) -> dict:
     """Load weights into a network, in place, and return where they came from (JSON-able, for the card).
 
     `weights` is a key of `named` or a path. The layer `head` keeps its random weights when the file's has
     another shape, or when the file's card names other labels. `replaced` are anti-aliased convolutions: from
-    a file without them their weights are copied only if `copy_weights`. Raises ModelError naming file and
-    keys.
+    a file without them their weights are copied only if `copy_weights`. `unused` are layers that the file may hold
+    beyond the network's. Raises ModelError naming file and keys.
     """
     path, origin = locate(weights, named)
     state = _rename(read_state(path), network, replaced, copy_weights)
@@ -41,7 +45,7 @@ def load_into(
         state = {key: value for key, value in state.items() if not key.startswith(f"{head}.")}
     fresh = {key for key in own if key.startswith((f"{head}.", *(f"{name}." for name in replaced)))}
     missing = [key for key in own if key not in state and key not in fresh and not _optional(key)]
-    unexpected = [key for key in state if key not in own]
+    unexpected = [key for key in state if key not in own and not key.startswith(tuple(f"{name}." for name in unused))]
     wrong = [
         f"{key} {list(value.shape)} instead of {list(own[key].shape)}"
         for key, value in state.items()
@@ -142,10 +146,11 @@ def _unwrap(state):
 
 
 def _rename(state: dict, network: nn.Module, replaced: Sequence[str], copy_weights: bool) -> dict:
-    """Move the weights of replaced convolutions to their new names, or drop them."""
+    """Give weights their present names: those of replaced convolutions, which may be dropped, and of old DenseNets."""
     own = network.state_dict().keys()
     renamed = {}
     for key, value in state.items():
+        key = _OLD_DENSENET.sub(r"\1\2", key)
         layer = next((name for name in replaced if key.startswith(f"{name}.") and key not in own), None)
         if layer is None:
             renamed[key] = value

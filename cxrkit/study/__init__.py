@@ -7,6 +7,7 @@ import importlib
 # Names load on first use, so that looking at a grid's state doesn't import torch.
 _HOMES = {
     "ExplainParameters": "experiment",
+    "JudgeParameters": "experiment",
     "TrainParameters": "experiment",
     "fit": "training",
     "load_data": "training",
@@ -21,7 +22,7 @@ _HOMES = {
     "newest": "runs",
     "writing": "runs",
 }
-_MODULES = ("experiment", "explaining", "grid", "paper", "report", "runs", "training")
+_MODULES = ("chapter", "experiment", "explaining", "grid", "judge", "paper", "report", "runs", "training")
 __all__ = sorted([*_HOMES, *_MODULES])
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cxrkit.errors import ParameterError
 
-__all__ = ["ExplainParameters", "Parameters", "TrainParameters", "parameters_for"]
+__all__ = ["ExplainParameters", "JudgeParameters", "Parameters", "TrainParameters", "parameters_for"]
 
 # What a notebook's namespace holds besides its parameters.
 _NOTEBOOK_NAMES = {"In", "Out"}
@@ -115,9 +115,25 @@ class ExplainParameters(Parameters):
         return values
 
 
+class JudgeParameters(Parameters):
+    """Parameters of `judge.ipynb`: which network, and how it is judged on the phantom, where what is true is known."""
+
+    kind: ClassVar[str] = "judge"
+
+    run: str = Field("", description="key or folder of a training run on the phantom")
+    methods: list[str] = Field(default_factory=list, description="method names; empty: all that can be right")
+    labels: list[str] = Field(default_factory=list, description="labels to judge; empty: all that were drawn")
+    shortcuts: dict[Literal["marker", "dark_borders"], str] = Field(
+        default_factory=dict, description="planted shortcut: the label it goes with"
+    )
+    images: int = Field(8, ge=1, le=1000, description="positives per label and world")
+    n_steps: int = Field(8, ge=2, le=1000, description="steps of path methods, samples of SmoothGrad")
+    seed: int = Field(1, ge=0, le=2**31 - 1, description="seed of the judged patients; not that of the training images")
+
+
 def parameters_for(notebook: str | Path) -> type[Parameters]:
     """The parameter class that belongs to a notebook, by its file name. Raises ParameterError for one that has none."""
-    classes = {cls.kind: cls for cls in (TrainParameters, ExplainParameters)}
+    classes = {cls.kind: cls for cls in (TrainParameters, ExplainParameters, JudgeParameters)}
     stem = Path(notebook).stem
     if stem not in classes:
         raise ParameterError(

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from filelock import FileLock
 
 from cxrkit.errors import CxrkitError, DataError, ParameterError
 from cxrkit.study import runs
@@ -156,9 +157,17 @@ def run(file: str | Path, workers: int = 1, report: Callable[[str, Task, float],
 
     Every notebook runs in a process and kernel of its own through papermill, with the machine's cores shared out. A
     run that fails keeps its executed notebook with the traceback under `results/notebooks/`, and those that need it
-    are left open; the others go on. Killed at any moment, the same call goes on where it was. `report(event, task,
-    seconds)` hears "start", "done", "failed".
+    are left open; the others go on. Killed at any moment, the same call goes on where it was. A second runner on the
+    same results waits for the first, so that no run is made twice. `report(event, task, seconds)` hears "start",
+    "done", "failed".
     """
+    folder = runs.results_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".grid.lock"):  # the system lets go of it when its holder dies
+        return _run(file, workers, report)
+
+
+def _run(file: str | Path, workers: int, report: Callable[[str, Task, float], None] | None) -> pd.DataFrame:
     tasks = [task for task in plan(file) if not task.done]
     _check_names(tasks)
     waiting = {task.key: task for task in tasks}

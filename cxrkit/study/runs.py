@@ -23,15 +23,20 @@ import pandas as pd
 
 import cxrkit
 from cxrkit.errors import DataError, ParameterError
-from cxrkit.study.experiment import ExplainParameters, Parameters, TrainParameters
+from cxrkit.study.experiment import ExplainParameters, JudgeParameters, Parameters, TrainParameters
 
 __all__ = ["Run", "find", "fingerprint", "key", "newest", "project_folder", "results_folder", "table", "writing"]
 
-_KINDS: dict[str, type[Parameters]] = {"train": TrainParameters, "explain": ExplainParameters}
+_KINDS: dict[str, type[Parameters]] = {
+    "train": TrainParameters,
+    "explain": ExplainParameters,
+    "judge": JudgeParameters,
+}
 # The parts of the package that decide what a run of a kind contains.
 _SOURCES = {
     "train": ("data", "models", "metrics/classification.py", "study/training.py"),
     "explain": ("data", "models", "attribution", "metrics", "study/training.py", "study/explaining.py"),
+    "judge": ("data", "models", "attribution", "metrics", "study/training.py", "study/judge.py"),
 }
 _PACKAGES = ("torch", "torchvision", "bcos", "numpy", "pandas", "scikit-learn", "accelerate")
 
@@ -93,7 +98,7 @@ def key(parameters: Parameters) -> str:
     if isinstance(parameters, TrainParameters):
         alias = "" if parameters.antialias == "none" else f"-{parameters.antialias}"
         return f"train-{parameters.model}{alias}-fold{parameters.fold}-seed{parameters.seed}-{digest}"
-    return f"explain-{digest}"
+    return f"{parameters.kind}-{digest}"
 
 
 def in_project(path: str | Path) -> Path:

@@ -7,7 +7,7 @@ known) are dashed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -38,11 +38,13 @@ __all__ = [
     "montage",
     "paper_beside_ours",
     "score_bars",
+    "show_colours",
     "show_labels",
     "show_maps",
     "show_spectrum",
     "threshold_curves",
     "training_curves",
+    "verdict_bars",
 ]
 
 
@@ -77,6 +79,20 @@ def show_maps(
             draw_region(ax, region, truth)
         colour_bar(figure, axes, full[0] if scale == "row" else None, signed)
     return describe(figure, _maps_text(maps, titles, region, caption))
+
+
+def show_colours(image: Any, colours: Any, truth: Any = None, caption: str = "") -> Figure:
+    """An image beside a map in colours: ``image`` ``[H, W]``, ``colours`` RGBA in [0, 1], ``[4, H, W]``, on white."""
+    colours = array(colours)
+    with style():
+        figure, axes = panels(2, 2, caption=caption, margin=0.2)
+        draw_image(axes[0], image, "image")
+        axes[1].imshow(np.moveaxis(colours, 0, -1))
+        axes[1].set_title("contributions in colour")
+        for ax in axes[:2]:
+            draw_region(ax, None, truth)
+    share = float((colours[3] > 0.5).mean())
+    return describe(figure, f"{caption}: an image and its coloured contributions, opaque over {share:.0%} of it")
 
 
 def show_labels(
@@ -358,3 +374,36 @@ def _bar(ax: Axes, row: dict, middle: float, height: float, value: str, colour: 
         text += f", chance {_percent(chance)}"
     ax.annotate(f"{100 * score:.1f}", (end, middle), (4, 0), textcoords="offset points", va="center", fontsize=8)
     return text
+
+
+def verdict_bars(questions: Mapping[str, pd.DataFrame]) -> Figure:
+    """For each question a panel: by method the share of positive mass over chance, on a logarithmic scale.
+
+    Tables have the columns network, world, method, share, low, high, chance; a colour for each network and world.
+    """
+    asked = {question: table for question, table in questions.items() if len(table)}
+    methods = list(dict.fromkeys(name for table in asked.values() for name in table["method"]))
+    with style():
+        figure = new_figure(WIDTH, 1.2 + 0.26 * len(methods))
+        axes = np.atleast_1d(figure.subplots(1, len(asked), sharey=True))
+        for ax, (question, table) in zip(axes, asked.items(), strict=True):
+            groups = list(table.groupby(["network", "world"], sort=False))
+            for place, ((network, world), part) in enumerate(groups):
+                y = np.array([methods.index(name) for name in part["method"]]) + (place - (len(groups) - 1) / 2) * 0.18
+                low, mid, high = (part[name] / part["chance"] for name in ("low", "share", "high"))
+                look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+                name = network if world == "none" else f"{network}; {world.replace('_', ' ')}"
+                bars = np.clip(np.array([mid - low, high - mid]), 0, None)
+                ax.errorbar(mid, y, xerr=bars, linestyle="none", markersize=4, label=name, **look)
+            ax.axvline(1, color=INK, linewidth=0.8)
+            ax.set(xscale="log", xlabel="times chance", title=question)
+            ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+        axes[0].set_yticks(range(len(methods)), methods)
+        axes[0].invert_yaxis()
+    told = "; ".join(f"{q}: {_best(table)} is highest" for q, table in asked.items())
+    return describe(figure, f"Share of positive mass over chance, by method. {told}")
+
+
+def _best(table: pd.DataFrame) -> str:
+    ratio = (table["share"] / table["chance"]).fillna(0).to_numpy()
+    return str(table["method"].iloc[int(ratio.argmax())])

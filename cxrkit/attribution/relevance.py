@@ -1,0 +1,280 @@
+"""Relevance propagation: the logit shared out, layer by layer, down to the pixels.
+
+Layers pass on what they get, so that a map sums to its logit. The rules of all operations but those with weights are
+in `propagation`; what has none (attention, layer norm, products of two signals) is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from cxrkit.attribution.explained import Explained
+from cxrkit.attribution.operations import replaced
+from cxrkit.attribution.propagation import Back, Layer, Propagation, Shares, last_rules, reciprocal
+from cxrkit.attribution.registry import method, unknown
+from cxrkit.errors import AttributionError, ParameterError
+from cxrkit.models import FLCPool
+
+__all__ = ["lrp", "rap"]
+
+_NORMS = {"paper": "pass", "authors": "drop", "corrected": "pass"}  # what batch norm does, by protocol
+_TOLERANCE = 0.01  # rounding comes to 0.0001, in RAP to 0.001; what is lost to biases is more
+_NO_RULE = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LocalResponseNorm,
+    nn.MultiheadAttention,
+    nn.RNNBase,
+    nn.Softmax,
+    torch.jit.ScriptModule,
+    FLCPool,
+)
+_NEEDS = (
+    "convolutions, linear layers, fixed batch norm, activation functions, pooling, sums, concatenations, gates; "
+    "no attention, layer norm or B-cos layers"
+)
+
+
+def _fits(model: nn.Module) -> bool:
+    """Whether no layer is known to lack a rule."""
+    return not any(isinstance(m, _NO_RULE) or hasattr(m, "set_explanation_mode") for m in model.modules())
+
+
+@method(
+    "relevance",
+    papers=("relevance",),
+    meaning="the part of the logit that reaches a pixel when every neuron shares out by what excites it",
+    formula=r"R_i = \sum_j \Big(\alpha \frac{z_{ij}^+}{\sum_{i'} z_{i'j}^+}"
+    r" - \beta \frac{z_{ij}^-}{\sum_{i'} z_{i'j}^-}\Big) R_j",
+    signed=True,
+    forwards="1, of twice the work",
+    backwards="L",
+    needs=_NEEDS,
+    outputs=("logit",),
+    fits=_fits,
+    presets={"relevance": {"first_layer": "zb", "protocol": "authors"}},
+)
+def lrp(
+    explained: Explained,
+    images: Tensor,
+    *,
+    rule: str = "alpha_beta",
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    epsilon: float = 1e-6,
+    first_layer: str = "same",
+    protocol: str = "corrected",
+    check: bool = True,
+) -> Tensor:
+    """Layer-wise relevance propagation from the logit to the encoded image, summed over its channels. [B, L, H, W],
+    in logits.
+
+    `rule="alpha_beta"` shares a neuron's relevance by its positive (times `alpha`) and negative contributions (times
+    `beta` = `alpha` - 1); biases get nothing and norms pass it on, so a map sums to its logit. With beta 0 maps take
+    the sign of the logit, but for residual sums and averages of both signs, and are much the same for every label.
+    `rule="epsilon"` shares by all contributions over the neuron's value moved `epsilon` away from 0; biases, norms'
+    shifts and epsilon absorb their part. As epsilon vanishes it is the encoded input times its gradient in a network
+    of rectifiers. `first_layer`: "same", or "zb" for the z^B rule with the lowest and highest value of the encoded
+    image.
+
+    So that nothing is lost, a neuron whose contributions are all of one sign shares by those; `protocol="paper"`
+    takes the formula of alpha and beta at its word (0/0 = 0) and loses such relevance. `protocol="authors"` does too,
+    and adds what the published code does: signed inputs get the relevance twice, once by the positive and once by the
+    negative ones, and batch norm drops that of inputs which are exactly 0. With `check`, AttributionError where a map
+    of "alpha_beta" in the corrected protocol is off its logit by more than 1 %; always for operations without a rule.
+    Source: paper `relevance`, Eq. 1 and 2; Bach et al. 2015, Eq. 58 and 60.
+    """
+    _check_choice("rule of lrp:", rule, ("alpha_beta", "epsilon"))
+    _check_choice("first_layer", first_layer, ("same", "zb"))
+    _check_choice("protocol", protocol, _NORMS)
+    if rule == "alpha_beta" and not (beta >= 0 and abs(alpha - beta - 1) < 1e-6):
+        raise ParameterError(f"alpha - beta must be 1, with beta at least 0; got alpha={alpha!r}, beta={beta!r}")
+    if not 0 < epsilon < float("inf"):
+        raise ParameterError(f"epsilon must be a positive number; got {epsilon!r}")
+    box = first_layer == "zb"
+    if rule == "epsilon":
+        return _maps(explained, images, "lrp", partial(_epsilon, epsilon=epsilon), box, "share", check=False)
+    weighted = partial(_alpha_beta, alpha=alpha, beta=beta, protocol=protocol)
+    return _maps(explained, images, "lrp", weighted, box, _NORMS[protocol], check and protocol == "corrected")
+
+
+@method(
+    "relevance",
+    papers=("relevance",),
+    meaning="the logit shared out by how much each neuron matters, with what matters less than average below 0",
+    formula=r"R_i = \sum_j \Big(\frac{z_{ij}^+}{P_j} + \frac{|z_{ij}^-|}{P_j + N_j}\Big) R_j - \Psi_i,\quad"
+    r" \textstyle\sum_i R_i = \sum_j R_j",
+    signed=True,
+    forwards="1, of three times the work",
+    backwards="L, of twice the work",
+    needs=_NEEDS,
+    outputs=("logit",),
+    fits=_fits,
+    presets={"relevance": {"protocol": "authors"}},
+)
+def rap(explained: Explained, images: Tensor, *, protocol: str = "corrected", check: bool = True) -> Tensor:
+    """Relative attributing propagation from the logit to the encoded image, summed over its channels. [B, L, H, W],
+    in logits.
+
+    The last layer with weights (a linear head; a convolution before the pooling where the head is one) shares the
+    logit by the size of the contributions, whatever their sign. Every layer before it shares by positive
+    contributions over their sum P, and by negative ones over P + N, then subtracts the excess in equal parts from all
+    neurons that got something. Layers that read the image follow the z^B rule, without that shift. The map sums to
+    the logit; where the logit is negative all signs are reversed, so the map of such a label shows the opposite.
+
+    `protocol="paper"` subtracts what came through negative contributions from all neurons that aren't 0, and loses
+    the relevance of neurons without positive contribution. `protocol="authors"` copies the published code: in
+    convolutions, negative relevance takes the shares of the negative contributions in place of the positive ones.
+    With `check`, AttributionError where a map of the corrected protocol is off its logit by more than 1 %; always for
+    operations without a rule. Source: paper `relevance`, Eq. 3 to 6; Nam et al. 2020.
+    """
+    _check_choice("protocol", protocol, _NORMS)
+    weighted = partial(_Influence, protocol=protocol, images=len(images))
+    return _maps(explained, images, "rap", weighted, True, _NORMS[protocol], check and protocol == "corrected")
+
+
+def _maps(
+    explained: Explained,
+    images: Tensor,
+    name: str,
+    weighted: Callable[[Layer], Back],
+    box: bool,
+    norms: str,
+    check: bool,
+) -> Tensor:
+    """One forward pass under the rules, and one backward pass of relevance per label."""
+    with torch.no_grad():
+        encoded = explained.encode(images)
+    inputs = encoded.detach().clone().requires_grad_()
+    propagation = Propagation(explained.model, inputs, weighted, box, norms)
+    with replaced(explained.model, {}, propagation):
+        logits = explained.classify(inputs)
+    propagation.check_logits(logits)
+    if box and not propagation.first_layers:
+        raise AttributionError(f"{name}: no layer with weights reads the image itself, as the z^B rule needs")
+    for last in last_rules(logits, _Influence):
+        last.is_last = True
+    fixed = logits.detach()
+    chosen = explained.indices(fixed.shape[1])
+    maps = []
+    for done, label in enumerate(explained.steps(chosen), start=1):
+        start = torch.zeros_like(fixed)
+        start[:, label] = fixed[:, label]
+        (relevance,) = torch.autograd.grad(logits, inputs, start, retain_graph=done < len(chosen))
+        maps.append(relevance.sum(1))
+    maps = torch.stack(maps, 1)
+    if check:
+        _check_conservation(explained, maps, fixed, name)
+    return maps
+
+
+def _alpha_beta(layer: Layer, alpha: float, beta: float, protocol: str) -> Back:
+    """Shares of the positive contributions times alpha, less those of the negative ones times beta."""
+    if protocol == "authors":
+        sides = [(Shares(t), f) for sign, f in ((1, alpha), (-1, -beta)) if f for t in layer.signed_terms(sign)]
+        pairs = [(side, factor * reciprocal(side.total)) for side, factor in sides]
+    else:
+        pairs = _two_sides(layer, alpha, beta, lone=protocol == "corrected")
+
+    def back(relevance: Tensor) -> Tensor:
+        scaled = [(side, relevance * per_unit) for side, per_unit in pairs]
+        first, *others = (side(values) for n, (side, values) in enumerate(scaled) if n == 0 or values.any())
+        return sum(others, first)
+
+    return back
+
+
+def _two_sides(layer: Layer, alpha: float, beta: float, lone: bool) -> list[tuple[Shares, Tensor]]:
+    """Positive and negative contributions with what multiplies the relevance; with `lone`, a side that is without
+    the other counts once.
+    """
+    up = Shares(*layer.signed_terms(1))
+    of_up = reciprocal(up.total)
+    if not beta and not (lone and (of_up == 0).any()):
+        return [(up, alpha * of_up)]
+    down = Shares(*layer.signed_terms(-1))
+    of_down = reciprocal(down.total)
+    if not lone:
+        return [(up, alpha * of_up), (down, -beta * of_down)]
+    per_up = torch.where(of_down == 0, of_up, alpha * of_up)
+    per_down = torch.where(of_up == 0, of_down, -beta * of_down)
+    return [(up, per_up), (down, per_down)] if per_down.any() else [(up, per_up)]
+
+
+def _epsilon(layer: Layer, epsilon: float) -> Back:
+    """Shares of all contributions in the value, bias and all, which is moved away from 0 by epsilon."""
+    part = layer.contributions()
+    per_unit = 1 / torch.where(layer.value >= 0, layer.value + epsilon, layer.value - epsilon)
+    return lambda relevance: part(relevance * per_unit)
+
+
+class _Influence:
+    """Relative attributing propagation through one layer with weights."""
+
+    def __init__(self, layer: Layer, protocol: str, images: int):
+        if len(layer.input) != images:
+            raise AttributionError(
+                f"layer {layer.name}: rap needs the images along the first dimension of a layer's input, to share its "
+                f"shift within each; that dimension is {len(layer.input)} for {images} images"
+            )
+        if protocol == "authors" and layer.input.min() < 0:
+            raise AttributionError(
+                f"layer {layer.name}: the published code of rap multiplies relevance where a layer's inputs are "
+                "negative; protocol='corrected' is right for this network"
+            )
+        self.is_last = False  # whether the logits come from here
+        self.protocol = protocol
+        self.slips = protocol == "authors" and layer.operation != "linear"
+        self.input = layer.input
+        self.up, self.down = (Shares(*layer.signed_terms(sign)) for sign in (1, -1))
+        self.of_up = reciprocal(self.up.total)
+        self.of_both = reciprocal(self.up.total - self.down.total)
+
+    def __call__(self, relevance: Tensor) -> Tensor:
+        by_both = relevance * self.of_both
+        if self.is_last:
+            return self.up(by_both) - self.down(by_both)
+        positive = relevance.clamp(min=0) if self.slips else relevance
+        through_down = -self.down(by_both)
+        if self.slips:
+            through_down += self.down(relevance.clamp(max=0) * reciprocal(self.down.total))
+        found = self.up(positive * self.of_up) + through_down
+        if self.protocol == "paper":
+            return _shifted(found, _per_image(through_down), self.input != 0)
+        return _shifted(found, _per_image(found) - _per_image(relevance), found != 0)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    # The positive and negative parts are many times their sum, which single precision would lose.
+    return values.flatten(1).sum(1, dtype=torch.float64)
+
+
+def _shifted(values: Tensor, excess: Tensor, where: Tensor) -> Tensor:
+    """Values [B, ...] less each image's excess [B], in equal parts over the places of `where` [B, ...]."""
+    part = (excess / where.flatten(1).sum(1).clamp(min=1)).to(values.dtype)
+    return values - where * part.view(-1, *[1] * (values.ndim - 1))
+
+
+def _check_conservation(explained: Explained, maps: Tensor, logits: Tensor, name: str) -> None:
+    chosen = explained.indices(logits.shape[1])
+    total, expected = maps.double().sum((2, 3)), logits[:, chosen].double()
+    wrong = (~((total - expected).abs() <= _TOLERANCE * expected.abs())).nonzero()
+    if len(wrong):
+        image, label = wrong[0].tolist()
+        told = explained.names[chosen[label]] if explained.names else chosen[label]
+        raise AttributionError(
+            f"{name}: image {explained.first_row + image}, label {told!r}: relevance sums to "
+            f"{total[image, label]:.4g}, the logit is {expected[image, label]:.4g}. Either neurons had nothing but a "
+            "bias to share it by (first_layer='zb' helps where an image is black), or sums that all but cancel made it "
+            "grow; check=False returns the map all the same"
+        )
+
+
+def _check_choice(kind: str, value: object, known: Iterable[str]) -> None:
+    if value not in known:
+        raise unknown(kind, value, known)

@@ -1,0 +1,265 @@
+"""Maps together with what made them, in one file."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import cxrkit
+from cxrkit.attribution import registry
+from cxrkit.attribution.api import _settings, attribute, checked_images, chunk_size, device_of
+from cxrkit.attribution.explained import Explained, prepared
+from cxrkit.attribution.layers import find_layer
+from cxrkit.errors import DataError, ParameterError
+from cxrkit.models.storage import replace_file
+
+__all__ = ["Attribution", "explain"]
+
+_FORMAT = "cxrkit.attribution 1"
+_TENSORS = ("maps", "logits")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution:
+    """Maps, and how they came about: made by `explain`, kept as one file.
+
+    `maps` [B, L, H, W] and `logits` [B, L] are float32 or float64; `labels` are L names (indices as text where the
+    network has no names). `options`: every option of the method as it was used, with modules by their dotted names
+    and tensors by shape, type and SHA-256. `model_card`: the card of a `cxrkit.models.Classifier`, else the name of
+    the network's class. `versions`: of cxrkit, torch, numpy and Python. `created`: ISO 8601. `image_ids`: B names, or
+    None. Raises ParameterError naming the field that doesn't fit.
+    """
+
+    maps: Tensor
+    logits: Tensor
+    labels: tuple[str, ...]
+    method: str
+    options: Mapping[str, object]
+    output: str
+    model_card: Mapping[str, object]
+    versions: Mapping[str, str]
+    created: str
+    image_ids: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in _TENSORS:
+            _check_tensor(name, getattr(self, name), 4 if name == "maps" else 2)
+        images, labels = self.maps.shape[:2]
+        if self.logits.shape != (images, labels):
+            raise ParameterError(f"logits must be [{images}, {labels}] like maps; got {list(self.logits.shape)}")
+        _check_names("labels", self.labels, labels)
+        if self.image_ids is not None:
+            _check_names("image_ids", self.image_ids, images)
+        _check("method", isinstance(self.method, str), "a name", self.method)
+        _check("output", self.output in ("logit", "probability"), "'logit' or 'probability'", self.output)
+        _check("created", _is_time(self.created), "a time in ISO 8601", self.created)
+        for name in ("options", "model_card", "versions"):
+            value = getattr(self, name)
+            _check(name, isinstance(value, dict) and _survives_json(value), "a dict that JSON can hold", value)
+
+    def __repr__(self) -> str:
+        images, _, height, width = self.maps.shape
+        named = ", ".join(self.labels[:3]) + (f" and {len(self.labels) - 3} more" if len(self.labels) > 3 else "")
+        return f"Attribution({self.method} of the {self.output} of {named}; {images} images, {height} x {width})"
+
+    def of(self, label: str) -> Tensor:
+        """Maps of one label, [B, H, W]. Raises ParameterError for a label that wasn't asked for."""
+        if str(label) not in self.labels:
+            raise registry.unknown("label", label, self.labels)
+        return self.maps[:, self.labels.index(str(label))]
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write everything to one .safetensors file (suffix added when missing) and return its path.
+
+        The file is complete or not there at all. Raises DataError for another suffix.
+        """
+        path = _checked_path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
+        told = {name: json.dumps(getattr(self, name), ensure_ascii=False) for name in _told()}
+        replace_file(path, lambda target: save_file(tensors, target, metadata={"format": _FORMAT, **told}))
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Attribution:
+        """The attribution that `save` wrote, on the CPU. Raises DataError naming file and field for anything else."""
+        path = _checked_path(path)
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such file")
+        try:
+            with safe_open(path, framework="pt") as file:
+                told, tensors = file.metadata() or {}, set(file.keys())
+                found = {name: file.get_tensor(name) for name in tensors.intersection(_TENSORS)}
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path} is damaged or no safetensors file: {error}") from error
+        if told.get("format") != _FORMAT:
+            raise DataError(f"{path}: format is {told.get('format')!r}; this version reads {_FORMAT!r}")
+        for name in (*(set(_TENSORS) - tensors), *(set(_told()) - told.keys())):
+            raise DataError(f"{path} lacks the field {name}")
+        for name in (*(tensors - set(_TENSORS)), *(told.keys() - {"format", *_told()})):
+            raise DataError(f"{path} has a field that isn't known: {name}")
+        for name in _told():
+            try:
+                found[name] = json.loads(told[name])
+            except ValueError as error:
+                raise DataError(f"{path}: {name} is no JSON: {error}") from error
+        for name in ("labels", "image_ids"):
+            found[name] = tuple(found[name]) if isinstance(found[name], list) else found[name]
+        try:
+            return cls(**found)
+        except ParameterError as error:
+            raise DataError(f"{path}: {error}") from error
+
+
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    method: str,
+    labels=None,
+    output: str | None = None,
+    *,
+    image_ids: Sequence | None = None,
+    created: str | None = None,
+    **options,
+) -> Attribution:
+    """Maps as `attribute` makes them, with the logits and everything that is needed to tell how they came about.
+
+    Arguments, `preset`, `chunk`, `progress` and errors are those of `attribute`. `image_ids`: one name per image;
+    `created`: a time in ISO 8601, None for now. Maps and logits are on the images' device.
+    """
+    inputs = checked_images(model, images)
+    if image_ids is not None:
+        image_ids = tuple(str(name) for name in image_ids)
+        _check_names("image_ids", image_ids, len(inputs))
+    asked = Explained(model, labels).labels  # a list: labels may be an iterator
+    maps = attribute(model, inputs, method, asked, output, **options)
+    logits, names = _logits(model, inputs, asked, options.get("chunk"))
+    output, used = _used(method, output, options)
+    card = getattr(model, "card", None)
+    return Attribution(
+        maps=maps,
+        logits=logits.to(maps),
+        labels=names,
+        method=method,
+        options=_described(used, model),
+        output=output,
+        model_card=_described(card, model) if isinstance(card, Mapping) and card else {"class": type(model).__name__},
+        versions=_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds") if created is None else created,
+        image_ids=image_ids,
+    )
+
+
+def _logits(model: nn.Module, images: Tensor, labels, chunk: int | None) -> tuple[Tensor, tuple[str, ...]]:
+    """Logits [B, L] of the labels asked for, in the state in which the maps were made, and the labels' names."""
+    device = device_of(model, images)
+    explained = Explained(model, labels)
+    with prepared(model, device), torch.no_grad():
+        parts = [explained.logits(part.to(device)) for part in images.split(chunk_size(images, chunk))]
+    logits = torch.cat(parts)
+    chosen = explained.indices(logits.shape[1])
+    return logits[:, chosen], tuple(str(i) if explained.names is None else explained.names[i] for i in chosen)
+
+
+def _used(method: str, output: str | None, options: dict) -> tuple[str, dict]:
+    """What was explained, and all options of the method: its defaults, those of the preset, those given."""
+    entry = registry.entry(method)
+    output, chosen = _settings(entry.card, options.get("preset"), output, options)
+    parameters = inspect.signature(entry.function).parameters
+    return output, {name: chosen.get(name, parameters[name].default) for name in entry.card.options}
+
+
+def _described(value, model: nn.Module):
+    """A value as JSON holds it: modules by dotted name, tensors by shape, type and SHA-256, paths by file name."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, nn.Module):
+        return find_layer(model, value)[0]
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        kind = str(value.dtype).removeprefix("torch.")
+        return {"shape": list(value.shape), "dtype": kind, "sha256": hashlib.sha256(content).hexdigest()}
+    if isinstance(value, Mapping):
+        return {str(key): _described(item, model) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_described(item, model) for item in value]
+    if isinstance(value, os.PathLike):
+        return Path(value).name
+    return getattr(value, "__name__", type(value).__name__)  # a function, say; never its address
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "cxrkit": cxrkit.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _told() -> tuple[str, ...]:
+    """The fields that are written as JSON."""
+    return tuple(field.name for field in fields(Attribution) if field.name not in _TENSORS)
+
+
+def _checked_path(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if path.suffix not in ("", ".safetensors"):
+        raise DataError(f"{path}: attributions are stored as .safetensors, not {path.suffix}")
+    return path.with_suffix(".safetensors")
+
+
+def _check(name: str, fits: bool, right: str, value) -> None:
+    if not fits:
+        shown = repr(value)
+        raise ParameterError(f"{name} must be {right}; got {shown[:80]}{'...' if len(shown) > 80 else ''}")
+
+
+def _check_tensor(name: str, value, dimensions: int) -> None:
+    if not isinstance(value, Tensor) or value.ndim != dimensions or 0 in value.shape:
+        axes = "[B, L, H, W]" if dimensions == 4 else "[B, L]"
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ParameterError(f"{name} must be a tensor {axes}; got {got}")
+    _check(name, value.dtype in (torch.float32, torch.float64), "float32 or float64", value.dtype)
+    if not value.isfinite().all():
+        raise ParameterError(f"{name} hold NaN or infinite values")
+
+
+def _check_names(name: str, value, count: int) -> None:
+    _check(name, isinstance(value, tuple) and all(isinstance(item, str) for item in value), "a tuple of names", value)
+    _check(name, len(value) == count, f"{count} names", value)
+
+
+def _is_time(text) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _survives_json(value: dict) -> bool:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False)) == value
+    except (TypeError, ValueError):
+        return False

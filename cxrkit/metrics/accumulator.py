@@ -1,0 +1,147 @@
+"""Scores of many images, gathered batch by batch, and the table that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from cxrkit.errors import ParameterError
+from cxrkit.metrics.scores import LocalisationScores
+from cxrkit.metrics.statistics import by_patient, compare, intervals, resampled_ratios
+
+__all__ = ["Accumulator"]
+
+
+class Accumulator:
+    """Image-level scores, batch by batch; degenerate ones (nan) are counted, never averaged."""
+
+    def __init__(self):
+        self._batches: list[pd.DataFrame] = []
+        self._keys: list[str] = []
+        self._scores: list[str] = []
+
+    def add(
+        self,
+        scores: LocalisationScores | Mapping[str, Tensor],
+        patients: Sequence,
+        images: Sequence | None = None,
+        **columns: object,
+    ) -> None:
+        """Take in a batch: scores by name, ``[n]`` each, of ``patients`` ``[n]``.
+
+        ``images`` ``[n]`` names the images, which :meth:`compare` needs. ``columns`` say what else a row is of
+        (``label="Mass"``, ``method=[...]``): one text or number, or ``[n]`` of them; the table groups by them.
+        Raises ParameterError for lengths that differ and for names other than those of the batches before.
+        """
+        values, chance = scores if isinstance(scores, LocalisationScores) else (scores, {})
+        of = {"patient": patients, "image": images, **columns}
+        numbers = dict(values) | {f"chance {name}": chance.get(name, np.nan) for name in values}
+        parts = {name: _entries(name, entries, len(patients)) for name, entries in (of | numbers).items()}
+        batch = pd.DataFrame(parts)
+        if self._batches and list(batch.columns) != list(self._batches[0].columns):
+            odd = sorted(set(batch.columns) ^ set(self._batches[0].columns)) or "their order"
+            raise ParameterError(f"this batch differs from those before in {odd}: all batches have the same columns")
+        self._keys, self._scores = list(columns), list(values)
+        self._batches.append(batch)
+
+    def frame(self) -> pd.DataFrame:
+        """A row per image: patient, image, the columns given, every score, and "chance ..." for every score."""
+        if not self._batches:
+            raise ParameterError("nothing was added yet: add(scores, patients) takes a batch in")
+        return pd.concat(self._batches, ignore_index=True)
+
+    def table(self, n: int = 1000, seed: int = 0, confidence: float = 0.95) -> pd.DataFrame:
+        """A row per group and score: mean, its interval, the chance level, and what it is of.
+
+        Columns: those given to :meth:`add`, score, mean, low, high (patients resampled ``n`` times, see
+        :func:`cxrkit.metrics.bootstrap`), chance (mean over the same images; nan where none was given), n
+        (images averaged), degenerate (images left out because their score is nan), patients. Where a column is
+        called label, every further group gets the label "macro": the mean over the labels that have a score,
+        with all labels of a patient drawn together. Source: the macro means of paper `bcos`.
+        """
+        frame = self.frame()
+        table = pd.concat(
+            [self._summary(part, n, seed, confidence).assign(**key) for key, part in _groups(frame, self._keys)]
+        )
+        if "label" in self._keys:
+            others = [key for key in self._keys if key != "label"]
+            macros = [
+                self._macro(part, _where(table, key), n, seed, confidence).assign(**key, label="macro")
+                for key, part in _groups(frame, others)
+            ]
+            table = pd.concat([table, *macros])
+        return table[[*self._keys, *(name for name in table if name not in self._keys)]].reset_index(drop=True)
+
+    def _summary(self, part: pd.DataFrame, n: int, seed: int, confidence: float) -> pd.DataFrame:
+        values, patients = part[self._scores].to_numpy(), part["patient"].to_numpy()
+        rows = []
+        for name, found in zip(self._scores, intervals(values, patients, n, seed, confidence), strict=True):
+            known = part[name].notna()
+            counts = {"n": known.sum(), "degenerate": (~known).sum(), "patients": part["patient"][known].nunique()}
+            rows.append({"score": name, **found._asdict(), "chance": part[f"chance {name}"][known].mean(), **counts})
+        return pd.DataFrame(rows)
+
+    def _macro(self, part: pd.DataFrame, by_label: pd.DataFrame, n: int, seed: int, confidence: float) -> pd.DataFrame:
+        everyone = np.unique(part["patient"].to_numpy())
+        of_labels = [
+            by_patient(rows[self._scores].to_numpy(), rows["patient"].to_numpy(), everyone)
+            for _, rows in _groups(part, ["label"])
+        ]
+        bounds = np.full((2, len(self._scores)), np.nan)
+        if len(everyone) > 1:
+            sums, counts = (np.concatenate(pieces, axis=1) for pieces in zip(*of_labels, strict=True))
+            drawn = resampled_ratios(sums, counts, n, seed).reshape(n, len(of_labels), len(self._scores))
+            # A label that a resample lacks stays out of its macro mean, as a label without cases does.
+            drawn = np.ma.masked_invalid(drawn).mean(1).filled(np.nan)
+            some = ~np.isnan(drawn).all(0)
+            bounds[:, some] = np.nanquantile(drawn[:, some], [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+        groups = by_label.groupby("score", sort=False)
+        macro = groups[["mean", "chance"]].mean().join(groups[["n", "degenerate"]].sum())
+        return macro.assign(low=bounds[0], high=bounds[1], patients=len(everyone)).reset_index()
+
+    def compare(
+        self, score: str, by: str = "method", n: int = 2000, seed: int = 0, confidence: float = 0.95
+    ) -> pd.DataFrame:
+        """Which values of the column ``by`` differ in one score, pair by pair on the same images.
+
+        See :func:`cxrkit.metrics.compare`; rows are paired by image and all other columns. Raises ParameterError
+        for an unknown score or column, for batches without images, and for an image added twice.
+        """
+        frame = self.frame()
+        for what, name, known in (("score", score, self._scores), ("by", by, self._keys)):
+            if name not in known:
+                raise ParameterError(f"{what} {name!r} is unknown; known: {', '.join(known) or 'none'}")
+        if frame["image"].isna().any():
+            raise ParameterError(
+                "images are unknown: add(..., images=...) tells which rows of two methods belong together"
+            )
+        same = ["image", "patient", *(key for key in self._keys if key != by)]
+        if (twice := frame.duplicated([*same, by])).any():
+            raise ParameterError(f"image {frame['image'][twice].iloc[0]!r} was added twice for the same {by}")
+        wide = frame.pivot(index=same, columns=by, values=score)[frame[by].unique()]
+        return compare(dict(wide.items()), wide.index.get_level_values("patient"), n, seed, confidence)
+
+
+def _groups(frame: pd.DataFrame, keys: list[str]) -> list[tuple[dict[str, object], pd.DataFrame]]:
+    """Rows by their values of ``keys``, in order of appearance."""
+    kinds = frame[keys].drop_duplicates().to_dict("records") if keys else [{}]
+    return [(key, _where(frame, key)) for key in kinds]
+
+
+def _where(frame: pd.DataFrame, key: dict[str, object]) -> pd.DataFrame:
+    for name, value in key.items():
+        frame = frame[frame[name] == value]
+    return frame
+
+
+def _entries(name: str, entries: object, size: int) -> object:
+    if isinstance(entries, Tensor):
+        entries = entries.detach().cpu().double().numpy()
+    if entries is None or np.ndim(entries) == 0:
+        return [entries] * size
+    if np.shape(entries) != (size,):
+        raise ParameterError(f"{name} has shape {np.shape(entries)}; expected one for each of {size} patients")
+    return entries if isinstance(entries, np.ndarray) else list(entries)

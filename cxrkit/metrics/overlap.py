@@ -1,0 +1,132 @@
+"""Does a map, cut at a threshold, cover the finding: intersection over union, of the finding or of two classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cxrkit.errors import ParameterError
+from cxrkit.metrics.inputs import at_least, boolean, finite, one_of, pair, pair_of_regions, shares, total
+
+__all__ = ["intersection_over_union", "iou_chance", "iou_sweep", "mask_iou", "mean_iou"]
+
+AVERAGES = ("foreground", "two_class")
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def mask_iou(
+    maps: Tensor, masks: Tensor, threshold: float = 0.1, average: str = "foreground", percentile: float = 100
+) -> Tensor:
+    """Overlap of a thresholded map with the mask, maps and masks ``[..., H, W]`` -> ``[...]`` in [0, 1].
+
+    Negative values become 0, the map is divided by its maximum, and pixels of at least ``threshold`` (and above
+    0) are the prediction; see :func:`intersection_over_union` for ``average``. A uniform positive map predicts
+    the whole image. ``percentile`` below 100 divides by that percentile of the clipped map instead, and values
+    above it count as 1: one hot pixel can't set the scale any more. Chance: :func:`iou_chance`.
+
+    nan: an empty mask, a map without positive values, a value that is not finite. Raises ParameterError for a
+    threshold outside [0, 1] and a percentile outside (0, 100]. Source: paper `relevance`, IoU evaluation (its
+    Table 2 fits "two_class" only); the percentile is ours.
+    """
+    return iou_sweep(maps, masks, (threshold,), average, percentile)[..., 0]
+
+
+def mean_iou(
+    maps: Tensor,
+    masks: Tensor,
+    thresholds: Sequence[float] | Tensor = THRESHOLDS,
+    average: str = "foreground",
+    percentile: float = 100,
+) -> Tensor:
+    """Mean of :func:`mask_iou` over thresholds, maps and masks ``[..., H, W]`` -> ``[...]`` in [0, 1].
+
+    Source: the thresholds of paper `relevance`, Table 2.
+    """
+    return iou_sweep(maps, masks, thresholds, average, percentile).mean(-1)
+
+
+def iou_sweep(
+    maps: Tensor,
+    masks: Tensor,
+    thresholds: Sequence[float] | Tensor = THRESHOLDS,
+    average: str = "foreground",
+    percentile: float = 100,
+) -> Tensor:
+    """:func:`mask_iou` at several thresholds: ``[..., H, W]`` in, ``[..., T]`` out.
+
+    Source: paper `relevance`, Table 2.
+    """
+    one_of("average", average, AVERAGES)
+    thresholds = shares("threshold", thresholds)
+    maps, masks = pair(maps, masks)
+    positive, inside = maps.clamp(min=0), masks.to(maps.dtype)
+    scale = scale_of(positive, percentile)
+    area, pixels = total(inside), masks.shape[-2] * masks.shape[-1]
+    scores = []
+    for threshold in thresholds:
+        predicted = at_least(positive, threshold * scale)
+        scores.append(overlap(total(predicted), area, total(predicted * inside), pixels, average))
+    valid = finite(maps) & (positive.amax((-2, -1)) > 0) & (area > 0)
+    stacked = torch.stack(scores, -1) if scores else maps.new_empty((*valid.shape, 0))
+    return stacked.where(valid[..., None], torch.nan).to(maps.dtype)
+
+
+def intersection_over_union(predictions: Tensor, masks: Tensor, average: str = "foreground") -> Tensor:
+    """Overlap of two regions, bool ``[..., H, W]`` -> ``[...]`` in [0, 1].
+
+    ``"foreground"``: pixels in both / pixels in either. ``"two_class"``: the mean of that and the same of the
+    background, the usual mIoU of segmentation; an empty prediction then scores half of the background's share,
+    almost 0.5 for a small finding. nan: an empty mask; for two classes also where both regions fill the image.
+    Source: paper `relevance`, IoU evaluation.
+    """
+    one_of("average", average, AVERAGES)
+    predictions, masks = pair_of_regions(predictions, masks)
+    area, pixels = masks.sum((-2, -1)), masks.shape[-2] * masks.shape[-1]
+    both = (predictions & masks).sum((-2, -1))
+    score = overlap(predictions.sum((-2, -1)).double(), area.double(), both.double(), pixels, average)
+    return score.where(area > 0, torch.nan).float()
+
+
+def iou_chance(masks: Tensor, predicted: Tensor | float = 1.0, average: str = "foreground") -> Tensor:
+    """Overlap of a region that knows nothing of the mask: bool ``[..., H, W]`` -> ``[...]`` in [0, 1].
+
+    ``predicted`` in [0, 1] is the share of the image that the region covers (``[...]`` or a number; 1: a uniform
+    map). With a the share of the mask and p that of the region, both hold a p of the image by chance:
+    foreground a p / (a + p - a p), background (1 - a)(1 - p) / (1 - a p), two classes their mean. nan for an
+    empty mask. Source: own, for the IoU of paper `relevance`.
+    """
+    one_of("average", average, AVERAGES)
+    area = boolean(masks).double().mean((-2, -1))
+    predicted = torch.as_tensor(predicted, dtype=torch.float64, device=area.device)
+    score = overlap(predicted, area, area * predicted, 1, average)
+    return score.where(area > 0, torch.nan).float()
+
+
+def overlap(predicted: Tensor, area: Tensor, both: Tensor, pixels: float, average: str) -> Tensor:
+    """IoU from the sizes of prediction, mask, their intersection and the image, in one unit."""
+    foreground = both / (predicted + area - both)
+    if average == "foreground":
+        return foreground
+    return (foreground + (pixels - predicted - area + both) / (pixels - both)) / 2
+
+
+def scale_of(positive: Tensor, percentile: float) -> Tensor:
+    """Value that counts as 1, ``[..., 1, 1]``: the percentile over all pixels, interpolated linearly as NumPy does."""
+    if not 0 < percentile <= 100:
+        raise ParameterError(f"percentile {percentile} must be above 0 and at most 100 (the maximum)")
+    if percentile == 100:
+        return positive.amax((-2, -1), keepdim=True)
+    flat = positive.flatten(-2)
+    position = (flat.shape[-1] - 1) * percentile / 100
+    below = int(position)
+    rank = flat.shape[-1] - 1 - below  # how many are larger
+    if flat.device.type == "cpu":  # where NumPy selects several times faster than PyTorch
+        largest = torch.from_numpy(-np.partition(-flat.numpy(), rank, axis=-1)[..., : rank + 1])
+    else:
+        largest = flat.topk(rank + 1).values
+    low = largest[..., rank]
+    high = largest[..., :rank].amin(-1) if rank else low
+    return (low + (position - below) * (high - low))[..., None, None]

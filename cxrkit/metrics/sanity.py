@@ -1,0 +1,320 @@
+"""Does a map depend on what the network learned: randomised networks, similarity of maps, repeats, architectures.
+
+A map that stays the same when the weights become random shows the image, not the network. Similarities of two maps
+keep the leading shape: ``[..., H, W]`` twice -> ``[...]``; a constant map, or one with a value that is not finite,
+resembles nothing and gives nan.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from cxrkit.attribution.layers import find_layer
+from cxrkit.errors import ModelError, ParameterError
+from cxrkit.metrics.inputs import one_of
+from cxrkit.metrics.statistics import Interval, Spread, bootstrap, over_seeds
+
+__all__ = [
+    "map_correlation",
+    "map_distance",
+    "randomised",
+    "rank_correlation",
+    "repeatability",
+    "reproducibility",
+    "structural_similarity",
+]
+
+KINDS = ("full", "semi", "cascading")
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+_SIGMA, _WINDOW = 1.5, 11  # of the SSIM's Gaussian, in pixels
+
+
+def randomised(
+    model: nn.Module,
+    kind: str = "full",
+    *,
+    seed: int = 0,
+    layers: Sequence[str | nn.Module] | None = None,
+) -> nn.Module | Iterator[tuple[str, nn.Module]]:
+    """A copy of the network with random weights; the network given is left as it is.
+
+    - ``"full"``: all layers are random;
+    - ``"semi"``: features are kept, only the classifier head is random;
+    - ``"cascading"``: an iterator of (layer, copy) from the logits towards the input; each copy has that layer
+      and all before it in the iteration random. Where ``layers`` is None the last one equals ``"full"``.
+
+    ``layers``: the head for ``"semi"`` (default: the last layer with a matrix of weights), the stages in their order
+    for ``"cascading"`` (default: all layers with a matrix of weights in reverse order of registration, each with the
+    norms registered behind it; name them where a network runs in another order). A layer that holds others stands
+    for all of them.
+
+    Weights are drawn on the CPU from ``seed``, per layer, so that a layer gets the same weights in every kind:
+    convolutions (also those of B-cos) He-normal, fan-out, bias 0; norms weight 1, bias 0, running mean 0 and
+    variance 1; other layers by their own ``reset_parameters`` (linear: uniform within 1/sqrt(inputs)); parameters
+    without such a rule (class tokens, layer scales) are shuffled. With these statistics signals fade (B-cos) or grow
+    (DenseNet) with depth, and probabilities may saturate; :func:`cxrkit.models.calibrate` estimates statistics from
+    images. The copy's model card says what was done. Raises ParameterError for an unknown kind or layer, ModelError
+    for a network without weights.
+
+    Source: paper `normgrad`, FR ("full") and SR ("semi"), as torchvision initialises a ResNet; Adebayo et al.,
+    Sanity checks for saliency maps, NeurIPS 2018 ("cascading").
+    """
+    one_of("kind", kind, KINDS)
+    if kind == "full" and layers is not None:
+        raise ParameterError("layers: kind 'full' randomises all of them; use kind 'semi' for some")
+    stages = _stages(model)
+    if layers is not None:
+        every = [name for name, _ in model.named_modules(remove_duplicate=False)]
+        chosen = [find_layer(model, layer)[0] for layer in layers]
+        stages = {name: [n for n in every if n == name or n.startswith(f"{name}.")] for name in chosen}
+    elif kind == "semi":
+        head = next(iter(stages))
+        stages = {head: [head]}
+    if not stages:
+        raise ParameterError("layers is empty; name at least one layer, or pass None")
+    copies = _cascade(model, stages, kind, seed)
+    if kind == "cascading":
+        return copies
+    *_, (_, last) = copies
+    return last
+
+
+def _cascade(
+    model: nn.Module, stages: Mapping[str, Sequence[str]], kind: str, seed: int
+) -> Iterator[tuple[str, nn.Module]]:
+    """Randomise stage after stage, with a copy after each; kinds that need one copy get it at the end."""
+    device = next(model.parameters()).device
+    working = copy.deepcopy(model).cpu()
+    modules = dict(working.named_modules(remove_duplicate=False))
+    seeds = dict(zip(modules, _layer_seeds(len(modules), seed), strict=True))
+    done: list[str] = []
+    for stage, names in stages.items():
+        for name in names:
+            _reinitialise(modules[name], seeds[name])
+        done.append(stage)
+        if kind == "cascading" or len(done) == len(stages):
+            result = copy.deepcopy(working)
+            if isinstance(getattr(result, "card", None), dict):
+                result.card = result.card | {"randomised": {"kind": kind, "seed": seed, "layers": list(done)}}
+            yield stage, result.to(device)
+
+
+def _stages(model: nn.Module) -> dict[str, list[str]]:
+    """Layers with a matrix of weights, the last first, each with the layers that are randomised along with it."""
+    stages: dict[str, list[str]] = {}
+    waiting: list[str] = []  # go with the next matrix: parameters that a block holds itself, norms before any matrix
+    for name, module in model.named_modules():
+        sizes = [parameter.ndim for parameter in module.parameters(recurse=False)]
+        block = next(module.children(), None) is not None
+        if not sizes and not isinstance(module, _NORMS):
+            continue
+        if max(sizes, default=0) >= 2 and not block:
+            stages[name] = [*waiting, name]
+            waiting = []
+        elif block or not stages:
+            waiting.append(name)
+        else:
+            stages[next(reversed(stages))].append(name)
+    if not stages:
+        raise ModelError(f"{type(model).__name__} has no layer with a matrix of weights to randomise")
+    stages[next(reversed(stages))] += waiting
+    return dict(reversed(stages.items()))
+
+
+def _layer_seeds(count: int, seed: int) -> list[int]:
+    return torch.randint(2**62, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def _reinitialise(module: nn.Module, seed: int) -> None:
+    """Give the parameters that a layer holds itself their random values."""
+    own = list(module.parameters(recurse=False))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs
+        if isinstance(module, nn.modules.conv._ConvNd):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, _NORMS):
+            for parameter, value in ((module.weight, 1.0), (module.bias, 0.0)):
+                if parameter is not None:
+                    nn.init.constant_(parameter, value)
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.reset_running_stats()
+        elif own and callable(getattr(module, "reset_parameters", None)):
+            module.reset_parameters()
+        else:
+            for parameter in own:
+                shuffled = parameter.flatten()[torch.randperm(parameter.numel())]
+                parameter.copy_(shuffled.view_as(parameter))
+
+
+def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
+    """Pearson correlation of the pixels of two maps, ``[..., H, W]`` -> ``[...]`` in [-1, 1]; chance 0.
+
+    r = sum (a - mean a)(b - mean b) / (|a - mean a| |b - mean b|). Unchanged by a positive factor or a constant
+    added to a map; ruled by the few strongest pixels. nan: a constant map, a value that is not finite. Raises
+    ParameterError for shapes that don't fit together.
+    """
+    maps, others = _two(maps, others)
+    return _pearson(maps.flatten(-2), others.flatten(-2)).where(_varied(maps) & _varied(others), torch.nan).float()
+
+
+def rank_correlation(maps: Tensor, others: Tensor, absolute: bool = False) -> Tensor:
+    """Spearman's rank correlation of the pixels of two maps, ``[..., H, W]`` -> ``[...]`` in [-1, 1]; chance 0.
+
+    The Pearson correlation of ranks; equal values share their mean rank. ``absolute`` ranks |map|, which forgives a
+    flipped sign and asks only where a map is strong. Unchanged by any rising function of a map. Weak pixels count as
+    much as strong ones, so a map's wide quiet areas, and how ties of 0 arise there, decide much. nan: a constant map
+    (of absolute values, if those are asked for), a value that is not finite. Raises ParameterError for shapes that
+    don't fit together. Source: Adebayo et al., NeurIPS 2018, with and without absolute values.
+    """
+    maps, others = _two(maps, others)
+    if absolute:
+        maps, others = maps.abs(), others.abs()
+    valid = _varied(maps) & _varied(others)
+    return _pearson(_ranks(maps.flatten(-2)), _ranks(others.flatten(-2))).where(valid, torch.nan).float()
+
+
+def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
+    """SSIM of two maps, ``[..., H, W]`` -> ``[...]`` in [-1, 1]; 1: equal up to a positive factor.
+
+    Each map is divided by its largest absolute value, which keeps its sign and its zero; the dynamic range L is then
+    2. Means, variances and covariance under a Gaussian of 1.5 pixels (11 x 11, windows that fit inside the map),
+
+        SSIM = (2 m_a m_b + c1)(2 s_ab + c2) / ((m_a^2 + m_b^2 + c1)(s_a^2 + s_b^2 + c2)),
+
+    c1 = (0.01 L)^2, c2 = (0.03 L)^2, averaged over the windows. Chance is no fixed number: where both maps are
+    nearly 0 the constants alone make it 1, so sparse maps look alike. Compare with a map of another image. nan: a
+    constant map, a value that is not finite. Raises ParameterError for maps below 11 x 11 pixels and shapes that
+    don't fit together. Source: Wang et al., IEEE Transactions on Image Processing 13 (2004), Eq. 13; for maps Adebayo
+    et al., NeurIPS 2018.
+    """
+    maps, others = _two(maps, others)
+    if min(maps.shape[-2:]) < _WINDOW:
+        raise ParameterError(f"maps of {maps.shape[-2]} x {maps.shape[-1]} pixels are too small for windows of 11 x 11")
+    valid = _varied(maps) & _varied(others)
+    shape = torch.broadcast_shapes(maps.shape, others.shape)
+    a, b = (_scaled(values).expand(shape).reshape(-1, 1, *shape[-2:]) for values in (maps, others))
+    mean_a, mean_b = _windows(a), _windows(b)
+    variances = _windows(a * a) - mean_a**2 + _windows(b * b) - mean_b**2
+    covariance = _windows(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    ssim = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    ssim = ssim / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
+    return ssim.mean((1, 2, 3)).reshape(shape[:-2]).where(valid, torch.nan).float()
+
+
+def map_distance(maps: Tensor, others: Tensor) -> Tensor:
+    """Relative distance of two maps, |a - b| / (|a| + |b|), ``[..., H, W]`` -> ``[...]`` in [0, 1].
+
+    Norms are Euclidean. 0: equal; 1: opposite, or one of them 0; about 0.7 for independent maps of the same norm and
+    mean 0. Unlike the correlations it sees the scale. nan: both maps 0, a value that is not finite. Raises
+    ParameterError for shapes that don't fit together.
+    """
+    maps, others = _two(maps, others)
+    norms = torch.linalg.vector_norm(maps, dim=(-2, -1)) + torch.linalg.vector_norm(others, dim=(-2, -1))
+    return (torch.linalg.vector_norm(maps - others, dim=(-2, -1)) / norms).clamp(max=1).float()
+
+
+SIMILARITIES = {
+    "correlation": map_correlation,
+    "rank_correlation": rank_correlation,
+    "absolute_rank_correlation": lambda maps, others: rank_correlation(maps, others, absolute=True),
+    "ssim": structural_similarity,
+    "distance": map_distance,
+}
+
+
+def repeatability(scores: Sequence[ArrayLike] | Mapping[object, ArrayLike], *, ddof: int = 0) -> Spread:
+    """How much a mean score moves between runs that differ in their seed alone: mean and std over the seeds.
+
+    ``scores``: the image scores of each seed (or their mean), as a sequence or by seed. Each seed is averaged over its
+    images, nan left out, then :func:`cxrkit.metrics.over_seeds` takes over: ``ddof`` 0 is the spread of these seeds
+    (|a - b| / 2 for two), 1 an estimate for further ones. The std is at least 0, lower: more repeatable; scores at
+    chance repeat well too. nan where a seed has no score, or no more seeds than ``ddof``. Raises ParameterError
+    without seeds and for a negative ddof. Source: paper `normgrad`, three repeats.
+    """
+    sets = list(scores.values()) if isinstance(scores, Mapping) else list(scores)
+    if not sets:
+        raise ParameterError("scores holds no seed; give one list of scores per seed")
+    values = [np.asarray(seed_scores, dtype=np.float64).ravel() for seed_scores in sets]
+    known = [v[~np.isnan(v)] for v in values]
+    return over_seeds([[k.mean() if len(k) else np.nan] for k in known], ddof)
+
+
+def reproducibility(
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    patients: Sequence,
+    n: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """Distance of the mean scores of two architectures on the same images, with its interval over patients.
+
+    ``scores_a``, ``scores_b`` and ``patients``: ``[N]``, image by image. DoM = |mean_a - mean_b|, at least 0; lower:
+    the explanations depend less on the architecture. Images with a nan under either are left out of both. The interval
+    is that of the signed difference (:func:`cxrkit.metrics.bootstrap`, both scores of a patient drawn together),
+    folded at 0: where it contains 0, the lower bound is 0. nan as there. Two networks that are both at chance also
+    have a DoM of 0. Raises ParameterError for lengths that differ. Source: paper `normgrad`, DoM; the interval is
+    ours.
+    """
+    a, b = (np.asarray(scores, dtype=np.float64) for scores in (scores_a, scores_b))
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ParameterError(f"scores_a {a.shape} and scores_b {b.shape} must be two lists over the same images")
+    signed = bootstrap(a - b, patients, n, seed, confidence)
+    low, high = sorted((abs(signed.low), abs(signed.high))) if not np.isnan(signed.low) else (np.nan, np.nan)
+    return Interval(abs(signed.mean), 0.0 if signed.low <= 0 <= signed.high else low, high)
+
+
+def _pearson(a: Tensor, b: Tensor) -> Tensor:
+    a, b = (values - values.mean(-1, keepdim=True) for values in (a, b))
+    norms = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
+    return ((a * b).sum(-1) / norms).clamp(-1, 1)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks ``[..., N]`` from 0 along the last axis; equal values share the mean of their places."""
+    ordered, order = values.sort(-1)
+    place = torch.arange(values.shape[-1], dtype=torch.float64, device=values.device).expand(values.shape)
+    changes = ordered[..., 1:] != ordered[..., :-1]
+    edge = torch.ones_like(changes[..., :1])
+    first = place.where(torch.cat([edge, changes], -1), 0).cummax(-1).values
+    last = place.where(torch.cat([changes, edge], -1), torch.inf).flip(-1).cummin(-1).values.flip(-1)
+    return torch.empty_like(place).scatter(-1, order, (first + last) / 2)
+
+
+def _windows(maps: Tensor) -> Tensor:
+    """Gaussian means of ``[N, 1, H, W]`` over all windows inside the maps."""
+    offsets = torch.arange(_WINDOW, dtype=maps.dtype, device=maps.device) - _WINDOW // 2
+    weights = torch.exp(-((offsets / _SIGMA) ** 2) / 2)
+    weights = weights / weights.sum()
+    return F.conv2d(F.conv2d(maps, weights[None, None, None, :]), weights[None, None, :, None])
+
+
+def _scaled(maps: Tensor) -> Tensor:
+    return maps / maps.abs().amax((-2, -1), keepdim=True)
+
+
+def _varied(maps: Tensor) -> Tensor:
+    """Whether a map is finite and not constant, ``[...]``."""
+    return maps.isfinite().all(-1).all(-1) & (maps.amax((-2, -1)) > maps.amin((-2, -1)))
+
+
+def _two(maps: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    maps, others = (torch.as_tensor(values).detach() for values in (maps, others))
+    shapes = f"maps {tuple(maps.shape)} and others {tuple(others.shape)}"
+    if maps.ndim < 2 or maps.shape[-2:] != others.shape[-2:] or 0 in maps.shape[-2:]:
+        raise ParameterError(f"{shapes} must end in the same [H, W]")
+    try:
+        torch.broadcast_shapes(maps.shape, others.shape)
+    except RuntimeError as error:
+        raise ParameterError(f"{shapes} have leading shapes that don't fit together") from error
+    return maps.double(), others.to(maps.device).double()

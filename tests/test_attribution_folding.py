@@ -1,0 +1,415 @@
+"""Batch norm folded into convolutions: same maps, same network afterwards, and where nothing may be folded."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import cxrkit
+from cxrkit.attribution import folding
+from cxrkit.attribution.explained import Explained, prepared
+from cxrkit.attribution.folding import folded
+from cxrkit.models import Classifier, create
+
+CPU = torch.device("cpu")
+OPTIONS = {
+    "integrated_gradients": {"n_steps": 3},
+    "smoothgrad": {"n_samples": 3},
+    "guided_ig": {"n_steps": 4, "max_distance": 0.2},
+    "blur_ig": {"n_steps": 3, "max_sigma": 3},
+    "xrai": {"n_steps": 2},
+}
+
+
+def used(norm):
+    """A norm whose numbers are those of a trained one: none is 0 or 1, some factors are negative."""
+    for values in (norm.weight, norm.bias, norm.running_mean):
+        if values is not None:
+            nn.init.normal_(values)
+    nn.init.uniform_(norm.running_var, 0.3, 2)
+    return norm
+
+
+class Residual(nn.Module):
+    """Convolutions with and without bias, in groups and strided; in-place and functional ReLUs; a shortcut."""
+
+    def __init__(self, channels=1, outputs=3):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, 6, 3, 2, 1, bias=False), used(nn.BatchNorm2d(6)), nn.ReLU(True))
+        self.conv1 = nn.Conv2d(6, 8, 3, padding=1, groups=2)
+        self.norm1 = used(nn.BatchNorm2d(8, affine=False))
+        self.conv2 = nn.Conv2d(8, 6, 1)
+        self.norm2 = used(nn.BatchNorm2d(6, eps=0.1))
+        self.short = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect"), used(nn.BatchNorm2d(6)))
+        self.head = nn.Linear(6, outputs)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        y += self.short(x)
+        return self.head(F.relu(y, inplace=True).mean((2, 3)))
+
+
+class Dense(nn.Module):
+    """Norm, ReLU, convolution, as in DenseNet: only conv1 has a norm to itself."""
+
+    def __init__(self, channels=1, outputs=3):
+        super().__init__()
+        self.conv0 = nn.Conv2d(channels, 5, 3, padding=1)
+        self.norm1, self.conv1 = used(nn.BatchNorm2d(5)), nn.Conv2d(5, 6, 1, bias=False)
+        self.norm2, self.conv2 = used(nn.BatchNorm2d(6)), nn.Conv2d(6, 4, 3, padding=1, bias=False)
+        self.norm3, self.head = used(nn.BatchNorm2d(9)), nn.Linear(9, outputs)
+
+    def forward(self, x):
+        x = self.conv0(x)
+        y = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        return self.head(F.relu(self.norm3(torch.cat([x, y], 1))).mean((2, 3)))
+
+
+FOLDABLE = {Residual: {"stem.0", "conv1", "conv2", "short.0"}, Dense: {"conv1"}}
+
+
+def pairs(model, image=None):
+    """Names of the convolutions that get a norm's work while the network is explained."""
+    image = torch.rand(1, 1, 12, 10).to(next(model.parameters())) if image is None else image
+    with prepared(model, CPU):
+        before = {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+        with folded(Explained(model), image, 100):
+            return {name for name, weight in before.items() if model.get_submodule(name).weight is not weight}
+
+
+def maps(model, images, method, monkeypatch):
+    """Maps with and without folding."""
+    found = cxrkit.attribute(model, images, method, **OPTIONS[method])
+    with monkeypatch.context() as patch:
+        patch.setattr(folding, "_FEWEST", math.inf)
+        return found, cxrkit.attribute(model, images, method, **OPTIONS[method])
+
+
+def found(model, image=None):
+    """The pairs that the forward pass of one image shows, before anything is checked by its outcome."""
+    image = torch.rand(1, 1, 8, 8).to(next(model.parameters()).dtype) if image is None else image
+    return folding._traced(Explained(model), image)[1]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+# Same maps
+
+
+@pytest.mark.parametrize("kind", FOLDABLE)
+def test_layers_that_are_folded(kind):
+    assert pairs(kind().eval()) == FOLDABLE[kind]
+
+
+@pytest.mark.parametrize("kind", FOLDABLE)
+@pytest.mark.parametrize("method", OPTIONS)
+def test_maps_are_those_of_the_network_itself(kind, method, monkeypatch):
+    model, images = kind().eval().double(), torch.rand(2, 1, 32, 33, dtype=torch.float64)
+    found, expected = maps(model, images, method, monkeypatch)
+    torch.testing.assert_close(found, expected, atol=1e-10 * expected.abs().max().item(), rtol=0)
+    assert not torch.equal(found, expected)  # so it was folded
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "smoothgrad", "blur_ig"])
+def test_maps_in_single_precision(method, monkeypatch):
+    found, expected = maps(Residual().eval(), torch.rand(2, 1, 20, 21), method, monkeypatch)
+    torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+def test_maps_of_a_classifier(name, monkeypatch):
+    model = create(name, ["a", "b"]).eval().double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    images = torch.rand(2, 1, 40, 40, dtype=torch.float64)
+    found, expected = maps(model, images, "integrated_gradients", monkeypatch)
+    torch.testing.assert_close(found, expected, atol=1e-10 * expected.abs().max().item(), rtol=0)
+    assert not torch.equal(found, expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    bias=st.booleans(),
+    affine=st.booleans(),
+    groups=st.sampled_from([1, 2]),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    eps=st.sampled_from([1e-5, 1e-3, 1.0]),
+    seed=st.integers(0, 9),
+)
+def test_a_folded_convolution_is_both_layers(bias, affine, groups, stride, dilation, eps, seed):
+    torch.manual_seed(seed)
+    convolution = nn.Conv2d(2, 4, 3, stride, 1, dilation, groups, bias)
+    norm = used(nn.BatchNorm2d(4, eps, affine=affine))
+    pair = nn.Sequential(convolution, norm).eval().double()
+    x = torch.randn(2, 2, 9, 8, dtype=torch.float64)
+    values = ((convolution(x).movedim(1, -1) - norm.running_mean) / (norm.running_var + eps).sqrt()).movedim(-1, 1)
+    if affine:
+        values = values * norm.weight[:, None, None] + norm.bias[:, None, None]
+    with folding._joined(convolution, norm):
+        found = pair(x)
+        assert norm.forward(x) is x
+        torch.testing.assert_close(convolution(x), found, atol=0, rtol=0)
+    torch.testing.assert_close(found, values, atol=1e-12, rtol=0)
+
+
+# The network is left as it was
+
+
+def state(model):
+    return {
+        "parameters": [(n, id(p), p.data_ptr(), p.requires_grad, p.stride()) for n, p in model.named_parameters()],
+        "entries": [(n, list(m._parameters), m.bias is None) for n, m in model.named_modules() if hasattr(m, "bias")],
+        "values": [value.clone() for value in model.state_dict().values()],
+        "attributes": [sorted(vars(module)) for module in model.modules()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "forward": ["forward" in vars(module) for module in model.modules()],
+        "training": [module.training for module in model.modules()],
+    }
+
+
+def assert_same_state(model, before):
+    after = state(model)
+    assert all(map(torch.equal, before.pop("values"), after.pop("values")))
+    assert after == before
+
+
+@pytest.mark.parametrize("kind", FOLDABLE)
+def test_the_network_is_left_as_it_was(kind):
+    model = kind()
+    model.head.weight.requires_grad_(False)
+    before = state(model)
+    for method in ("smoothgrad", "guided_ig"):
+        cxrkit.attribute(model, torch.rand(2, 1, 9, 9), method, **OPTIONS[method])
+    assert_same_state(model, before)
+
+
+def test_the_network_is_left_as_it_was_by_an_error():
+    class Failing(Residual):
+        calls = 0
+
+        def forward(self, x):
+            self.__class__.calls += 1
+            if self.calls == 4:  # once traced, once checked, once run
+                raise RuntimeError("out of order")
+            return super().forward(x)
+
+    model = Failing()
+    before = state(model)
+    with pytest.raises(RuntimeError, match="out of order"):
+        cxrkit.attribute(model, torch.rand(1, 1, 9, 9), "smoothgrad", n_samples=6, chunk=2)
+    assert_same_state(model, before)
+
+
+def test_an_error_within_the_context_undoes_it():
+    model = Residual().eval()
+    before = state(model)
+    stack = ExitStack()
+    stack.enter_context(folded(Explained(model), torch.rand(1, 1, 9, 9), 100))
+    assert model.norm1.forward is folding._identity
+    with pytest.raises(KeyError, match="within"), stack:
+        raise KeyError("within")
+    assert_same_state(model, before)
+
+
+def test_an_error_while_folding_undoes_it(monkeypatch):
+    model = Residual().eval()
+    before = state(model)
+    original, turns = folding._with_norm, []
+
+    def failing(*pair):
+        turns.append(pair)
+        if len(turns) == 3:
+            raise MemoryError
+        return original(*pair)
+
+    monkeypatch.setattr(folding, "_with_norm", failing)
+    with pytest.raises(MemoryError):
+        folded(Explained(model), torch.rand(1, 1, 9, 9), 100).__enter__()
+    assert_same_state(model, before)
+
+
+def test_methods_of_layers_and_rules_never_fold(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("folded")
+
+    monkeypatch.setattr(folding, "_traced", refuse)
+    model, images = Residual().eval(), torch.rand(2, 1, 12, 12)
+    for method in ("saliency", "input_x_gradient", "guided_backprop", "deeplift", "gradcam", "normgrad", "lrp"):
+        cxrkit.attribute(model, images, method)
+    with pytest.raises(AssertionError, match="folded"):
+        cxrkit.attribute(model, images, "smoothgrad")
+
+
+def test_short_work_is_not_folded():
+    model = Residual().eval()
+    weight = model.conv1.weight
+    with folded(Explained(model), torch.rand(1, 1, 9, 9), 3):
+        assert model.conv1.weight is weight
+
+
+# What isn't folded
+
+
+class Odd(nn.Module):
+    """One convolution and its norm, used as `way` says."""
+
+    def __init__(self, way=None):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = used(nn.BatchNorm2d(4))
+        self.head = nn.Linear(4, 2)
+        self.way = way or (lambda net, x: net.norm(net.conv(x)))
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.way(self, x)).mean((2, 3)))
+
+
+@torch.jit.script
+def doubled(x):
+    return x * 2
+
+
+def shortcut(net, x):
+    y = net.conv(x)
+    return net.norm(y) + y
+
+
+def gated(net, x):
+    y = net.conv(x)
+    return net.norm(y) * (y.detach() > 0)
+
+
+def by_attribute(net, x):
+    y = net.conv(x)
+    return net.norm(y) + y.data
+
+
+def scripted(net, x):
+    y = net.conv(x)
+    return net.norm(y) + doubled(y)
+
+
+def convolved_twice(net, x):
+    return net.norm(net.conv(x)) + net.conv(x.detach())
+
+
+def normalised_twice(net, x):
+    return net.norm(net.conv(x)) + net.norm(x.detach().expand(-1, 4, -1, -1))
+
+
+def weights_used(net, x):
+    return net.norm(net.conv(x)) * net.conv.weight.norm()
+
+
+def weights_shared(net, x):
+    return net.norm(net.conv(x)) + F.conv2d(x, net.conv.weight, padding=1)
+
+
+def by_function(net, x):
+    return F.batch_norm(net.conv(x), net.norm.running_mean, net.norm.running_var, net.norm.weight, net.norm.bias)
+
+
+def between(net, x):
+    return net.norm(F.relu(net.conv(x)))
+
+
+def norm_first(net, x):
+    return net.conv(net.norm(x.expand(-1, 4, -1, -1))[:, :1])
+
+
+def changed_in_place(net, x):
+    return net.norm(net.conv(x).mul_(2))
+
+
+WAYS = (shortcut, gated, by_attribute, scripted, convolved_twice, normalised_twice, weights_used, weights_shared)
+WAYS += (by_function, between, norm_first, changed_in_place)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_layers_used_in_another_way_are_left_alone(way, monkeypatch):
+    assert pairs(Odd().eval()) == {"conv"}
+    model = Odd(way).eval()
+    assert not pairs(model)
+    assert not found(model) or way is scripted  # seen by the logits only
+    result, expected = maps(model, torch.rand(2, 1, 8, 8), "integrated_gradients", monkeypatch)
+    assert torch.equal(result, expected)
+
+
+class OwnConv(nn.Conv2d):
+    pass
+
+
+class OwnNorm(nn.BatchNorm2d):
+    pass
+
+
+def own_forward(model):
+    original = model.norm.forward
+    model.norm.forward = lambda x: 2 * original(x)
+
+
+CHANGES = {
+    "forward hook": lambda m: m.conv.register_forward_hook(lambda *_: None),
+    "pre hook": lambda m: m.norm.register_forward_pre_hook(lambda *_: None),
+    "backward hook": lambda m: m.norm.register_full_backward_hook(lambda *_: None),
+    "weight norm": lambda m: nn.utils.parametrizations.weight_norm(m.conv),
+    "old weight norm": lambda m: nn.utils.weight_norm(m.conv),
+    "convolution of a subclass": lambda m: setattr(m, "conv", OwnConv(1, 4, 3)),
+    "norm of a subclass": lambda m: setattr(m, "norm", OwnNorm(4)),
+    "norm without running statistics": lambda m: setattr(m, "norm", nn.BatchNorm2d(4, track_running_stats=False)),
+    "forward replaced": own_forward,
+    "half precision": lambda m: m.bfloat16(),
+    "norm of higher precision": lambda m: m.bfloat16().norm.float(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_layers_that_someone_changed_or_watches_are_left_alone(change):
+    model = Odd().eval()
+    assert found(model) == [(model.conv, model.norm)]
+    CHANGES[change](model)
+    assert not found(model.eval())
+
+
+def test_a_norm_in_training_is_left_alone():
+    model = Odd().eval()
+    model.norm.train()
+    assert not found(model)
+
+
+def test_convolutions_with_the_same_weights_are_left_alone():
+    model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1), nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1), nn.Flatten())
+    model[2].weight = model[0].weight
+    assert not pairs(model.eval())
+    model[2].weight = nn.Parameter(torch.rand(1, 1, 3, 3))
+    assert pairs(model) == {"0", "2"}
+
+
+def test_a_network_that_squeezes_a_single_image_is_explained_as_before():
+    class Squeezing(Residual):
+        def forward(self, x):
+            return super().forward(x).squeeze()
+
+    model, images = Squeezing().eval(), torch.rand(4, 1, 9, 9)
+    assert cxrkit.attribute(model, images, "smoothgrad", n_samples=4, chunk=4).shape == (4, 3, 9, 9)
+
+
+@pytest.mark.parametrize("name", ["bcos_resnet18", "bcos_densenet121"])
+def test_bcos_networks_are_left_alone(name):
+    model = create(name, ["a", "b"]).eval()
+    assert isinstance(model, Classifier)
+    assert not pairs(model, torch.rand(1, 1, 64, 64))

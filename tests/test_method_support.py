@@ -1,0 +1,137 @@
+"""Networks x methods: each cell is right, as far as the method promises something that can be checked, or refused.
+
+The book shows the table (`book/attribution/support.csv`). `python tests/test_method_support.py` writes it afresh.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+import cxrkit
+from cxrkit import AttributionError
+from cxrkit.models import calibrate, create
+
+FILE = Path(__file__).resolve().parents[1] / "book" / "attribution" / "support.csv"
+LABELS = ("one", "two", "three")
+NETWORKS = {  # name: side of the image
+    "resnet18": 64,
+    "vgg16": 64,
+    "densenet121": 64,
+    "inception_v3": 96,
+    "efficientnet_b0": 64,
+    "convnext_tiny": 64,
+    "bcos_resnet18": 64,
+    "bcos_densenet121": 64,
+    "bcos_convnext_tiny": 64,
+    "bcos_vit_c_b": 64,
+}
+FEWER = {
+    "smoothgrad": {"n_samples": 2, "noise": 0.0},
+    "integrated_gradients": {"n_steps": 24},
+    "guided_ig": {"n_steps": 4},
+    "blur_ig": {"n_steps": 4},
+    "xrai": {"n_steps": 2},
+}
+RIGHT, REFUSED = "right", "refused"
+
+
+def network(name: str) -> cxrkit.models.Classifier:
+    model = create(name, LABELS, seed=1).eval()
+    size = NETWORKS[name]
+    generator = torch.Generator().manual_seed(0)
+    return calibrate(model, torch.rand(8, 1, size, size, generator=generator))
+
+
+def picture(size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    coarse = torch.rand(1, 1, 8, 8, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+
+
+def logits(model, images):
+    with torch.no_grad():
+        return model.classify(model.encode(images))
+
+
+def explained(model, image, method):
+    options = dict(FEWER.get(method, {}))
+    if method == "occlusion":  # one square over everything: the fall of the logit, everywhere
+        options = {"window": image.shape[-1], "stride": image.shape[-1]}
+    if method == "scorecam":  # a layer with few channels
+        options = {
+            "layer": next(name for name, m in model.named_modules() if type(m).__name__.lower().endswith("conv2d"))
+        }
+    return cxrkit.attribute(model, image, method, ["three", "one"], **options)[0]
+
+
+def keeps_its_promise(model, image, method, maps) -> bool:
+    """Whether the maps [2, H, W] of labels three and one are what the method says they are."""
+    score, black = (logits(model, x)[0, [2, 0]] for x in (image, torch.zeros_like(image)))
+    sums, size = maps.double().sum((1, 2)), maps.double().abs().sum((1, 2))
+    if method in ("saliency", "smoothgrad"):  # in double precision: a step so small that few ReLUs switch
+        exact, direction, step = copy.deepcopy(model).double(), (image - image.mean()).double(), 1e-6
+        change = (logits(exact, image + step * direction) - logits(exact, image - step * direction))[0, [2, 0]]
+        told = (maps * direction[0]).sum((1, 2))
+        return torch.allclose(told, change / (2 * step), rtol=0.01, atol=0.01 * float(told.abs().max()))
+    if method == "input_x_gradient":
+        return torch.allclose(maps, image[0] * cxrkit.attribute(model, image, "saliency", ["three", "one"])[0])
+    if method == "occlusion":
+        return torch.allclose(maps, (score - black)[:, None, None].expand_as(maps), atol=1e-5)
+    if method == "deeplift":
+        return bool(((sums - (score - black)).abs() <= 1e-3 * size).all())
+    if method == "integrated_gradients":
+        return bool(((sums - (score - black)).abs() <= 0.05 * size).all())
+    if method in ("lrp", "rap"):
+        return bool(((sums - score).abs() <= 1e-3 * size.maximum(score.abs())).all())
+    signed = cxrkit.attribution.card(method).signed
+    return bool(maps.isfinite().all()) and bool(maps.any()) and (signed or float(maps.min()) >= 0)
+
+
+def row(name: str) -> dict[str, tuple[str, str]]:
+    """Verdict and reason for every method."""
+    model, image = network(name), picture(NETWORKS[name])
+    cells = {}
+    for card in cxrkit.attribution.methods():
+        try:
+            maps = explained(model, image, card.name)
+        except AttributionError as error:
+            cells[card.name] = (REFUSED, " ".join(str(error).split()))
+        else:
+            kept = keeps_its_promise(model, image, card.name, maps)
+            cells[card.name] = (RIGHT if kept else "wrong", "")
+    return cells
+
+
+def table() -> dict[str, dict[str, str]]:
+    with FILE.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: {r["method"]: r["verdict"] for r in rows if r["network"] == name} for name in NETWORKS}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_cell_is_right_or_refused_as_the_book_says(name):
+    cells = row(name)
+    assert {method: verdict for method, (verdict, _) in cells.items()} == table()[name]
+    assert all(verdict in (RIGHT, REFUSED) for verdict, _ in cells.values())
+    listed = {card.name for card in cxrkit.attribution.methods(create(name, LABELS))}
+    # What is listed as fit from the layers alone may still be refused when it runs, but nothing right is left out.
+    assert {method for method, (verdict, _) in cells.items() if verdict == RIGHT} <= listed
+
+
+def write() -> None:
+    with FILE.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(["network", "method", "verdict", "reason"])
+        for name in NETWORKS:
+            for method, (verdict, reason) in row(name).items():
+                out.writerow([name, method, verdict, reason])
+                print(name, method, verdict, reason[:150])
+
+
+if __name__ == "__main__":
+    write()

@@ -1,9 +1,9 @@
 """Speed of attribution beside its peers, in one run: `python benchmarks/attribution.py --help`.
 
-One 224 x 224 image, every label (14 unless told otherwise), ResNet-50, DenseNet-121 and B-cos ResNet-50. A peer explains
-one label per call; it is timed for `--peer-labels` labels and counted for all. Peers get the same frozen network in
-channels-last order and their best batch size. The bound is the time of the forward and backward passes that a method
-can't avoid, alone, in batches of 8. Ours, peer and bound alternate, so all meet the same load.
+One 224 x 224 image, every label (14 unless told otherwise), ResNet-50, DenseNet-121 and B-cos ResNet-50. A peer
+explains one label per call; it is timed for `--peer-labels` labels and counted for all. Peers get the same frozen
+network in channels-last order and their best batch size. The bound is the time of the forward and backward passes that
+a method can't avoid, alone, in batches of 8. Ours, peer and bound alternate, so all meet the same load.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -175,13 +176,21 @@ def relevance_rows(model: nn.Module, x: Tensor, arguments) -> list[Row]:
 
 
 def bcos_rows(arguments) -> tuple[nn.Module, Tensor, list[Row]]:
+    """The peer is the same network on the package's own layers."""
+    import bcos.models
+    from bcos.modules import norms
+
     names = [f"label {i}" for i in range(arguments.labels)]
     model = calibrate(create("bcos_resnet50", names).eval(), torch.rand(2, 1, SIZE, SIZE)).requires_grad_(False)
+    norm = norms.NoBias(norms.BatchNormUncentered2d)
+    peer = bcos.models.resnet50(num_classes=arguments.labels, norm_layer=norm).eval().requires_grad_(False)
+    peer.load_state_dict(model.network.state_dict())
+    peer.to(memory_format=torch.channels_last)
     x = image()[:, :1].contiguous()
     six = model.encode(x).detach()
 
     def explain(label):
-        model.network.explain(six.clone().requires_grad_(), idx=label)
+        peer.explain(six.clone().requires_grad_(), idx=label)
 
     return model, x, [Row("bcos", "bcos", explain)]
 
@@ -190,9 +199,14 @@ def passes(model: nn.Module, x: Tensor, row: Row, labels: int) -> Callable[[], N
     """The bound: forwards in batches of 8 with one backward per label; -1 backwards: one pair per label of its own."""
 
     def run() -> None:
+        with ExitStack() as stack:
+            alone(stack)
+
+    def alone(stack: ExitStack) -> None:
         own = row.backwards < 0
-        if hasattr(model, "encode"):
+        if hasattr(model, "encode"):  # B-cos: in explanation mode
             inputs, logits_of = model.encode(x).detach(), model.classify
+            stack.enter_context(model.network.explanation_mode())
         else:
             inputs, logits_of = x, model
         count = row.forwards * (labels if own else 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cxrkit.study.experiment import ExplainParameters, TrainParameters
+from cxrkit.study.experiment import ExplainParameters, JudgeParameters, TrainParameters
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -63,8 +63,10 @@ def test_every_notebook_checks_something_and_says_what_it_is_not(path):
     assert "Not a medical device" in prose
 
 
-@pytest.mark.parametrize(("stem", "cls"), [("train", TrainParameters), ("explain", ExplainParameters)])
-def test_parameters_cells_name_every_parameter_in_range(stem, cls):
-    values = literals(code_cells(read(FOLDER / f"{stem}.ipynb"))[0].source)
+@pytest.mark.parametrize(
+    ("stem", "cls"), [("train", TrainParameters), ("explain", ExplainParameters), ("judge", JudgeParameters)]
+)
+def test_parameters_cells_name_every_parameter_in_range(cls):
+    values = literals(code_cells(read(FOLDER / f"{cls.kind}.ipynb"))[0].source)
     assert set(values) == set(cls.model_fields)
     cls(**values)

@@ -6,13 +6,13 @@ tensor is used twice, and cuts relevance into slices where tensors were concaten
 
 Copies, slices and the winners of a max-pool pass relevance on as they pass gradients. Activation functions, batch
 norm with fixed statistics, and constants added or multiplied pass it unchanged. Sums and averages share it out in
-proportion to their signed terms. A gate (what comes out of a sigmoid and multiplies a signal) gets none. Layers with
+proportion to their terms, signed or by size. A gate (what comes out of a sigmoid and multiplies a signal) gets none. Layers with
 weights share it out as the method says. Source: paper `relevance`; Bach et al. 2015.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -130,7 +130,8 @@ class Propagation:
     `weighted` makes the rule of a layer with weights. With `box`, layers that read the image itself (through copies
     and constants) follow the z^B rule with the lowest and highest value of the encoded image instead, and are counted
     in `first_layers`. `norms`: batch norm may "pass" relevance, "share" it as a layer with weights and a bias, or
-    "drop" that of inputs which are exactly 0 and pass the rest, as published code does.
+    "drop" that of inputs which are exactly 0 and pass the rest, as published code does. `by_size`: whether "sums" and
+    "averages" share by the size of their terms instead; signed terms that all but cancel make relevance explode.
     """
 
     def __init__(
@@ -140,8 +141,9 @@ class Propagation:
         weighted: Callable[[Layer], Back],
         box: bool = False,
         norms: str = "pass",
+        by_size: Collection[str] = (),
     ):
-        self.model, self.weighted, self.norms = model, weighted, norms
+        self.model, self.weighted, self.norms, self.by_size = model, weighted, norms, by_size
         self.first_layers = 0
         self._gates = WeakIdKeyDictionary()  # what came out of a sigmoid
         self._bounds = WeakIdKeyDictionary()  # lowest and highest values of what is still the image
@@ -214,27 +216,31 @@ class Propagation:
         return self.passed(call, x, divisor, *args, **kwargs)
 
     def added(self, call: Call, x, y, **kwargs):
-        """Terms that depend on the image share in proportion to what they add, signed."""
+        """Terms that depend on the image share in proportion to what they add."""
         if not all(isinstance(term, Tensor) and term.requires_grad for term in (x, y)):
             return self.passed(call, x, y, **kwargs)
         if kwargs.get("alpha", 1) != 1:
             raise self._refusal(call, "add with a factor has no relevance rule")
         x, y = torch.broadcast_tensors(x, y)
-        terms = x.detach(), y.detach()
-        value = terms[0] + terms[1]
-        per_unit = reciprocal(value)
+        terms = [self._counted("sums", term) for term in (x, y)]
+        per_unit = reciprocal(terms[0] + terms[1])
 
         def back(relevance):
             scaled = relevance * per_unit
             return terms[0] * scaled, terms[1] * scaled
 
-        return _Step.apply(back, value, x, y)
+        return _Step.apply(back, x.detach() + y.detach(), x, y)
 
     def averaged(self, call: Call, *args, **kwargs):
-        """Sums and averages: values share in proportion to what they add, signed."""
+        """Sums and averages within a tensor: values share in proportion to what they add."""
         x = self._only_varying(call, args, kwargs)
-        parts = Shares((1, lambda x: call.original(x, *args[1:], **kwargs), x))
-        return _Step.apply(parts.rule(), parts.total, x)
+        with torch.no_grad():
+            value = call.original(*args, **kwargs)
+        parts = Shares((1, lambda x: call.original(x, *args[1:], **kwargs), self._counted("averages", x)))
+        return _Step.apply(parts.rule(), value, x)
+
+    def _counted(self, kind: str, term: Tensor) -> Tensor:
+        return term.detach().abs() if kind in self.by_size else term.detach()
 
     def multiplied(self, call: Call, x, y, **kwargs):
         """A constant or a gate gets no relevance: its factor gets it all."""
@@ -325,7 +331,7 @@ for _rule, _names in {
     Propagation.divided: "div true_divide",
     Propagation.added: "add",
     Propagation.averaged: "mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d interpolate",
+    "adaptive_avg_pool3d",
     Propagation.multiplied: "mul multiply",
     Propagation.gated: "sigmoid hardsigmoid",
     Propagation.layer: "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",

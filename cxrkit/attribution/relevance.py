@@ -6,7 +6,7 @@ in `propagation`; what has none (attention, layer norm, products of two signals)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import torch
@@ -100,7 +100,9 @@ def lrp(
     if rule == "epsilon":
         return _maps(explained, images, "lrp", partial(_epsilon, epsilon=epsilon), box, "share", check=False)
     weighted = partial(_alpha_beta, alpha=alpha, beta=beta, protocol=protocol)
-    return _maps(explained, images, "lrp", weighted, box, _NORMS[protocol], check and protocol == "corrected")
+    if protocol != "corrected":
+        return _maps(explained, images, "lrp", weighted, box, _NORMS[protocol], check=False)
+    return _maps(explained, images, "lrp", weighted, box, "pass", check, by_size=("averages",))
 
 
 @method(
@@ -135,7 +137,9 @@ def rap(explained: Explained, images: Tensor, *, protocol: str = "corrected", ch
     """
     _check_choice("protocol", protocol, _NORMS)
     weighted = partial(_Influence, protocol=protocol, images=len(images))
-    return _maps(explained, images, "rap", weighted, True, _NORMS[protocol], check and protocol == "corrected")
+    if protocol != "corrected":
+        return _maps(explained, images, "rap", weighted, True, _NORMS[protocol], check=False)
+    return _maps(explained, images, "rap", weighted, True, "pass", check, by_size=("averages", "sums"))
 
 
 def _maps(
@@ -146,12 +150,13 @@ def _maps(
     box: bool,
     norms: str,
     check: bool,
+    by_size: Collection[str] = (),
 ) -> Tensor:
     """One forward pass under the rules, and one backward pass of relevance per label."""
     with torch.no_grad():
         encoded = explained.encode(images)
     inputs = encoded.detach().clone().requires_grad_()
-    propagation = Propagation(explained.model, inputs, weighted, box, norms)
+    propagation = Propagation(explained.model, inputs, weighted, box, norms, by_size)
     with replaced(explained.model, {}, propagation):
         logits = explained.classify(inputs)
     propagation.check_logits(logits)
@@ -275,6 +280,6 @@ def _check_conservation(explained: Explained, maps: Tensor, logits: Tensor, name
         )
 
 
-def _check_choice(kind: str, value: object, known: Iterable[str]) -> None:
+def _check_choice(kind: str, value: object, known: Collection[str]) -> None:
     if value not in known:
         raise unknown(kind, value, known)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from cxrkit.study.judge import Bench, Scene, settings_of
 from cxrkit.study.runs import project_folder
 
 __all__ = [
+    "as_markdown",
     "completeness",
     "conservation",
     "empty_maps",
@@ -46,6 +48,16 @@ def method_table(family: str | None = None) -> pd.DataFrame:
         if family in (None, card.family)
     ]
     return pd.DataFrame(rows).set_index("method")
+
+
+def as_markdown(frame: pd.DataFrame) -> Markdown:
+    """A table that the book shows whole, with its formulas set."""
+    frame = frame.reset_index()
+    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
+    for row in frame.itertuples(index=False):
+        cells = (str(value).replace(r"\|", r"\Vert ").replace("|", r"\vert ") for value in row)
+        lines.append("| " + " | ".join(cells) + " |")
+    return Markdown("\n".join(lines))
 
 
 def settings(bench: Bench, scene: Scene, method: str, options: Mapping[str, dict]) -> dict[str, Tensor]:

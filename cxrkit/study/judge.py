@@ -20,6 +20,7 @@ import cxrkit.attribution
 import cxrkit.data
 import cxrkit.metrics
 import cxrkit.models
+from cxrkit.attribution.api import device_of
 from cxrkit.errors import ParameterError
 from cxrkit.study import grid, report, runs
 from cxrkit.study.experiment import JudgeParameters
@@ -180,7 +181,7 @@ def _told(bench: Bench, scene: Scene) -> dict[str, dict]:
 
 def _logits(bench: Bench, images: Tensor, label: str) -> np.ndarray:
     column = list(bench.model.labels).index(label)
-    device = next(bench.model.parameters()).device
+    device = device_of(bench.model, images)
     with torch.no_grad():
         parts = [bench.model(part.to(device))[:, column].cpu() for part in images.split(_CHUNK)]
     return torch.cat(parts).numpy()
@@ -188,7 +189,7 @@ def _logits(bench: Bench, images: Tensor, label: str) -> np.ndarray:
 
 def maps_of(bench: Bench, method: str, images: Tensor, label: str) -> Tensor:
     """Maps [B, H, W] of one label, at the settings of the benchmark."""
-    device = next(bench.model.parameters()).device
+    device = device_of(bench.model, images)
     options = settings_of(method, bench.parameters.n_steps, images.shape[-1])
     maps = cxrkit.attribute(bench.model, images.to(device), method=method, labels=[label], **options)
     return maps[:, 0].float().cpu()

@@ -127,7 +127,8 @@ def test_box_rule_by_hand():
         (lambda m, x: x.mean(3), row(1, 3), [0.5, 1.5]),
         (lambda m, x: F.avg_pool2d(x, (1, 2)), row(1, 3), [0.5, 1.5]),
         (lambda m, x: F.avg_pool2d(x, (1, 2), 2, (0, 1)).sum(3), row(1, 3, 5), [0.5, 1.5, 2.5]),
-        (lambda m, x: F.adaptive_avg_pool2d(x, 1), row(2, -1, 3), [2 / 3, -1 / 3, 1]),
+        (lambda m, x: F.adaptive_avg_pool2d(x, 1), row(2, -1, 3), [4 / 9, 2 / 9, 2 / 3]),
+        (lambda m, x: x[..., 0] + x[..., 1], row(3, -1), [3, -1]),
         (lambda m, x: F.max_pool2d(x, (1, 3)), row(1, 3, 2), [0, 3, 0]),
         (lambda m, x: F.adaptive_max_pool2d(x, 1), row(1, 3, 2), [0, 3, 0]),
         (
@@ -146,6 +147,22 @@ def test_operations_without_weights(function, x, expected):
     model = Function(lambda m, x: function(m, x).reshape(1, 1))
     maps = explain(model, x)
     torch.testing.assert_close(maps.flatten(), torch.tensor(expected, dtype=torch.float32))
+
+
+def test_averages_share_by_size_but_by_signed_terms_in_the_formula_at_its_word():
+    model = Function(lambda m, x: x.mean(3).flatten(1))
+    x = row(2, -1, 3)  # 4/3
+    torch.testing.assert_close(explain(model, x).flatten(), torch.tensor([4, 2, 6]) / 9)
+    for options in ({"protocol": "paper"}, {"protocol": "authors"}, {"rule": "epsilon"}):
+        torch.testing.assert_close(explain(model, x, **options).flatten(), torch.tensor([2, -1, 3]) / 3)
+
+
+def test_rap_shares_at_sums_by_size_but_by_signed_terms_as_published():
+    model = Function(lambda m, x: m.a(x.flatten(1)) + m.b(x.flatten(1)), a=linear([1, 0, 0]), b=linear([0, -1, 0]))
+    x = row(3, 1, 0)  # 3 - 1; the first layers' z^B leaves each its pixel
+    torch.testing.assert_close(explain(model, x, "rap").flatten(), torch.tensor([1.5, 0.5, 0]))
+    for protocol in ("paper", "authors"):
+        torch.testing.assert_close(explain(model, x, "rap", protocol=protocol).flatten(), torch.tensor([3.0, -1, 0]))
 
 
 def influence(a, w, relevance, protocol="corrected", last=False, operation="linear"):
@@ -279,6 +296,14 @@ def slow_layer(layer, a, relevance, options, method, last=False, box=None):
     return found.view_as(a)
 
 
+def slow_shares(terms, kind, options, method):
+    """The parts of the terms of a sum (dimension 0) in it."""
+    corrected = options.get("protocol", "corrected") == "corrected" and options.get("rule") != "epsilon"
+    if corrected and (kind == "average" or method == "rap"):
+        terms = terms.abs()
+    return safe(terms, terms.sum(0))
+
+
 class Branches(nn.Module):
     """Convolution, norm, rectifier, max-pool, residual sum, concatenation, average pool, gate and linear head."""
 
@@ -319,17 +344,17 @@ def slow_branches(m, image, label, method, options):
         r = torch.zeros_like(logits)
         r[label] = logits[label]
         r = slow_layer(m.fc, mean[0], r, options, method, last=True)
-        r = safe(last[0], last[0].sum((1, 2), keepdim=True)) * r[:, None, None]
+        r = (slow_shares(last[0].flatten(1).T, "average", options, method) * r).T.view_as(last[0])
         r = slow_layer(m.conv4, averaged[0], r, options, method)
         spread = torch.zeros_like(both[0])
         for c in range(r.shape[0]):
             for i in range(r.shape[1]):
                 for j in range(r.shape[2]):
                     window = both[0, c, i : i + 2, j : j + 2]
-                    spread[c, i : i + 2, j : j + 2] += safe(window, window.sum()) * r[c, i, j]
+                    parts = slow_shares(window.flatten(), "average", options, method).view(2, 2)
+                    spread[c, i : i + 2, j : j + 2] += parts * r[c, i, j]
         r = spread[:3] + slow_layer(m.conv3, joined[0], spread[3:], options, method)
-        total = (pooled + residual)[0]
-        r_skip, r_residual = safe(pooled[0], total) * r, safe(residual[0], total) * r
+        r_skip, r_residual = slow_shares(torch.cat([pooled, residual]), "sum", options, method) * r
         r_residual = slow_norm(m.norm2, middle[0], r_residual, options)
         r = r_skip + slow_layer(m.conv2, pooled[0], r_residual, options, method)
         r = F.max_unpool2d(r[None], winners, 2, output_size=stem.shape[-2:])[0]

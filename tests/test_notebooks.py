@@ -63,9 +63,7 @@ def test_every_notebook_checks_something_and_says_what_it_is_not(path):
     assert "Not a medical device" in prose
 
 
-@pytest.mark.parametrize(
-    ("stem", "cls"), [("train", TrainParameters), ("explain", ExplainParameters), ("judge", JudgeParameters)]
-)
+@pytest.mark.parametrize("cls", [TrainParameters, ExplainParameters, JudgeParameters], ids=lambda cls: cls.kind)
 def test_parameters_cells_name_every_parameter_in_range(cls):
     values = literals(code_cells(read(FOLDER / f"{cls.kind}.ipynb"))[0].source)
     assert set(values) == set(cls.model_fields)

@@ -6,8 +6,8 @@ tensor is used twice, and cuts relevance into slices where tensors were concaten
 
 Copies, slices and the winners of a max-pool pass relevance on as they pass gradients. Activation functions, batch
 norm with fixed statistics, and constants added or multiplied pass it unchanged. Sums and averages share it out in
-proportion to their terms, signed or by size. A gate (what comes out of a sigmoid and multiplies a signal) gets none. Layers with
-weights share it out as the method says. Source: paper `relevance`; Bach et al. 2015.
+proportion to their terms, signed or by size. A gate (what comes out of a sigmoid and multiplies a signal) gets none.
+Layers with weights share it out as the method says. Source: paper `relevance`; Bach et al. 2015.
 """
 
 from __future__ import annotations

@@ -75,19 +75,20 @@ def lrp(
     in logits.
 
     `rule="alpha_beta"` shares a neuron's relevance by its positive (times `alpha`) and negative contributions (times
-    `beta` = `alpha` - 1); biases get nothing and norms pass it on, so a map sums to its logit. With beta 0 maps take
-    the sign of the logit, but for residual sums and averages of both signs, and are much the same for every label.
+    `beta` = `alpha` - 1); biases get nothing and norms pass it on, so a map sums to its logit. With beta 0 maps have
+    the sign of the logit, but for residual sums of both signs, and are much the same for every label.
     `rule="epsilon"` shares by all contributions over the neuron's value moved `epsilon` away from 0; biases, norms'
     shifts and epsilon absorb their part. As epsilon vanishes it is the encoded input times its gradient in a network
     of rectifiers. `first_layer`: "same", or "zb" for the z^B rule with the lowest and highest value of the encoded
     image.
 
-    So that nothing is lost, a neuron whose contributions are all of one sign shares by those; `protocol="paper"`
-    takes the formula of alpha and beta at its word (0/0 = 0) and loses such relevance. `protocol="authors"` does too,
-    and adds what the published code does: signed inputs get the relevance twice, once by the positive and once by the
-    negative ones, and batch norm drops that of inputs which are exactly 0. With `check`, AttributionError where a map
-    of "alpha_beta" in the corrected protocol is off its logit by more than 1 %; always for operations without a rule.
-    Source: paper `relevance`, Eq. 1 and 2; Bach et al. 2015, Eq. 58 and 60.
+    `protocol="paper"` takes the formula of alpha and beta at its word: a neuron without positive contribution loses its
+    relevance (0/0 = 0), averages share by signed terms, which explodes where these cancel. "corrected" shares by the
+    contributions that there are, and averages by the size of terms. "authors" is as "paper", with what the published
+    code does: signed inputs get the relevance twice, once by the positive and once by the negative ones, and batch norm
+    drops that of inputs which are exactly 0. With `check`, AttributionError where a map of "alpha_beta" in the
+    corrected protocol is off its logit by more than 1 %; always for operations without a rule. Source: paper
+    `relevance`, Eq. 1 and 2; Bach et al. 2015, Eq. 58 and 60.
     """
     _check_choice("rule of lrp:", rule, ("alpha_beta", "epsilon"))
     _check_choice("first_layer", first_layer, ("same", "zb"))
@@ -125,15 +126,18 @@ def rap(explained: Explained, images: Tensor, *, protocol: str = "corrected", ch
 
     The last layer with weights (a linear head; a convolution before the pooling where the head is one) shares the
     logit by the size of the contributions, whatever their sign. Every layer before it shares by positive
-    contributions over their sum P, and by negative ones over P + N, then subtracts the excess in equal parts from all
-    neurons that got something. Layers that read the image follow the z^B rule, without that shift. The map sums to
-    the logit; where the logit is negative all signs are reversed, so the map of such a label shows the opposite.
+    contributions over their sum P, and by negative ones over P + N, then subtracts the excess in equal parts. Layers
+    that read the image follow the z^B rule, without that shift. The map sums to the logit; where the logit is negative
+    all signs are reversed, so the map of such a label shows the opposite.
 
-    `protocol="paper"` subtracts what came through negative contributions from all neurons that aren't 0, and loses
-    the relevance of neurons without positive contribution. `protocol="authors"` copies the published code: in
-    convolutions, negative relevance takes the shares of the negative contributions in place of the positive ones.
-    With `check`, AttributionError where a map of the corrected protocol is off its logit by more than 1 %; always for
-    operations without a rule. Source: paper `relevance`, Eq. 3 to 6; Nam et al. 2020.
+    `protocol="paper"` subtracts what came through negative contributions from all neurons that aren't 0, loses the
+    relevance of neurons without positive contribution, and shares at sums and averages by signed terms: in networks
+    with residual sums such a map is at the mercy of rounding. "corrected" subtracts what is really too much from those
+    that got something, and shares at sums and averages by size. "authors" is the published code: signed sums and
+    averages, the shift of "corrected", and in convolutions negative relevance takes the shares of the negative
+    contributions in place of the positive ones; for networks of rectifiers alone. With `check`, AttributionError where
+    a map of the corrected protocol is off its logit by more than 1 %; always for operations without a rule. Source:
+    paper `relevance`, Eq. 3 to 6; Nam et al. 2020.
     """
     _check_choice("protocol", protocol, _NORMS)
     weighted = partial(_Influence, protocol=protocol, images=len(images))

@@ -127,6 +127,7 @@ class JudgeParameters(Parameters):
         default_factory=dict, description="planted shortcut: the label it goes with"
     )
     images: int = Field(8, ge=1, le=1000, description="positives per label and world")
+    slow_images: int = Field(2, ge=1, le=1000, description="positives per label and world for Score-CAM")
     n_steps: int = Field(8, ge=2, le=1000, description="steps of path methods, samples of SmoothGrad")
     seed: int = Field(1, ge=0, le=2**31 - 1, description="seed of the judged patients; not that of the training images")
 

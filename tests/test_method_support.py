@@ -41,17 +41,15 @@ FEWER = {
 RIGHT, REFUSED = "right", "refused"
 
 
-def network(name: str) -> cxrkit.models.Classifier:
-    model = create(name, LABELS, seed=1).eval()
-    size = NETWORKS[name]
-    generator = torch.Generator().manual_seed(0)
-    return calibrate(model, torch.rand(8, 1, size, size, generator=generator))
-
-
-def picture(size: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(3)
-    coarse = torch.rand(1, 1, 8, 8, generator=generator)
+def pictures(count: int, size: int, seed: int) -> torch.Tensor:
+    """Smooth pictures [count, 1, size, size]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 1, 8, 8, generator=generator)
     return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+
+
+def network(name: str) -> cxrkit.models.Classifier:
+    return calibrate(create(name, LABELS, seed=1).eval(), pictures(8, NETWORKS[name], seed=0))
 
 
 def logits(model, images):
@@ -74,8 +72,8 @@ def keeps_its_promise(model, image, method, maps) -> bool:
     """Whether the maps [2, H, W] of labels three and one are what the method says they are."""
     score, black = (logits(model, x)[0, [2, 0]] for x in (image, torch.zeros_like(image)))
     sums, size = maps.double().sum((1, 2)), maps.double().abs().sum((1, 2))
-    if method in ("saliency", "smoothgrad"):  # in double precision: a step so small that few ReLUs switch
-        exact, direction, step = copy.deepcopy(model).double(), (image - image.mean()).double(), 1e-6
+    if method in ("saliency", "smoothgrad"):  # in double precision: a step so small that no ReLU switches
+        exact, direction, step = copy.deepcopy(model).double(), (image - image.mean()).double(), 1e-8
         change = (logits(exact, image + step * direction) - logits(exact, image - step * direction))[0, [2, 0]]
         told = (maps * direction[0]).sum((1, 2))
         return torch.allclose(told, change / (2 * step), rtol=0.01, atol=0.01 * float(told.abs().max()))
@@ -96,7 +94,7 @@ def keeps_its_promise(model, image, method, maps) -> bool:
 
 def row(name: str) -> dict[str, tuple[str, str]]:
     """Verdict and reason for every method."""
-    model, image = network(name), picture(NETWORKS[name])
+    model, image = network(name), pictures(1, NETWORKS[name], seed=3)
     cells = {}
     for card in cxrkit.attribution.methods():
         try:

@@ -100,7 +100,10 @@ def conservation(bench: Bench, scene: Scene, methods: Sequence[str] = ("lrp", "r
 
 
 def label_similarity(bench: Bench, scene: Scene, methods: Sequence[str] | None = None) -> pd.DataFrame:
-    """How alike the maps of different labels of one image are: mean correlation over all pairs, by method."""
+    """How alike the maps of different labels of one image are: mean size of the correlation over all pairs, by method.
+
+    Its size, because relevance of a negative logit is the same map with the sign reversed.
+    """
     rows = []
     for method in methods or bench.methods:
         size = scene.images.shape[-1]
@@ -108,7 +111,7 @@ def label_similarity(bench: Bench, scene: Scene, methods: Sequence[str] | None =
         flat = maps.flatten(1).double().numpy()
         flat = flat[flat.std(1) > 0]  # a constant map correlates with nothing
         pairs = np.corrcoef(flat)[np.triu_indices(len(flat), 1)] if len(flat) > 1 else np.array([np.nan])
-        rows.append({"method": method, "mean correlation between labels": pairs.mean(), "labels": len(flat)})
+        rows.append({"method": method, "mean |correlation| between labels": np.abs(pairs).mean(), "labels": len(flat)})
     return pd.DataFrame(rows).set_index("method")
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "scenes",
     "score",
     "settings_of",
+    "side_by_side",
     "verdicts",
 ]
 
@@ -235,6 +236,22 @@ def verdicts(scores: pd.DataFrame, by: tuple[str, ...] = ("world", "region", "me
         )
     columns = [*by, "share", "low", "high", "chance", "times_chance", "effect", "maps", "degenerate"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of `verdicts` with a row per method and a column per network and world: share [interval] in percent."""
+
+    def cell(row) -> str:
+        if np.isnan(row["share"]):
+            return "no map"
+        return f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
+
+    columns = {}
+    for (network, world), part in table.groupby(["network", "world"], sort=False):
+        place = network if world == "none" else f"{network}; {world.replace('_', ' ')}"
+        title = f"{place} (chance {part['chance'].iloc[0]:.1%}, effect {part['effect'].iloc[0]:.1f})"
+        columns[title] = part.set_index("method").apply(cell, axis=1)
+    return pd.DataFrame(columns).reindex(table["method"].unique()).fillna("–")
 
 
 def case(bench: Bench, world: str = "none", label: str | None = None) -> Scene:

@@ -376,6 +376,9 @@ def _bar(ax: Axes, row: dict, middle: float, height: float, value: str, colour: 
     return text
 
 
+_TIMES = (0.03, 30)  # times chance: what lies beyond is drawn at the edge
+
+
 def verdict_bars(questions: Mapping[str, pd.DataFrame]) -> Figure:
     """For each question a panel: by method the share of positive mass over chance, on a logarithmic scale.
 
@@ -384,20 +387,22 @@ def verdict_bars(questions: Mapping[str, pd.DataFrame]) -> Figure:
     asked = {question: table for question, table in questions.items() if len(table)}
     methods = list(dict.fromkeys(name for table in asked.values() for name in table["method"]))
     with style():
-        figure = new_figure(WIDTH, 1.2 + 0.26 * len(methods))
+        figure = new_figure(WIDTH, 1.8 + 0.26 * len(methods))
         axes = np.atleast_1d(figure.subplots(1, len(asked), sharey=True))
         for ax, (question, table) in zip(axes, asked.items(), strict=True):
             groups = list(table.groupby(["network", "world"], sort=False))
             for place, ((network, world), part) in enumerate(groups):
                 y = np.array([methods.index(name) for name in part["method"]]) + (place - (len(groups) - 1) / 2) * 0.18
-                low, mid, high = (part[name] / part["chance"] for name in ("low", "share", "high"))
+                low, mid, high = ((part[name] / part["chance"]).clip(*_TIMES) for name in ("low", "share", "high"))
                 look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
                 name = network if world == "none" else f"{network}; {world.replace('_', ' ')}"
                 bars = np.clip(np.array([mid - low, high - mid]), 0, None)
                 ax.errorbar(mid, y, xerr=bars, linestyle="none", markersize=4, label=name, **look)
             ax.axvline(1, color=INK, linewidth=0.8)
-            ax.set(xscale="log", xlabel="times chance", title=question)
-            ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+            ax.set(xscale="log", xlim=(_TIMES[0] / 1.3, _TIMES[1] * 1.3), xlabel="times chance", title=question)
+            ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
+            ax.minorticks_off()
+            ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(-0.1, -0.1))
         axes[0].set_yticks(range(len(methods)), methods)
         axes[0].invert_yaxis()
     told = "; ".join(f"{q}: {_best(table)} is highest" for q, table in asked.items())

@@ -324,7 +324,7 @@ def test_maps_do_not_depend_on_the_chunk(method, tiny):
 
 def test_the_default_chunk_shrinks_with_larger_images():
     sizes = [chunk_size(torch.empty(1, 1, side, side), None) for side in (32, 224, 448, 2048)]
-    assert sizes == [8, 8, 2, 1]
+    assert sizes == [4, 4, 1, 1]
     assert chunk_size(torch.empty(1, 1, 32, 32), 5) == 5
 
 

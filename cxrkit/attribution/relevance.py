@@ -140,10 +140,15 @@ def rap(explained: Explained, images: Tensor, *, protocol: str = "corrected", ch
     paper `relevance`, Eq. 3 to 6; Nam et al. 2020.
     """
     _check_choice("protocol", protocol, _NORMS)
-    weighted = partial(_Influence, protocol=protocol, images=len(images))
-    if protocol != "corrected":
-        return _maps(explained, images, "rap", weighted, True, _NORMS[protocol], check=False)
-    return _maps(explained, images, "rap", weighted, True, "pass", check, by_size=("averages", "sums"))
+    parts = []
+    for part in images.split(max(1, explained.batch // 2)):  # its graph takes twice the memory of other methods'
+        weighted = partial(_Influence, protocol=protocol, images=len(part))
+        if protocol != "corrected":
+            parts.append(_maps(explained, part, "rap", weighted, True, _NORMS[protocol], check=False))
+        else:
+            parts.append(_maps(explained, part, "rap", weighted, True, "pass", check, by_size=("averages", "sums")))
+        explained.first_row += len(part)
+    return torch.cat(parts)
 
 
 def _maps(

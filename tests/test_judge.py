@@ -93,7 +93,7 @@ def test_a_map_without_positive_mass_is_counted_not_averaged(labels):
 def test_effects_and_verdicts_on_hand_made_scores():
     scores = pd.DataFrame(
         {
-            "network": "a",
+            "network": ["a"] * 4 + ["b"] * 2,
             "planted": [False] * 4 + [True] * 2,
             "world": ["none", "none", "marker", "marker", "marker", "dark_borders"],
             "region": ["finding", "finding", "shortcut", "shortcut", "shortcut", "shortcut"],
@@ -109,12 +109,14 @@ def test_effects_and_verdicts_on_hand_made_scores():
     assert found["finds the lesion"]["times_chance"].tolist() == pytest.approx([5, 1])
     assert found["finds the shortcut that was used"]["share"].tolist() == pytest.approx([0.3, 0.4])
     assert found["shows what no one used"]["share"].tolist() == pytest.approx([0.0, 0.2])
+    idle = judge.questions(scores.assign(effect=scores["effect"] * (scores["world"] != "marker")))
+    assert idle["finds the shortcut that was used"]["world"].tolist() == ["dark_borders"]
     beside = judge.side_by_side(found["finds the shortcut that was used"])
     assert list(beside.columns) == [
-        "a; marker (chance 10.0%, effect 2.0)",
-        "a; dark borders (chance 20.0%, effect 5.0)",
+        "b; marker (chance 10.0%, effect 2.0)",
+        "b; dark borders (chance 20.0%, effect 5.0)",
     ]
-    assert beside.loc["m"].tolist() == ["30.0% [nan%, nan%]", "40.0% [nan%, nan%]"]  # one patient has no interval
+    assert beside.loc["m"].tolist() == ["30.0%", "40.0%"]  # one patient has no interval
     used = judge.effects(scores, by=("planted", "world", "region"))
     assert used["effect"].tolist() == [3.0, 0.0, 2.0, 5.0]
     assert used["images"].tolist() == [1, 1, 1, 1]

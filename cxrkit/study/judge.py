@@ -244,7 +244,8 @@ def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     def cell(row) -> str:
         if np.isnan(row["share"]):
             return "no map"
-        return f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
+        interval = "" if np.isnan(row["low"]) else f" [{row['low']:.1%}, {row['high']:.1%}]"  # of one patient: none
+        return f"{row['share']:.1%}{interval}"
 
     columns = {}
     for (network, world), part in table.groupby(["network", "world"], sort=False):
@@ -314,11 +315,17 @@ def _judged(name: str) -> Iterator[tuple[runs.Run, runs.Run]]:
 
 
 def questions(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The three tables of the benchmark, by network and method: `verdicts` of what `of_grid` gives."""
+    """The three tables of the benchmark, by network and method: `verdicts` of what `of_grid` gives.
+
+    A shortcut counts as used where the interval of its effect lies above 0.
+    """
     clean, shortcut = ~scores["planted"], scores["region"] == "shortcut"
+    by = ("network", "world", "region")
+    idle = effects(scores, by).query("effect <= 0 or low <= 0")
+    idle = pd.MultiIndex.from_frame(scores[list(by)]).isin(pd.MultiIndex.from_frame(idle[list(by)]))
     asked = {
         "finds the lesion": clean & (scores["world"] == "none"),
-        "finds the shortcut that was used": ~clean & shortcut,
+        "finds the shortcut that was used": ~clean & shortcut & ~idle,
         # Dark borders move the grey scale of the whole image, so even a network that never met them answers to them.
         "shows what no one used": clean & shortcut & (scores["world"] == "marker"),
     }

@@ -86,6 +86,7 @@ def test_label_and_method_change_the_picture(book, page):
 def test_no_page_asks_for_anything_from_elsewhere(book, page):
     pages = sorted(path for path in book.rglob("*.html") if "_static" not in path.parts)
     assert len(pages) > 10
+    pages.remove(book / "index.html")  # only leads on to the first page, which is among the others
     for path in pages:
         page.goto(path.as_uri())
         page.wait_for_load_state("load")

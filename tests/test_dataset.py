@@ -76,7 +76,7 @@ def test_bright_box_stays_inside_the_transformed_box(placed, size):
     image = torch.zeros(height, width)
     image[y0:y1, x0:x1] = 1
     small = geometry.resize(image, size)
-    mask = geometry.union_masks([[x0, y0, x1, y1]], [0], 1, (width, height), size)[0]
+    mask = geometry.union_masks(geometry.scale_boxes([[x0, y0, x1, y1]], (width, height), size), [0], 1, size)[0]
     rows, columns = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5, indexing="ij")
     # Centre of brightness against centre of the box, unless the border of the image cuts the kernel off.
     if min(x0, y0, width - x1, height - y1) > 0 and size <= min(width, height):
@@ -99,7 +99,7 @@ def test_one_pixel_wide_bright_box(outline):
     image = torch.zeros(1024, 1024)
     image[y0:y1, x0:x1] = 1
     small = geometry.resize(image, 224)
-    mask = geometry.union_masks([outline], [0], 1, (1024, 1024), 224)[0]
+    mask = geometry.union_masks(geometry.scale_boxes([outline], (1024, 1024), 224), [0], 1, 224)[0]
     assert mask.flatten()[small.argmax()]
     # The mask is one pixel wide and holds the brightest row or column.
     assert min(mask.any(0).sum(), mask.any(1).sum()) == 1
@@ -119,7 +119,7 @@ def test_box_masks_follow_pixel_centres():
 
 def test_masks_are_unions_per_label():
     boxes = [[0, 0, 2, 2], [1, 1, 3, 3], [0, 0, 4, 4]]
-    masks = geometry.union_masks(boxes, [0, 0, -1], 2, (4, 4), 4)
+    masks = geometry.union_masks(boxes, [0, 0, -1], 2, 4)
     assert masks[0].sum() == 4 + 4 - 1
     assert not masks[1].any()
 

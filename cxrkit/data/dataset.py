@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cxrkit.data.geometry import union_masks
+from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.errors import CxrkitError, DataError, ParameterError
 
 __all__ = ["BOX_COLUMNS", "SPLITS", "Batch", "Dataset", "Rendered", "Renderer", "Sample", "collate"]
@@ -26,12 +27,13 @@ class Rendered:
     """One drawn row: image float32 ``[H, W]`` in [0, 1], and the true regions where the source knows them.
 
     ``truth``: bool ``[L, H, W]`` (exact finding per label) or None; ``shortcut``: bool ``[H, W]`` (planted
-    confounder) or None.
+    confounder) or None. ``frame``: width and height of the original, where drawing it told them.
     """
 
     image: Tensor
     truth: Tensor | None = None
     shortcut: Tensor | None = None
+    frame: tuple[int, int] | None = None
 
 
 class Renderer(Protocol):
@@ -119,8 +121,9 @@ class Dataset(torch.utils.data.Dataset):
     columns image_id, label, x_min, y_min, x_max, y_max, reader in original pixels, half-open; boxes whose
     label is not among ``labels`` stay in the table and make no mask. ``renderer``: draws row ``i`` of
     ``table``. ``size``: images are ``size`` x ``size``. ``hierarchy``: child label -> parent label.
-    ``frames``: ``[N, 2]`` original width and height, by default the columns orig_width and orig_height.
-    Raises DataError for a table or boxes that do not fit.
+    ``frames``: ``[N, 2]`` original width and height, by default the columns orig_width and orig_height; NaN
+    where only the file knows, which the renderer then tells. ``preprocessing``: how boxes get to the square;
+    the same that the renderer gives its images. Raises DataError for a table or boxes that do not fit.
     """
 
     def __init__(
@@ -133,6 +136,7 @@ class Dataset(torch.utils.data.Dataset):
         size: int,
         hierarchy: Mapping[str, str] | None = None,
         frames: np.ndarray | None = None,
+        preprocessing: Preprocessing = SQUASH,
     ):
         self.name = name
         self.labels = tuple(labels)
@@ -141,6 +145,7 @@ class Dataset(torch.utils.data.Dataset):
         self.renderer = renderer
         self.size = int(size)
         self.hierarchy = dict(hierarchy or {})
+        self.preprocessing = preprocessing
         self._check_table()
         self.frames = self._check_frames(frames)
         self._rows = np.arange(len(self.table))
@@ -197,7 +202,7 @@ class Dataset(torch.utils.data.Dataset):
         return Sample(
             image=drawn.image.unsqueeze(0),
             target=torch.from_numpy(self._targets[index].copy()),
-            mask=self._mask(index),
+            mask=self._mask(index, drawn.frame),
             image_id=self._image_ids[index],
             patient_id=self._patient_ids[index],
             truth=drawn.truth,
@@ -220,10 +225,15 @@ class Dataset(torch.utils.data.Dataset):
             raise DataError(f"{self.name}, image {image_id!r}: holds NaN or infinite pixels")
         return drawn
 
-    def _mask(self, index: int) -> Tensor:
+    def _mask(self, index: int, drawn: tuple[int, int] | None) -> Tensor:
         rows = self._boxes_of.get(self._image_ids[index], np.empty(0, dtype=int))
         frame = tuple(self.frames[index])
-        return union_masks(self._box_edges[rows], self._box_label[rows], len(self.labels), frame, self.size)
+        if np.isnan(frame).any():
+            if drawn is None and len(rows):
+                raise DataError(f"{self.name}, image {self._image_ids[index]!r}: has boxes, but no size to place them")
+            frame = drawn or (1, 1)
+        edges = self.preprocessing.boxes(self._box_edges[rows], frame, self.size)
+        return union_masks(edges, self._box_label[rows], len(self.labels), self.size)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The samples at ``indices``, stacked."""

@@ -109,17 +109,14 @@ def _spans(low: np.ndarray, high: np.ndarray, size: int) -> np.ndarray:
     return inside
 
 
-def union_masks(
-    boxes: np.ndarray, label_index: np.ndarray, n_labels: int, frame: tuple[float, float], size: int
-) -> Tensor:
+def union_masks(boxes: np.ndarray, label_index: np.ndarray, n_labels: int, size: int) -> Tensor:
     """Union of the boxes of each label on the target grid.
 
-    ``boxes``: ``[M, 4]`` in pixels of ``frame`` (width, height); ``label_index``: int ``[M]``, entries
-    outside ``0 .. n_labels - 1`` belong to no label and are left out. Returns bool ``[n_labels, size,
-    size]``.
+    ``boxes``: ``[M, 4]`` in target pixels; ``label_index``: int ``[M]``, entries outside ``0 .. n_labels - 1``
+    belong to no label and are left out. Returns bool ``[n_labels, size, size]``.
     """
     masks = torch.zeros(n_labels, size, size, dtype=torch.bool)
-    single = box_masks(scale_boxes(boxes, frame, size), size)
+    single = box_masks(boxes, size)
     for mask, label in zip(single, np.asarray(label_index, dtype=int), strict=True):
         if 0 <= label < n_labels:
             masks[label] |= mask

@@ -46,6 +46,22 @@ class Source:
 SOURCES = {
     "phantom": Source("Synthetic frontal chest radiographs", "cxrkit.data.phantom.source", "load_phantom", False),
     "folder": Source("A folder with images.csv and, optionally, boxes.csv", "cxrkit.data.folder", "load_folder", True),
+} | {
+    name: Source(title, f"cxrkit.data.public.{name}", f"load_{name}", True)
+    for name, title in {
+        "rsna": "RSNA Pneumonia Detection Challenge 2018, stage 2",
+        "vinbigdata": "VinBigData Chest X-ray Abnormalities Detection (VinDr-CXR)",
+        "nih": "NIH ChestX-ray14",
+        "chestx_det": "ChestX-Det10 and ChestX-Det: boxes and outlines on NIH images",
+        "chexpert": "CheXpert, with the outlines of CheXlocalize",
+        "object_cxr": "Object-CXR: foreign objects",
+        "covid_cohen": "COVID-19 image data collection (Cohen)",
+        "kermany": "Paediatric pneumonia (Kermany)",
+        "covid": "The set of paper `covid`: Cohen and Kermany combined",
+        "covid_radiography": "COVID-19 Radiography Database",
+        "brain_mri": "Brain tumour MRI (figshare 1512427)",
+        "lvot": "Left ventricular outflow tract: image quality (private)",
+    }.items()
 }
 
 

@@ -1,0 +1,59 @@
+"""Pixels from the files of a downloaded source: read, checked against what the tables promise, pre-processed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cxrkit.data.dataset import Rendered
+from cxrkit.data.preprocessing import SQUASH, Preprocessing
+from cxrkit.data.readers import read_image
+from cxrkit.errors import DataError
+
+__all__ = ["FileRenderer"]
+
+
+class FileRenderer:
+    """Reads file ``row`` of ``paths`` when it is asked for.
+
+    ``sizes``: width and height that a table promises for each file, or None where no table does; a file of another
+    size is refused, because its boxes would be misplaced. ``read``: from a path to grey float32 ``[H, W]`` in [0, 1].
+    ``truth``: from a row to exact masks, bool ``[L, H, W]`` in pixels of the file, or None. ``preprocessing`` brings
+    image and masks to the square that networks take.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        sizes: Sequence[tuple[int, int]] | None = None,
+        preprocessing: Preprocessing = SQUASH,
+        read: Callable[[str | Path], np.ndarray] = read_image,
+        truth: Callable[[int], np.ndarray | None] | None = None,
+        table: str = "the table",
+    ):
+        self.paths = list(paths)
+        self.sizes = None if sizes is None else list(sizes)
+        self.preprocessing = preprocessing
+        self.read = read
+        self.truth = truth
+        self.table = table
+
+    def render(self, row: int, size: int) -> Rendered:
+        """The image of ``row``, ``size`` x ``size``; raises DataError naming the file."""
+        pixels = self.read(self.paths[row])
+        held = pixels.shape[::-1]
+        if self.sizes is not None and held != tuple(self.sizes[row]):
+            width, height = self.sizes[row]
+            raise DataError(
+                f"{self.paths[row]}: is {held[0]} x {held[1]} pixels, {self.table} says {width} x {height}; "
+                "boxes would be misplaced"
+            )
+        masks = None if self.truth is None else self.truth(row)
+        return Rendered(
+            image=self.preprocessing.image(torch.from_numpy(pixels), size),
+            truth=None if masks is None else self.preprocessing.masks(torch.from_numpy(masks), size),
+            frame=held,
+        )

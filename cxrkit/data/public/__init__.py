@@ -1,0 +1,1 @@
+"""One module per public source: from the folder as downloaded to a Dataset."""

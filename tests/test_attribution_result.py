@@ -131,7 +131,7 @@ def test_a_preset_is_told_by_its_settings(images):
         assert found.output == "probability"
         assert found.options == {"window": 50, "stride": "inf", "fill": "relu"}
         given = explain(
-            Tiny(), images, "flat", preset="covid", window=np.int64(4), output="logit", fill=Path("/tmp/x/fill.png")
+            Tiny(), images, "flat", preset="covid", window=np.int64(4), output="logit", fill=Path("folder", "fill.png")
         )
         assert given.output == "logit"
         assert given.options == {"window": 4, "stride": "inf", "fill": "fill.png"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from torch import Tensor
 
 import cxrkit.attribution
 from cxrkit.attribution.baselines import baseline_images
+from cxrkit.metrics import completeness_gap, map_correlation, map_distance
 from cxrkit.study.judge import Bench, Scene, settings_of
 from cxrkit.study.runs import project_folder
 
@@ -78,24 +81,23 @@ def variants(bench: Bench, scene: Scene, method: str, option: str, values: Itera
 
 def completeness(bench: Bench, scene: Scene, maps: Mapping[str, Tensor]) -> pd.DataFrame:
     """Sum of each map of integrated gradients beside what it should be; titles end with the baseline's name."""
-    image = scene.images[:1]
-    score = _logits(bench, image, [scene.label])[0, 0]
     rows = []
     for title, values in maps.items():
-        start = _logits(bench, baseline_images(image, title.split()[-1]), [scene.label])[0, 0]
-        rows.append(
-            {"map": title, "sum of the map": float(values.sum()), "logit less baseline's": float(score - start)}
-        )
+        start = baseline_images(scene.images[:1], title.split()[-1])
+        gap = _gap(bench, scene, values, promise="difference", baseline=start)
+        rows.append({"map": title, "sum of the map": float(values.sum())} | {"logit less baseline's": gap.promised})
     return pd.DataFrame(rows).set_index("map")
 
 
 def conservation(bench: Bench, scene: Scene, methods: Sequence[str] = ("lrp", "rap")) -> pd.DataFrame:
     """Sum of each method's map beside the logit less the constant that the network adds last."""
-    logit = float(_logits(bench, scene.images[:1], [scene.label])[0, 0]) - float(getattr(bench.model, "logit_bias", 0))
+    promise = "without_bias" if getattr(bench.model, "logit_bias", 0) else "score"
     rows = []
     for method in methods:
-        total = float(_maps(bench, scene, method, [scene.label]).double().sum())
-        rows.append({"method": method, "sum of the map": total, "logit": logit, "difference": total - logit})
+        values = _maps(bench, scene, method, [scene.label])[0]
+        gap = _gap(bench, scene, values, promise=promise)
+        rows.append({"method": method, "sum of the map": float(values.double().sum()), "logit": gap.promised})
+        rows[-1]["difference"] = gap.gap
     return pd.DataFrame(rows).set_index("method")
 
 
@@ -108,10 +110,10 @@ def label_similarity(bench: Bench, scene: Scene, methods: Sequence[str] | None =
     for method in methods or bench.methods:
         size = scene.images.shape[-1]
         maps = _maps(bench, scene, method, bench.labels, **settings_of(method, bench.parameters.n_steps, size))
-        flat = maps.flatten(1).double().numpy()
-        flat = flat[flat.std(1) > 0]  # a constant map correlates with nothing
-        pairs = np.corrcoef(flat)[np.triu_indices(len(flat), 1)] if len(flat) > 1 else np.array([np.nan])
-        rows.append({"method": method, "mean |correlation| between labels": np.abs(pairs).mean(), "labels": len(flat)})
+        alike = [map_correlation(a, b).abs() for a, b in combinations(maps, 2)]
+        title = "mean |correlation| between labels"
+        rows.append({"method": method, title: float(torch.stack(alike).nanmean()) if alike else np.nan})
+        rows[-1]["labels"] = int((maps.flatten(1).std(1) > 0).sum())  # a constant map correlates with nothing
     return pd.DataFrame(rows).set_index("method")
 
 
@@ -130,40 +132,47 @@ def empty_maps(bench: Bench, methods: Sequence[str]) -> pd.DataFrame:
 
 def gaps(bench: Bench, scene: Scene, methods: Sequence[str], steps: Sequence[int]) -> pd.DataFrame:
     """What is missing from the sum of a path method's map, as a share of what it should be, by number of steps."""
-    image, labels = scene.images[:1], [scene.label]
-    score = _logits(bench, image, labels)[0, 0]
     rows = {}
     for method in methods:
-        start = _logits(bench, _path_start(method, image), labels)[0, 0]
-        sums = [_maps(bench, scene, method, labels, n_steps=count).sum() for count in steps]
-        rows[method] = [float((score - start - total).abs() / (score - start).abs()) for total in sums]
+        start = _path_start(method, scene.images[:1])
+        maps = [_maps(bench, scene, method, [scene.label], n_steps=count)[0] for count in steps]
+        rows[method] = [_gap(bench, scene, one, promise="difference", baseline=start).relative for one in maps]
     return pd.DataFrame(rows, index=pd.Index(steps, name="steps")).T
 
 
 def sensitivity(bench: Bench, scene: Scene, methods: Sequence[str], change: float, seed: int = 0) -> pd.DataFrame:
-    """How far a map moves when every pixel changes by at most `change`: relative distance, correlation, by method."""
+    """How far a map moves when every pixel changes by at most `change`: relative distance, correlation, by method.
+
+    The distance is that of :func:`cxrkit.metrics.map_distance`, 1 at most.
+    """
     noise = torch.rand(scene.images[:1].shape, generator=torch.Generator().manual_seed(seed))
     moved = (scene.images[:1] + change * (2 * noise - 1)).clamp(0, 1)
     rows = []
     for method in methods:
         options = settings_of(method, bench.parameters.n_steps, moved.shape[-1])
-        before = _maps(bench, scene, method, [scene.label], **options)[0].double()
-        after = cxrkit.attribute(bench.model, moved, method, [scene.label], **options)[0, 0].double()
-        distance = float((after - before).norm() / before.norm())
-        correlation = float(np.corrcoef(before.flatten(), after.flatten())[0, 1])
+        before = _maps(bench, scene, method, [scene.label], **options)
+        after = cxrkit.attribute(bench.model, moved, method, [scene.label], **options)[0].float().cpu()
+        distance, correlation = float(map_distance(before, after)), float(map_correlation(before, after))
         rows.append({"method": method, "relative distance": distance, "correlation": correlation})
     return pd.DataFrame(rows).set_index("method")
+
+
+class _Gap(NamedTuple):
+    gap: float
+    relative: float
+    promised: float
+
+
+def _gap(bench: Bench, scene: Scene, values: Tensor, **promise) -> _Gap:
+    """What the sum of a map [H, W] of the scene's first image lacks; see :func:`cxrkit.metrics.completeness_gap`."""
+    found = completeness_gap(bench.model, scene.images[:1], values[None, None], [scene.label], **promise)
+    gap = float(found.gap)
+    return _Gap(gap, float(found.relative), float(values.double().sum()) - gap)
 
 
 def _maps(bench: Bench, scene: Scene, method: str, labels: Sequence[str], **options) -> Tensor:
     """Maps [L, H, W] of the scene's first image."""
     return cxrkit.attribute(bench.model, scene.images[:1], method, list(labels), **options)[0].float().cpu()
-
-
-def _logits(bench: Bench, images: Tensor, labels: Sequence[str]) -> Tensor:
-    columns = [list(bench.model.labels).index(label) for label in labels]
-    with torch.no_grad():
-        return bench.model(images)[:, columns].cpu()
 
 
 def _path_start(method: str, image: Tensor) -> Tensor:

@@ -115,13 +115,14 @@ def _score_chunk(subject: Subject, rows: torch.Tensor, column: int, method: str)
         "grid": _coarse(cxrkit.metrics.grid_energy, maps),
         "smooth": _coarse(cxrkit.metrics.isotropic_grid_energy, maps),
     }
-    parts = []
-    for threshold in subject.parameters.thresholds:
-        kinds = {
-            kind: cxrkit.metrics.energy_pointing_game(maps, masks, kind=kind, threshold=threshold).numpy()
-            for kind in ("precision", "recall")
-        }
-        parts.append(pd.DataFrame({**frame, "threshold": threshold, **kinds}))
+    thresholds = subject.parameters.thresholds
+    kinds = {
+        kind: cxrkit.metrics.threshold_sweep(maps, masks, thresholds, kind).numpy() for kind in ("precision", "recall")
+    }
+    parts = [
+        pd.DataFrame({**frame, "threshold": threshold} | {kind: values[:, column] for kind, values in kinds.items()})
+        for column, threshold in enumerate(thresholds)
+    ]
     return pd.concat(parts, ignore_index=True)
 
 

@@ -225,17 +225,17 @@ def verdicts(scores: pd.DataFrame, by: tuple[str, ...] = ("world", "region", "me
 
     `times_chance` is share / chance. Degenerate maps are counted, not averaged.
     """
-    rows = []
-    for names, part in scores.groupby(list(by), sort=False):
-        mean, low, high = cxrkit.metrics.bootstrap(part["share"], part["patient_id"])
-        chance = float(part["chance"].mean())
-        rows.append(
-            dict(zip(by, names, strict=True))
-            | {"share": mean, "low": low, "high": high, "chance": chance, "times_chance": mean / chance}
-            | {"effect": float(part["effect"].mean()), "maps": len(part), "degenerate": int(part["share"].isna().sum())}
-        )
     columns = [*by, "share", "low", "high", "chance", "times_chance", "effect", "maps", "degenerate"]
-    return pd.DataFrame(rows, columns=columns)
+    if scores.empty:
+        return pd.DataFrame(columns=columns)
+    gathered = cxrkit.metrics.Accumulator()
+    found = cxrkit.metrics.LocalisationScores(*({"share": scores[name].to_numpy()} for name in ("share", "chance")))
+    gathered.add(found, scores["patient_id"].to_numpy(), **{name: scores[name] for name in by})
+    table = gathered.table().rename(columns={"mean": "share"}).set_index(list(by))
+    # Chance and effect are those of all images, also where a map has no positive mass.
+    table[["chance", "effect"]] = scores.groupby(list(by), sort=False)[["chance", "effect"]].mean()
+    table["times_chance"], table["maps"] = table["share"] / table["chance"], table["n"] + table["degenerate"]
+    return table.reset_index()[columns]
 
 
 def side_by_side(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from cxrkit.data import Dataset
 from cxrkit.errors import ParameterError
-from cxrkit.metrics import bootstrap, classification_report
+from cxrkit.metrics import Accumulator, LocalisationScores, bootstrap, classification_report
 from cxrkit.study import grid, runs
 from cxrkit.study.training import load_data
 
@@ -105,48 +105,39 @@ def pointing_table(scores: pd.DataFrame, threshold: float = 0.0, cutoff: float =
     if frame.empty:
         known = sorted(scores["threshold"].unique())
         raise ParameterError(f"there are no scores at threshold {threshold}; there are some at {known}")
-    rows = []
-    for method, part in frame.groupby("method", sort=False):
-        found = part["probability"] > cutoff
-        for subset, rows_in in {"all": part, "TP": part[found], "FN": part[~found]}.items():
-            rows.append({"method": method, "subset": subset} | _macro(rows_in))
-    return pd.DataFrame(rows)
+    found = frame["probability"] > cutoff
+    tables = {"all": _macro(frame), "TP": _macro(frame[found]), "FN": _macro(frame[~found])}
+    columns = ["method", "subset", "EPG", "low", "high", "recall", "chance", "maps", "degenerate"]
+    empty = {"maps": 0, "degenerate": 0}
+    rows = [
+        {"method": method, "subset": subset} | (table.loc[method].to_dict() if method in table.index else empty)
+        for method in frame["method"].unique()
+        for subset, table in tables.items()
+    ]
+    return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def _macro(part: pd.DataFrame) -> dict[str, float]:
-    if part.empty:
-        return {
-            "EPG": np.nan,
-            "low": np.nan,
-            "high": np.nan,
-            "recall": np.nan,
-            "chance": np.nan,
-            "maps": 0,
-            "degenerate": 0,
+def _macro(frame: pd.DataFrame) -> pd.DataFrame:
+    """The macro rows of every method, indexed by it."""
+    if frame.empty:
+        return pd.DataFrame()
+    gathered = Accumulator()
+    values, chance = dict(frame[["precision", "recall"]]), {"precision": frame["chance"]}
+    scores = LocalisationScores(*({name: value.to_numpy() for name, value in of.items()} for of in (values, chance)))
+    gathered.add(scores, frame["patient_id"].to_numpy(), method=frame["method"], label=frame["label"])
+    table = gathered.table().query("label == 'macro'").set_index(["score", "method"])
+    precision, recall = table.loc["precision"], table.loc["recall"]
+    return pd.DataFrame(
+        {
+            "EPG": precision["mean"],
+            "low": precision["low"],
+            "high": precision["high"],
+            "recall": recall["mean"],
+            "chance": precision["chance"],
+            "maps": precision["n"] + precision["degenerate"],
+            "degenerate": precision["degenerate"],
         }
-    by_label = part.groupby("label")[["precision", "recall", "chance"]].mean().mean()
-    # Every label weighs the same in the macro mean, so each map weighs 1 / (labels x maps of its label).
-    valid = part[part["precision"].notna()]
-    share = 1.0 / valid.groupby("label")["precision"].transform("size") / max(valid["label"].nunique(), 1)
-    low, high = _weighted_interval(valid["precision"].to_numpy(), share.to_numpy(), valid["patient_id"].to_numpy())
-    return {
-        "EPG": by_label["precision"],
-        "low": low,
-        "high": high,
-        "recall": by_label["recall"],
-        "chance": by_label["chance"],
-        "maps": len(part),
-        "degenerate": int(part["precision"].isna().sum()),
-    }
-
-
-def _weighted_interval(values: np.ndarray, shares: np.ndarray, patients: np.ndarray) -> tuple[float, float]:
-    if not len(values):
-        return float("nan"), float("nan")
-    centred = (values - (values * shares).sum()) * shares * len(values)
-    interval = bootstrap(centred, patients, n=1000, seed=0)
-    centre = (values * shares).sum()
-    return centre + interval.low, centre + interval.high
+    )
 
 
 def curves(scores: pd.DataFrame) -> pd.DataFrame:

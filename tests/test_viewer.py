@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import queue
 import re
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -286,7 +288,9 @@ def explorer(monkeypatch):
         for number in range(3)
     ]
     methods = ["input_x_gradient", "gradcam", "broken"]
-    made = widget.Explorer({"linear": Linear().train()}, samples, methods, labels=LABELS, explain=refuse)
+    made = widget.Explorer(
+        {"linear": Linear().train()}, samples, methods, labels=LABELS, explain=refuse, background=False
+    )
     made.sent = []
     monkeypatch.setattr(made, "send", lambda content, buffers=None: made.sent.append(content))
     return made
@@ -352,3 +356,37 @@ def test_explorer_takes_an_own_image(explorer):
     with pytest.raises(cxrkit.ParameterError, match="'wrong'"):
         explorer.add_image(torch.ones(3, 16, 16), "wrong")
     assert len(explorer.bundle["images"]) == 4
+
+
+def test_explorer_computes_in_the_background_tells_how_far_and_stops(explorer, monkeypatch):
+    widget = pytest.importorskip("cxrkit.view.widget")
+    sent, go, begun = queue.Queue(), threading.Event(), threading.Event()
+
+    def slow(model, image, method, label, progress):
+        begun.set()
+        monkeypatch.setattr(widget.time, "monotonic", lambda: 1e9)  # as if a while had passed
+        progress(0.25)
+        assert go.wait(20)
+        progress(0.5)
+        return image[0]
+
+    made = widget.Explorer(explorer.models, explorer._dataset, ["slow"], labels=LABELS, explain=slow)
+    monkeypatch.setattr(made, "send", lambda content, buffers=None: sent.put(content))
+    for number, key in enumerate("abc"):
+        made._handle_custom_msg({"type": "map", "image": number, "label": 0, "series": 0, "key": key}, [])
+    assert begun.wait(20)
+    assert sent.get(timeout=20) == {"key": "a", "type": "progress", "share": 0.25}
+    made._handle_custom_msg({"type": "image", "image": 2, "key": "i"}, [])  # answered while a map is computed
+    assert sent.get(timeout=20)["record"]["id"] == "row-2"
+    for key in ("a", "b", "nobody"):
+        made._handle_custom_msg({"type": "cancel", "key": key}, [])
+    go.set()
+    replies = {}
+    while len(replies) < 3:
+        reply = sent.get(timeout=20)
+        if reply["type"] == "map":
+            replies[reply["key"]] = reply
+    assert "Stopped" in replies["a"]["error"]
+    assert "Stopped" in replies["b"]["error"]
+    assert "record" in replies["c"]
+    assert made._waited == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -260,6 +261,115 @@ def test_controls_are_reached_by_keyboard_and_named(open_page, bundle):
     assert page.locator("[aria-live=polite]").count() == 3
 
 
+def test_pointing_and_overlap_are_those_of_the_metrics(open_page, bundle):
+    page = open_page(viewer.static_html(bundle))
+    ready(page)
+    ready(page, "bcos", 1)
+    record = bundle.data["images"][0]
+    masks = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    (x0, y0, x1, y1) = map(int, record["boxes"][0][0])
+    masks[y0:y1, x0:x1] = True
+    for threshold in (0.0, 0.6):
+        page.get_by_role("slider", name="Threshold").fill(str(threshold))
+        for number in (0, 1):
+            packed = bundle.data["series"][number]["maps"]["0/0"]
+            maps = torch.from_numpy(packing.unpack_map(packed, record["grid"]))
+            iou = cxrkit.metrics.mask_iou(maps, masks, threshold=threshold)
+            hit = cxrkit.metrics.pointing_game(maps, masks, tolerance_fraction=15 / 224)
+            chance = cxrkit.metrics.pointing_chance(masks, tolerance_fraction=15 / 224)
+            told = scores(page, number)
+            assert told["IoU"] == f"{100 * iou:.1f} %"
+            assert told["Pointing"] == f"{'hit' if hit else 'miss'}, chance {100 * chance:.1f} %"
+
+
+def test_zoom_and_pan_are_linked(open_page, bundle):
+    page = open_page(viewer.static_html(bundle))
+    ready(page)
+    ready(page, "bcos", 1)
+    before = [picture(page, number) for number in (0, 1)]
+    page.get_by_role("button", name="Zoom in").click()
+    moved = "old => [...document.querySelectorAll('.cxr-panel canvas')].every((each, i) => each.toDataURL() !== old[i])"
+    page.wait_for_function(moved, arg=before)
+    page.get_by_text("150 %").wait_for()
+    canvas = panel(page, 0).locator("canvas")
+    canvas.focus()
+    canvas.hover(position={"x": 100, "y": 100})
+    page.mouse.wheel(0, -400)
+    page.wait_for_function("parseInt(document.querySelector('.cxr-zoom').textContent.match(/\\d+/)[0]) > 250")
+    here = [picture(page, number) for number in (0, 1)]
+    page.mouse.down()
+    page.mouse.move(260, 480, steps=4)
+    page.mouse.up()
+    page.wait_for_function(moved, arg=here)
+    page.keyboard.press("Shift+ArrowLeft")
+    page.keyboard.press("0")
+    page.get_by_text("100 %").wait_for()
+    page.keyboard.press("Escape")
+    back = "old => [...document.querySelectorAll('.cxr-panel canvas')].every((each, i) => each.toDataURL() === old[i])"
+    page.wait_for_function(back, arg=before)
+
+
+def test_fingers_zoom(open_page, bundle):
+    page = open_page(viewer.static_html(bundle), width=390, has_touch=True)
+    ready(page)
+    page.evaluate(
+        """() => {
+          const canvas = document.querySelector(".cxr canvas"), { left, top } = canvas.getBoundingClientRect();
+          const finger = (type, pointerId, x) => canvas.dispatchEvent(new PointerEvent(type,
+            { pointerId, pointerType: "touch", clientX: left + x, clientY: top + 60, bubbles: true }));
+          canvas.setPointerCapture = () => {};
+          const moves = [["pointerdown", 1, 100], ["pointerdown", 2, 140], ["pointermove", 2, 220]];
+          for (const [type, id, x] of moves) finger(type, id, x);
+          for (const id of [1, 2]) finger("pointerup", id, 0);
+        }"""
+    )
+    page.get_by_text("300 %").wait_for()
+
+
+def test_one_to_six_panels(open_page, bundle):
+    page = open_page(viewer.static_html(bundle))
+    ready(page)
+    count = page.get_by_role("combobox", name="Panels")
+    count.select_option("1")
+    assert page.locator(".cxr-panel").count() == 1
+    count.select_option("2")
+    ready(page, "bcos", 1)
+    assert page.locator(".cxr-panel").count() == 2
+
+
+def test_numbers_and_picture_are_saved(open_page, bundle):
+    page = open_page(viewer.static_html(bundle))
+    ready(page)
+    ready(page, "bcos", 1)
+    page.get_by_role("combobox", name="Label").select_option(label=HOSTILE)
+    page.wait_for_function("document.querySelector('.cxr canvas').ariaLabel.includes('<img')")
+    page.get_by_text("Numbers as a table").click()
+    rows = page.locator(".cxr-numbers tbody tr")
+    assert rows.count() == 2
+    assert HOSTILE in rows.first.text_content()
+    with page.expect_download() as caught:
+        page.get_by_role("button", name="CSV").click()
+    lines = caught.value.path().read_text("utf-8-sig").splitlines()
+    assert lines[0].startswith('"Image","Label","Model","Method","Threshold","Logit"')
+    assert len(lines) == 3
+    with page.expect_download() as caught:
+        page.get_by_role("button", name="PNG").click()
+    from PIL import Image
+
+    saved = Image.open(caught.value.path()).convert("L")
+    canvas = panel(page, 0).locator("canvas").bounding_box()
+    assert saved.width > 2 * canvas["width"]
+    assert len(set(np.asarray(saved).ravel().tolist())) > 20
+
+
+def test_the_first_label_shown_is_one_that_is_there(open_page):
+    bundle = viewer.Bundle(["Mass", "Nodule"])
+    bundle.add_image(np.eye(20), "x", targets=[0, 1])
+    bundle.add_series("m", "layercam", np.ones((1, 2, 20, 20)) * np.eye(20), [[0.0, 0.0]], keep="all")
+    page = open_page(viewer.static_html(bundle))
+    page.locator("canvas[aria-label*='for Nodule']").wait_for()
+
+
 # ---- Alive: the same module, with the real widget answering through a bridge in place of Jupyter's comm ----
 
 BRIDGE = """
@@ -270,11 +380,13 @@ const model = {
   save_changes: () => {},
   on: (name, listener) => { (listeners[name] ??= []).push(listener); },
   off: (name, listener) => { listeners[name] = listeners[name].filter((each) => each !== listener); },
-  send: async (message) => {
-    const reply = JSON.parse(await window.python(JSON.stringify(message)));
-    for (const listener of listeners["msg:custom"] ?? []) listener(reply, []);
-  },
+  send: (message) => window.python(JSON.stringify(message)),
 };
+setInterval(async () => { // what Python sent meanwhile
+  for (const reply of JSON.parse(await window.replies())) {
+    for (const listener of listeners["msg:custom"] ?? []) listener(reply, []);
+  }
+}, 20);
 window.renewed = (bundle) => { state.bundle = bundle; listeners["change:bundle"].forEach((listener) => listener()); };
 window.state = state;
 window.stop = viewer.render({ model, el: document.getElementById("here") });
@@ -318,7 +430,13 @@ def alive(open_page, monkeypatch):
 
     def python(message):
         explorer._handle_custom_msg(json.loads(message), [])
-        return json.dumps(replies[-1])
+
+    def told():
+        return json.dumps([replies.pop(0) for _ in range(len(replies))])
+
+    def prepare(page):
+        page.expose_function("python", python)
+        page.expose_function("replies", told)
 
     state = json.dumps({"bundle": explorer.bundle, "selection": {}}).replace("<", "\\u003c")
     module = explorer._esm.replace("export default {", "const viewer = {")
@@ -326,7 +444,7 @@ def alive(open_page, monkeypatch):
         f"<style>{explorer._css}</style><div id='here'></div><script type='application/json' id='state'>{state}"
         f"</script><script type='module'>{module}\n{BRIDGE}</script>"
     )
-    return explorer, open_page(body, prepare=lambda page: page.expose_function("python", python))
+    return explorer, open_page(body, prepare=prepare)
 
 
 def test_live_widget_computes_what_is_asked_for_and_says_what_fails(alive):
@@ -344,6 +462,26 @@ def test_live_widget_computes_what_is_asked_for_and_says_what_fails(alive):
     page.get_by_role("combobox", name="Label").select_option("0")
     page.wait_for_function("document.querySelector('.cxr canvas').ariaLabel.includes('for Effusion')")
     assert explain.calls == [("saliency", "Effusion"), ("saliency", "Mass")]
+
+
+def test_live_widget_tells_how_far_it_is_and_stops(alive):
+    explorer, page = alive
+    ready(page, "saliency")
+    reached = []
+
+    def slow(model, image, method, label, progress):
+        for step in range(400):
+            reached.append(step)
+            progress(step / 400)
+            time.sleep(0.05)
+        return image[0]
+
+    explorer.explain, explorer._tells = slow, True
+    page.get_by_role("combobox", name="Label").select_option("2")
+    page.get_by_text(re.compile(r"Computing … \d+ %")).first.wait_for()
+    panel(page, 0).get_by_role("button", name="Stop").click()
+    page.get_by_text("Stopped.").first.wait_for()
+    assert 0 < max(reached) < 399
 
 
 def test_live_widget_shows_an_own_image(alive):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ def attribute(
     *,
     preset: str | None = None,
     chunk: int | None = None,
-    progress: bool | None = None,
+    progress: bool | Callable[[float], None] | None = None,
     **options,
 ) -> Tensor:
     """Maps of every label of every image: [B, L, H, W], raw (signed, unnormalised), at input resolution.
@@ -36,8 +38,9 @@ def attribute(
     `options`. `labels`: names or indices (None: all). `output`: what is explained, "logit" (default) or
     "probability" (the sigmoid of the logit). `preset`: the settings of a paper's published code, by its key;
     options named beside it win. `chunk`: images per forward pass; None chooses by image size, and the maps don't
-    depend on it. `progress`: a bar; None shows it for long work that somebody watches. Maps are float32 on the
-    images' device (float64 for float64 images). The model is explained in evaluation mode with frozen weights,
+    depend on it. `progress`: a bar; None shows it for long work that somebody watches; a function is told the share
+    that is done, and may raise to end the work. Maps are float32 on the images' device (float64 for float64
+    images). The model is explained in evaluation mode with frozen weights,
     and is left as it was: training flags, `requires_grad`, `.grad`, hooks. Raises ParameterError for an unknown
     method, option, label or layer, and AttributionError for unfit images or where the method can't be right for
     this network.

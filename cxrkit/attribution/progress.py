@@ -12,11 +12,14 @@ _DELAY = 2.0  # seconds before a bar appears: shorter work shows none
 
 
 @contextmanager
-def progress_bar(shown: bool | None, description: str) -> Iterator[Callable[[float], None]]:
+def progress_bar(shown: bool | Callable[[float], None] | None, description: str) -> Iterator[Callable[[float], None]]:
     """A function to call with the share of the work that is done, from 0 to 1.
 
-    `shown`: True, False, or None for a terminal or a notebook that a person runs.
+    `shown`: True, False, None for a terminal or a notebook that a person runs, or a function that is told the share.
     """
+    if callable(shown):
+        yield shown
+        return
     if shown is False or (shown is None and not _watched()):
         yield lambda share: None
         return

@@ -14,15 +14,28 @@ from scipy import ndimage
 from cxrkit.errors import ParameterError
 from cxrkit.view.packing import LEVELS, THRESHOLD_STEP, area_resize, pack_image, pack_map, pack_mask
 
-__all__ = ["NOTE", "Bundle", "asset", "image_record", "new_bundle", "static_html"]
+__all__ = ["NOTE", "Bundle", "image_record", "new_bundle", "script", "static_html", "styles"]
 
 NOTE = "Not for clinical use."
+# How near a maximum must come to a box, as a share of the longer side: the 15 of 224 pixels of paper `normgrad`.
+TOLERANCE = 15 / 224
 
 
 @cache
-def asset(name: str) -> str:
-    """Text of a file that lies beside this module: ``viewer.js`` or ``viewer.css``."""
-    return files("cxrkit.view").joinpath(name).read_text(encoding="utf-8")
+def script() -> str:
+    """The front end as one ES module: the numbered files of the folder ``front``, joined."""
+    parts = sorted((part for part in _front().iterdir() if part.name.endswith(".js")), key=lambda part: part.name)
+    return "\n".join(part.read_text(encoding="utf-8") for part in parts)
+
+
+@cache
+def styles() -> str:
+    """The front end's style sheet."""
+    return _front().joinpath("viewer.css").read_text(encoding="utf-8")
+
+
+def _front():
+    return files("cxrkit.view").joinpath("front")
 
 
 def new_bundle(labels: Sequence[str], note: str) -> dict[str, Any]:
@@ -35,6 +48,7 @@ def new_bundle(labels: Sequence[str], note: str) -> dict[str, Any]:
         "note": note,
         "levels": LEVELS,
         "step": THRESHOLD_STEP,
+        "tolerance": TOLERANCE,
         "labels": labels,
         "images": [],
         "series": [],
@@ -220,11 +234,11 @@ def static_html(bundle: Bundle, height: int = 480, limit: int = 3_000_000) -> st
     # A "<" in data could end the script element or open a comment in it; JSON may write it as an escape.
     data = json.dumps(bundle.data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     html = (
-        f"<style>{asset('viewer.css')}</style>\n"
+        f"<style>{styles()}</style>\n"
         f'<div class="cxr" data-cxr style="--cxr-height:{int(height)}px">\n'
         '<p class="cxr-note">This comparison of explanations needs JavaScript.</p>\n'
         f'<script type="application/json">{data}</script>\n</div>\n'
-        f'<script type="module">{asset("viewer.js")}\nmountAll(document);</script>\n'
+        f'<script type="module">{script()}\nmountAll(document);</script>\n'
     )
     if (size := len(html.encode())) > limit:
         raise ParameterError(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,26 +25,37 @@ __all__ = ["Explorer", "explain"]
 logger = logging.getLogger(__name__)
 
 
-def explain(model: nn.Module, image: Tensor, method: str, label: str) -> Tensor:
+def explain(
+    model: nn.Module, image: Tensor, method: str, label: str, progress: Callable[[float], None] | None = None
+) -> Tensor:
     """The map ``[H, W]`` of one label of one image ``[1, H, W]``, by :func:`cxrkit.attribute` with its defaults."""
     from cxrkit.attribution import attribute
 
-    return attribute(model, image[None], method, labels=[label])[0, 0]
+    return attribute(model, image[None], method, labels=[label], progress=progress or False)[0, 0]
+
+
+class _Stopped(Exception):
+    """The reader no longer waits for this map."""
 
 
 class Explorer(anywidget.AnyWidget):
     """Viewer that asks Python for the images and maps it hasn't got; what was computed is kept.
 
+    Maps are computed one after the other in a thread, so that the notebook stays free; the reader sees how far one is,
+    and can stop it.
+
     ``models``: name -> classifier (logits ``[B, L]``, its labels in ``.labels``); ``dataset``: has a length and gives
     samples, may be None when images come by :meth:`add_image`; ``methods``: names; ``labels``: by default the
     dataset's, else the first model's; ``images``: the dataset's positions to offer, by default the first 100;
-    ``explain``: ``(model, image [1, H, W], method, label) -> map [H, W]``; ``map_size``: as in
-    :class:`cxrkit.view.viewer.Bundle`. A method that refuses a model leaves a sentence in its panel. The trait
-    ``selection`` tells what is shown: image, label, and one position in ``bundle["series"]`` per panel.
+    ``explain``: ``(model, image [1, H, W], method, label) -> map [H, W]``; one that also takes ``progress`` is given a
+    function to tell the share that is done; ``map_size``: as in :class:`cxrkit.view.viewer.Bundle`;
+    ``background=False`` computes where the question is heard. A method that refuses a model leaves a sentence in its
+    panel. The trait ``selection`` tells what is shown: image, label, and one position in ``bundle["series"]`` per
+    panel.
     """
 
-    _esm = viewer.asset("viewer.js")
-    _css = viewer.asset("viewer.css")
+    _esm = viewer.script()
+    _css = viewer.styles()
     bundle = traitlets.Dict().tag(sync=True)
     selection = traitlets.Dict().tag(sync=True)
 
@@ -55,6 +70,7 @@ class Explorer(anywidget.AnyWidget):
         note: str = viewer.NOTE,
         explain: Callable[[nn.Module, Tensor, str, str], Tensor] = explain,
         map_size: int = 224,
+        background: bool = True,
         **traits: Any,
     ):
         if not models or not methods:
@@ -64,6 +80,9 @@ class Explorer(anywidget.AnyWidget):
         self.map_size = map_size
         self._dataset = dataset
         self._answers: dict[str, dict[str, Any]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain") if background else None
+        self._waited: dict[str, threading.Event] = {}  # of every map asked for: set when nobody waits any more
+        self._tells = "progress" in inspect.signature(explain).parameters
         self._logits: dict[tuple[str, int], Tensor] = {}
         labels = labels or getattr(dataset, "labels", None) or getattr(next(iter(models.values())), "labels", ())
         data = viewer.new_bundle(labels, note)
@@ -102,23 +121,55 @@ class Explorer(anywidget.AnyWidget):
         return {"image": sample.image, "image_id": sample.image_id, **regions}
 
     def _receive(self, _widget: Any, question: Any, _buffers: Any = None) -> None:
-        """Answer one question of the front end; whatever goes wrong becomes a sentence in the panel."""
-        key = question.get("key") if isinstance(question, dict) else None
+        """Take one question of the front end; images and known maps are answered at once, new maps in their turn."""
+        question = question if isinstance(question, dict) else {}
+        key = question.get("key")
+        if question.get("type") == "cancel":
+            if key in self._waited:
+                self._waited[key].set()
+        elif question.get("type") != "map" or self._thread is None:
+            self._reply(question)
+        else:
+            self._waited[key] = threading.Event()
+            self._thread.submit(self._reply, question)
+
+    def _reply(self, question: Mapping[str, Any]) -> None:
+        """Answer one question; whatever goes wrong becomes a sentence in the panel."""
+        key = question.get("key")
         try:
-            answer = self.answer(question)
+            if key in self._waited and self._waited[key].is_set():
+                raise _Stopped
+            answer = self.answer(question, self._teller(key))
+        except _Stopped:
+            answer = {"error": "Stopped. Choose the map again to compute it."}
         except CxrkitError as error:
             answer = {"error": str(error)}
         except Exception as error:
             # A panel that waits forever says less than any error; the traceback goes to the log.
             logger.exception("the viewer's question %r failed", key)
             answer = {"error": f"{type(error).__name__}: {error}"}
+        self._waited.pop(key, None)
         self.send({"key": key, "type": question.get("type") if key else None, **answer})
 
-    def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
+    def _teller(self, key: str | None) -> Callable[[float], None]:
+        """What a method calls as it goes on: tells the panel four times a second, and ends what nobody waits for."""
+        stopped, told = self._waited.get(key, threading.Event()), [time.monotonic()]
+
+        def tell(share: float) -> None:
+            if stopped.is_set():
+                raise _Stopped
+            if time.monotonic() - told[0] > 0.25:
+                told[0] = time.monotonic()
+                self.send({"key": key, "type": "progress", "share": float(share)})
+
+        return tell
+
+    def answer(self, question: Mapping[str, Any], tell: Callable[[float], None] | None = None) -> dict[str, Any]:
         """The answer to ``{"type": "image", "image": i}`` or ``{"type": "map", "image", "label", "series"}``.
 
-        An image gives ``record``; a map gives ``record``, ``logit`` and ``probability``. Raises ParameterError for
-        a question that isn't one of these, and whatever the dataset, the model or the method raises.
+        An image gives ``record``; a map gives ``record``, ``logit`` and ``probability``; ``tell`` hears how far it
+        is. Raises ParameterError for a question that isn't one of these, and whatever the dataset, the model or the
+        method raises.
         """
         kind = question.get("type")
         if kind not in ("image", "map"):
@@ -132,7 +183,7 @@ class Explorer(anywidget.AnyWidget):
                 raise ParameterError(f"{name}={value!r}: a whole number from 0 to {sizes[name] - 1} expected")
         key = f"{kind} {'/'.join(map(str, place.values()))}"
         if key not in self._answers:
-            self._answers[key] = self._image(**place) if kind == "image" else self._map(**place)
+            self._answers[key] = self._image(**place) if kind == "image" else self._map(**place, tell=tell)
         return self._answers[key]
 
     def _image(self, image: int) -> dict[str, Any]:
@@ -140,7 +191,7 @@ class Explorer(anywidget.AnyWidget):
         own = self.bundle["labels"]
         return {"record": viewer.image_record(**sample, labels=own, map_size=self.map_size)}
 
-    def _map(self, image: int, label: int, series: int) -> dict[str, Any]:
+    def _map(self, image: int, label: int, series: int, tell: Callable[[float], None] | None) -> dict[str, Any]:
         name, entry = self.bundle["labels"][label], self.bundle["series"][series]
         model = self.models[entry["model"]]
         known = list(getattr(model, "labels", self.bundle["labels"]))
@@ -152,7 +203,8 @@ class Explorer(anywidget.AnyWidget):
             if (entry["model"], image) not in self._logits:
                 with torch.no_grad():
                     self._logits[entry["model"], image] = model(pixels[None])[0].float().cpu()
-            values = self.explain(model, pixels, entry["method"], name)
+            told = {"progress": tell} if self._tells and tell else {}
+            values = self.explain(model, pixels, entry["method"], name, **told)
         logit = self._logits[entry["model"], image][known.index(name)]
         grid = self.answer({"type": "image", "image": image})["record"]["grid"]
         values = torch.as_tensor(values).detach().cpu()

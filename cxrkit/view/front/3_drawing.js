@@ -1,0 +1,74 @@
+// ---- Colours: two hues that colour-blind readers tell apart, and ramps that rise in lightness for maps without sign ----
+
+const RAMPS = {
+  positive: [[255, 176, 92], [255, 132, 46], [240, 78, 16]],
+  negative: [[140, 196, 255], [84, 158, 255], [38, 112, 235]],
+  heat: [[92, 22, 120], [150, 38, 104], [206, 68, 70], [242, 118, 32], [252, 182, 40], [250, 246, 150]],
+  viridis: [[68, 1, 84], [65, 68, 135], [42, 120, 142], [34, 168, 132], [122, 209, 81], [253, 231, 37]],
+  white: [[150, 160, 170], [205, 210, 215], [255, 255, 255]],
+};
+
+// 256 colours; opacity grows with the value, so that the radiograph stays visible where a map says little.
+const table = (name, strength) => tables[`${name} ${strength}`] ??= ramp(name, strength);
+const tables = {};
+function ramp(name, strength) {
+  const stops = RAMPS[name], colours = new Uint8ClampedArray(1024);
+  for (let i = 0; i < 256; i++) {
+    const place = (i / 255) * (stops.length - 1), low = Math.min(Math.floor(place), stops.length - 2);
+    for (let c = 0; c < 3; c++) {
+      colours[4 * i + c] = stops[low][c] + (place - low) * (stops[low + 1][c] - stops[low][c]);
+    }
+    colours[4 * i + 3] = 255 * strength * Math.min(1, 1.15 * (i / 255) ** 0.6);
+  }
+  return colours;
+}
+
+// `colours`: "signed", or the ramp of a map whose negative values are left out.
+function paintLayer(canvas, map, limit, colours, strength, threshold) {
+  Object.assign(canvas, { width: map.width, height: map.height });
+  const signed = colours === "signed", up = table(signed ? "positive" : colours, strength), down = table("negative", strength);
+  const picture = new ImageData(map.width, map.height), least = threshold * Math.max(map.top, 0);
+  // One number per pixel: four times fewer steps.
+  const [pixels, ups, downs] = [picture.data, up, down].map((bytes) => new Uint32Array(bytes.buffer));
+  for (let i = 0; i < pixels.length; i++) {
+    const value = map.values[i], size = Math.abs(value);
+    if (!value || size < least || (value < 0 && !signed)) continue;
+    pixels[i] = (value < 0 ? downs : ups)[Math.min(255, Math.round((255 * size) / limit))];
+  }
+  canvas.getContext("2d").putImageData(picture, 0, 0);
+  return canvas;
+}
+
+function legendGradient(name, strength) {
+  const pick = (c, i) => `rgb(${c[4 * i]} ${c[4 * i + 1]} ${c[4 * i + 2]} / ${c[4 * i + 3] / 255})`;
+  const sample = (ramp, colours = table(ramp, strength)) => Array.from({ length: 18 }, (_, i) => pick(colours, 15 * i));
+  const colours = name === "signed" ? [...sample("negative").reverse(), ...sample("positive")] : sample(name);
+  return `linear-gradient(to right, ${colours.join(", ")})`;
+}
+
+// ---- Outlines, as line segments in fractions of the image ----------------------------------------------------
+
+function frame([x0, y0, x1, y1], [height, width]) {
+  const [a, b, c, d] = [x0 / width, y0 / height, x1 / width, y1 / height];
+  return [[a, b, c, b], [c, b, c, d], [c, d, a, d], [a, d, a, b]];
+}
+
+// The edge of a region of any shape: where coverage crosses one half between neighbouring cell centres.
+function contour(region, [rows, columns]) {
+  const at = (x, y) => (x < 0 || y < 0 || x >= columns || y >= rows ? 0 : region.cover[y * columns + x]) - 0.5;
+  const lines = [];
+  for (let y = -1; region && y < rows; y++) {
+    for (let x = -1; x < columns; x++) {
+      const value = [at(x, y), at(x + 1, y), at(x + 1, y + 1), at(x, y + 1)], ends = [];
+      for (let i = 0; i < 4; i++) {
+        const next = (i + 1) % 4, part = value[i] / (value[i] - value[next]);
+        if (value[i] < 0 === value[next] < 0) continue;
+        const [right, down] = [[part, 0], [1, part], [1 - part, 1], [0, 1 - part]][i]; // along the cell's four sides
+        ends.push((x + right + 0.5) / columns, (y + down + 0.5) / rows);
+      }
+      for (let i = 0; i < ends.length; i += 4) lines.push(ends.slice(i, i + 4));
+    }
+  }
+  return lines;
+}
+

@@ -345,6 +345,7 @@ def test_numbers_and_picture_are_saved(open_page, bundle):
     page.wait_for_function("document.querySelector('.cxr canvas').ariaLabel.includes('<img')")
     page.get_by_text("Numbers as a table").click()
     rows = page.locator(".cxr-numbers tbody tr")
+    rows.nth(1).wait_for()
     assert rows.count() == 2
     assert HOSTILE in rows.first.text_content()
     with page.expect_download() as caught:

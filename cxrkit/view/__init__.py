@@ -6,7 +6,7 @@ import importlib
 
 # Modules and names load on first use: figures need matplotlib, the widget needs anywidget, a page may need neither.
 _HOMES = {"Bundle": "viewer", "static_html": "viewer", "Explorer": "widget", "describe": "style", "to_html": "style"}
-_MODULES = ("figures", "style", "viewer", "widget")
+_MODULES = ("exporting", "figures", "lab", "style", "viewer", "widget")
 __all__ = sorted([*_HOMES, *_MODULES])
 
 

@@ -83,7 +83,8 @@ class Explorer(anywidget.AnyWidget):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain") if background else None
         self._waited: dict[str, threading.Event] = {}  # of every map asked for: set when nobody waits any more
         self._tells = "progress" in inspect.signature(explain).parameters
-        self._logits: dict[tuple[str, int], Tensor] = {}
+        self._logits: dict[tuple[str, int], dict[str, float]] = {}
+        self._raw: dict[tuple[int, int, int], Tensor] = {}  # the maps behind the answers, for files
         labels = labels or getattr(dataset, "labels", None) or getattr(next(iter(models.values())), "labels", ())
         data = viewer.new_bundle(labels, note)
         count = 0 if dataset is None else len(dataset)
@@ -194,27 +195,63 @@ class Explorer(anywidget.AnyWidget):
     def _map(self, image: int, label: int, series: int, tell: Callable[[float], None] | None) -> dict[str, Any]:
         name, entry = self.bundle["labels"][label], self.bundle["series"][series]
         model = self.models[entry["model"]]
-        known = list(getattr(model, "labels", self.bundle["labels"]))
-        if name not in known:
-            raise ParameterError(f"{entry['model']} does not know the label {name!r}; it knows {known}")
-        parameter = next(model.parameters(), None)
-        pixels = self._sample(image)["image"].to("cpu" if parameter is None else parameter.device)
+        pixels = self._sample(image)["image"]
+        if (entry["model"], image) not in self._logits:
+            self._logits[entry["model"], image] = self.logits(entry["model"], pixels)
+        logits = self._logits[entry["model"], image]
+        if name not in logits:
+            raise ParameterError(f"{entry['model']} does not know the label {name!r}; it knows {list(logits)}")
         with _evaluating(model):
-            if (entry["model"], image) not in self._logits:
-                with torch.no_grad():
-                    self._logits[entry["model"], image] = model(pixels[None])[0].float().cpu()
             told = {"progress": tell} if self._tells and tell else {}
-            values = self.explain(model, pixels, entry["method"], name, **told)
-        logit = self._logits[entry["model"], image][known.index(name)]
+            values = self.explain(model, pixels.to(_device(model)), entry["method"], name, **told)
         grid = self.answer({"type": "image", "image": image})["record"]["grid"]
         values = torch.as_tensor(values).detach().cpu()
         if values.shape != pixels.shape[-2:]:
             raise ParameterError(f"the map is {tuple(values.shape)}, the image {tuple(pixels.shape[-2:])}")
+        self._raw[image, label, series] = values
+        logit = logits[name]
         return {
             "record": pack_map(area_resize(values.numpy(), *grid)),
-            "logit": logit.item(),
-            "probability": logit.sigmoid().item(),
+            "logit": logit,
+            "probability": torch.tensor(logit).sigmoid().item(),
         }
+
+    def logits(self, name: str, image: Tensor) -> dict[str, float]:
+        """The logit of every label that the model ``name`` knows, for one image ``[1, H, W]``."""
+        model = self.models[name]
+        with _evaluating(model), torch.no_grad():
+            values = model(image[None].to(_device(model)))[0].float().cpu().tolist()
+        return dict(zip(getattr(model, "labels", self.bundle["labels"]), values, strict=True))
+
+    def shown(self) -> dict[str, Any]:
+        """What the front end shows: image [1, H, W], mask bool [H, W] or None, raw maps by panel, parameters.
+
+        Maps that a method refused are left out. Raises ParameterError before anything is shown.
+        """
+        if not self.selection:
+            raise ParameterError("nothing is shown yet; open the explorer first")
+        image, label = self.selection["image"], self.selection["label"]
+        sample, maps, panels = self._sample(image), {}, []
+        for series in self.selection["series"]:
+            entry = self.bundle["series"][series]
+            if (image, label, series) in self._raw:
+                maps[f"{entry['model']}: {entry['method']}"] = self._raw[image, label, series]
+                panels.append({"model": entry["model"], "method": entry["method"]})
+        if not maps:
+            raise ParameterError("no map of this image and label has been computed yet")
+        parameters = {"image": sample["image_id"], "label": self.bundle["labels"][label], "panels": panels}
+        mask = sample.get("masks")
+        return {
+            "image": sample["image"],
+            "mask": None if mask is None else mask[label],
+            "maps": maps,
+            "parameters": parameters,
+        }
+
+
+def _device(model: nn.Module) -> torch.device | str:
+    parameter = next(model.parameters(), None)
+    return "cpu" if parameter is None else parameter.device
 
 
 @contextmanager

@@ -1,0 +1,100 @@
+"""Two training runs side by side: parameters that differ, scores with the interval of their difference, networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+from torch import nn
+
+import cxrkit.models
+from cxrkit.errors import ParameterError
+from cxrkit.study import grid, report, runs
+
+__all__ = ["differences", "networks", "pair", "scores"]
+
+Pair = tuple[runs.Run, runs.Run]
+
+
+def pair(first: str = "", second: str = "", results: str = "results") -> Pair:
+    """Two training runs by key or folder; empty names take the first and the last of the grid that the pages show.
+
+    Raises DataError for a run that isn't there, ParameterError for one that trained nothing.
+    """
+    found = [runs.find(name, results) if name else None for name in (first, second)]
+    if None in found:
+        trained = [run for run in report.runs_of(grid.shown()) if run.kind == "train"]
+        found = [run or trained[place] for run, place in zip(found, (0, -1), strict=True)]
+    if other := [run.key for run in found if run.kind != "train"]:
+        raise ParameterError(f"runs {other} trained no network; give the keys of training runs")
+    return found[0], found[1]
+
+
+def differences(pair: Pair) -> pd.DataFrame:
+    """The parameters that differ, a row each; one column per run."""
+    values = [run.parameters.identity() for run in pair]
+    names = [name for name in {**values[0], **values[1]} if values[0].get(name) != values[1].get(name)]
+    rows = {name: [str(value.get(name, "–")) for value in values] for name in names}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["first", "second"]).rename_axis("parameter")
+
+
+def scores(pair: Pair, n: int = 500, seed: int = 0) -> pd.DataFrame:
+    """AUC per label on the test images of both runs, and second less first with its 95 % interval.
+
+    The interval resamples the patients ``n`` times, both networks on the same ones; it is nan where the runs were
+    tested on different images, and where a label has one class only. The row "macro" is the mean over labels.
+    """
+    tables = [run.frame("predictions") for run in pair]
+    keys = ["patient_id", "image_id", "label"]
+    wide, truth = (
+        [table.set_index(keys)[name].unstack().sort_index() for table in tables] for name in ("logit", "target")
+    )
+    labels = [label for label in dict.fromkeys(tables[0]["label"]) if label in wide[1]]
+    columns = ["first", "second", "difference", "low", "high"]
+    own = [
+        _areas(target[labels].to_numpy(), logit[labels].to_numpy()) for target, logit in zip(truth, wide, strict=True)
+    ]
+    found = pd.DataFrame({"first": own[0], "second": own[1], "difference": own[1] - own[0]}, index=[*labels, "macro"])
+    bounds = np.full((2, len(found)), np.nan)
+    if wide[0].index.equals(wide[1].index) and truth[0][labels].equals(truth[1][labels]):
+        bounds = _paired(truth[0][labels], [one[labels].to_numpy() for one in wide], n, seed)
+    return found.assign(low=bounds[0], high=bounds[1])[columns].rename_axis("label")
+
+
+def _paired(truth: pd.DataFrame, logits: list[np.ndarray], n: int, seed: int) -> np.ndarray:
+    """Bounds [2, L + 1] of the difference of two networks' areas over resampled patients."""
+    rng, targets = np.random.default_rng(seed), truth.to_numpy()
+    of_patient = list(pd.Series(np.arange(len(truth))).groupby(truth.index.get_level_values(0)).indices.values())
+    drawn = []
+    for _ in range(n):
+        rows = np.concatenate([of_patient[place] for place in rng.integers(0, len(of_patient), len(of_patient))])
+        drawn.append(_areas(targets[rows], logits[1][rows]) - _areas(targets[rows], logits[0][rows]))
+    drawn = np.ma.masked_invalid(drawn)
+    bounds = [
+        np.quantile(column.compressed(), [0.025, 0.975]) if column.count() > n / 2 else (np.nan, np.nan)
+        for column in drawn.T
+    ]
+    return np.array(bounds).T
+
+
+def _areas(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve per label and their mean, [L + 1]; nan where a class is missing (Mann and Whitney)."""
+    areas = []
+    for target, logit in zip(targets.T, logits.T, strict=True):
+        known = np.isfinite(target)
+        positive = target[known] > 0.5
+        count = positive.sum()
+        if count in (0, len(positive)):
+            areas.append(np.nan)
+            continue
+        ranks = rankdata(logit[known])
+        areas.append((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
+    return np.array([*areas, np.nanmean(areas) if np.isfinite(areas).any() else np.nan])
+
+
+def networks(pair: Pair) -> dict[str, nn.Module]:
+    """The two trained networks by a name that tells them apart."""
+    names = [report.variant(run.parameters) for run in pair]
+    if names[0] == names[1]:
+        names = [f"{name}, {run.key.rsplit('-', 1)[-1]}" for name, run in zip(names, pair, strict=True)]
+    return {name: cxrkit.models.load(run.folder / "model.safetensors") for name, run in zip(names, pair, strict=True)}

@@ -1,0 +1,96 @@
+"""Files of what is shown: a panel as PNG, SVG and PDF, and the raw maps, each with the parameters that made it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxrkit.errors import ParameterError
+from cxrkit.view.panels import array
+from cxrkit.view.style import PNG_DPI, style
+
+__all__ = ["FORMATS", "export_figure", "export_maps", "file_name"]
+
+FORMATS = ("png", "svg", "pdf")
+_NOTICE = "Not a medical device; not for clinical use."
+# Where each format keeps a free text; no file names its author, its day of making or a path.
+_FIELDS = {"png": "Description", "svg": "Description", "pdf": "Subject"}
+_UNDATED = {"png": {"Software": "cxrkit"}, "svg": {"Date": None, "Creator": "cxrkit"}, "pdf": {"CreationDate": None}}
+
+
+def file_name(text: str) -> str:
+    """A name for a file from any text, such as a label: letters, digits, dots and hyphens; never empty or hidden."""
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-.")[:120] or "image"
+
+
+def export_figure(
+    figure: Any, path: str | Path, parameters: Mapping[str, Any], formats: Sequence[str] = FORMATS
+) -> list[Path]:
+    """Write a figure as ``path`` with the suffix of each format; returns the files.
+
+    ``parameters`` (JSON-able) stand in the file's own description field, with a notice that this is no medical device.
+    The same figure gives the same bytes. Each file is whole or not there. Raises ParameterError for an unknown format.
+    """
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise ParameterError(f"formats {unknown} are unknown; known: {', '.join(FORMATS)}")
+    text = _text(parameters)
+    written = []
+    for name in formats:
+        target = Path(path).with_name(f"{Path(path).name}.{name}")
+        metadata = _UNDATED[name] | {_FIELDS[name]: text}
+        with style():
+            import matplotlib
+
+            with matplotlib.rc_context({"svg.hashsalt": "cxrkit"}):  # else SVG names its parts at random
+                _whole(
+                    target,
+                    lambda file, name=name, metadata=metadata: figure.savefig(
+                        file, format=name, dpi=PNG_DPI, facecolor="white", metadata=metadata
+                    ),
+                )
+        written.append(target)
+    return written
+
+
+def export_maps(path: str | Path, image: Any, maps: Mapping[str, Any], parameters: Mapping[str, Any]) -> Path:
+    """Write raw maps as a NumPy archive; returns the file.
+
+    Its arrays: ``image`` float32 ``[H, W]``, ``names`` ``[M]``, ``maps`` float32 ``[M, H, W]`` (signed, not
+    normalised), ``parameters`` (JSON text). ``numpy.load(path, allow_pickle=False)`` reads it. Raises ParameterError
+    when there are no maps, or they differ in shape.
+    """
+    values = [array(one) for one in maps.values()]
+    if not values or len({one.shape for one in values}) > 1:
+        raise ParameterError(f"maps: one shape for all expected, got {sorted({one.shape for one in values})}")
+    arrays = {
+        "image": array(image).squeeze().astype(np.float32),
+        "names": np.array(list(maps), dtype=str),
+        "maps": np.stack(values).astype(np.float32),
+        "parameters": np.array(_text(parameters)),
+    }
+    path = Path(path).with_name(f"{Path(path).name}.npz")
+    _whole(path, lambda file: np.savez_compressed(file, **arrays))
+    return path
+
+
+def _text(parameters: Mapping[str, Any]) -> str:
+    return json.dumps({**parameters, "notice": _NOTICE}, sort_keys=True, ensure_ascii=False)
+
+
+def _whole(path: Path, write: Callable[[Any], object]) -> None:
+    """Write under another name in the same folder, then move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

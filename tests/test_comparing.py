@@ -1,0 +1,70 @@
+"""Two runs side by side."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from cxrkit import ParameterError, study
+from cxrkit.study import comparing, runs
+
+
+def predictions(shift, images=40):
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(images):
+        for label in ("a", "b", "never"):
+            target = float(rng.random() < 0.5) if label != "never" else 0.0
+            logit = rng.normal() + target * shift
+            rows.append({"image_id": f"i{number}", "patient_id": f"p{number // 2}", "split": "test", "label": label})
+            rows[-1] |= {"target": target, "logit": logit, "probability": 1 / (1 + np.exp(-logit))}
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    made = []
+    for model, shift in (("resnet18", 0.5), ("resnet34", 3.0)):
+        parameters = study.TrainParameters(model=model, results=str(tmp_path))
+        with runs.writing(parameters) as writer:
+            writer.frame("predictions", predictions(shift))
+        made.append(runs.key(parameters))
+    return comparing.pair(*made, results=str(tmp_path))
+
+
+def test_only_what_differs_is_listed(pair):
+    table = comparing.differences(pair)
+    assert table.index.tolist() == ["model"]
+    assert table.loc["model"].tolist() == ["resnet18", "resnet34"]
+
+
+def test_areas_agree_with_scikit_learn_and_the_interval_is_paired(pair):
+    table = comparing.scores(pair, n=200)
+    frame = predictions(0.5).query("label == 'a'")
+    assert table.loc["a", "first"] == pytest.approx(roc_auc_score(frame["target"], frame["logit"]))
+    assert table.loc["macro", "second"] == pytest.approx(table["second"][["a", "b"]].mean())
+    assert table.loc["never"].isna().all()
+    assert (table["low"] <= table["difference"])[["a", "b", "macro"]].all()
+    assert 0 < table.loc["macro", "low"] < table.loc["macro", "high"] < 1
+    pd.testing.assert_frame_equal(table, comparing.scores(pair, n=200))
+    same = comparing.scores((pair[0], pair[0]), n=50).loc["a"]
+    assert same[["difference", "low", "high"]].tolist() == [0, 0, 0]
+
+
+def test_other_test_images_leave_no_interval(pair, tmp_path):
+    parameters = study.TrainParameters(model="vgg16", results=str(tmp_path))
+    with runs.writing(parameters) as writer:
+        writer.frame("predictions", predictions(1.0, images=30))
+    table = comparing.scores(comparing.pair(pair[0].key, runs.key(parameters), results=str(tmp_path)), n=20)
+    assert table["low"].isna().all()
+    assert table.loc["a", "difference"] == table.loc["a", "second"] - table.loc["a", "first"]
+
+
+def test_runs_that_trained_nothing_are_refused(pair, tmp_path):
+    parameters = study.ExplainParameters(run=pair[0].key, results=str(tmp_path))
+    with runs.writing(parameters) as writer:
+        writer.frame("scores", pd.DataFrame({"image_id": ["a"]}))
+    with pytest.raises(ParameterError, match="trained no network"):
+        comparing.pair(pair[0].key, runs.key(parameters), results=str(tmp_path))

@@ -1,0 +1,181 @@
+"""The lab bench: images dropped in, files written, regions changed."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+import cxrkit
+from cxrkit.view import exporting, figures, lab, widget
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+SIZE = 32
+
+
+class Mean(torch.nn.Module):
+    labels = ("Mass", HOSTILE)
+
+    def forward(self, images):
+        return images.mean((1, 2, 3))[:, None] * torch.tensor([[10.0, -10.0]])
+
+
+@pytest.fixture
+def explorer():
+    def explain(model, image, method, label):
+        return image[0] * (1 if label == "Mass" else -1)
+
+    made = widget.Explorer({"mean": Mean()}, None, ["saliency"], explain=explain, background=False)
+    made.send = lambda content, buffers=None: None
+    return made
+
+
+def png(pixels) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def dropped(explorer, *files, negative=False, **options):
+    """What is said after files (name, content) were dropped in."""
+    box = lab.drop_in(explorer, SIZE, **options)
+    (field, invert), said = box.children[0].children, box.children[1]
+    invert.value = negative
+    when = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    about = {"type": "", "last_modified": when}
+    field.value = tuple(
+        {"name": name, "size": len(content), "content": memoryview(content), **about} for name, content in files
+    )
+    assert field.value == ()
+    return said.value
+
+
+def test_a_dicom_and_a_png_are_dropped_in(explorer):
+    content = Path(get_testdata_file("RG1_UNCR.dcm", download=False)).read_bytes()
+    said = dropped(explorer, ("chest.dcm", content), ("picture.png", png(np.full((40, 20), 51))))
+    assert said == f"chest.dcm: shown, {SIZE} x {SIZE} pixels.<br>picture.png: shown, {SIZE} x {SIZE} pixels."
+    assert [image["id"] for image in explorer.bundle["images"]] == ["chest.dcm", "picture.png"]
+    assert explorer._sample(1)["image"].unique().tolist() == pytest.approx([0.2])
+    assert 0 <= explorer._sample(0)["image"].min() < 0.3 < 0.7 < explorer._sample(0)["image"].max() <= 1
+
+
+def test_a_negative_is_turned_round(explorer):
+    dropped(explorer, ("negative.png", png(np.full((40, 40), 51))), negative=True)
+    assert explorer._sample(0)["image"].unique().tolist() == pytest.approx([0.8])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        pytest.param(b"not an image", "neither DICOM, PNG nor JPEG", id="unknown"),
+        pytest.param(b"", "empty", id="empty"),
+        pytest.param(png(np.zeros((64, 64)))[:60], "truncated or damaged", id="cut"),
+        pytest.param(b"\x00" * 2000, "more than any radiograph", id="huge"),
+    ],
+)
+def test_what_cannot_be_read_is_said_and_the_rest_goes_on(explorer, content, words):
+    said = dropped(explorer, (HOSTILE, content), ("good.png", png(np.zeros((9, 9)))), most=1999)
+    assert words in said
+    assert "good.png: shown" in said
+    assert "<img" not in said
+    assert "file:" not in said.replace("file: ", "")
+    assert len(explorer.bundle["images"]) == 1
+
+
+def show(explorer, label=0):
+    explorer.add_image(torch.rand(1, SIZE, SIZE), "one", masks=np.eye(SIZE, dtype=bool)[None].repeat(2, 0))
+    explorer._handle_custom_msg({"type": "map", "image": 0, "label": label, "series": 0, "key": "k"}, [])
+    explorer.selection = {"image": 0, "label": label, "series": [0]}
+
+
+def test_what_is_shown_is_written_with_its_parameters(explorer, tmp_path):
+    bench = lab.exports(explorer, tmp_path / "out", {"run": "train-1"})
+    buttons, said = bench.children[0].children, bench.children[1]
+    buttons[0].click()
+    assert "nothing is shown yet" in said.value
+    show(explorer, label=1)
+    for button in buttons:
+        button.click()
+    name = "one--img-src-x-onerror-alert-1"
+    files = {path.suffix: path for path in (tmp_path / "out").iterdir()}
+    assert set(files) == {".png", ".svg", ".pdf", ".npz"}
+    assert {path.stem for path in files.values()} == {name}
+    expected = {"run": "train-1", "image": "one", "label": HOSTILE}
+    told = json.loads(Image.open(files[".png"]).info["Description"])
+    assert told | expected == told
+    assert "Not a medical device" in told["notice"]
+    assert b"train-1" in files[".svg"].read_bytes()
+    assert b"<img" not in files[".svg"].read_bytes()
+    assert files[".pdf"].read_bytes().startswith(b"%PDF")
+    with np.load(files[".npz"], allow_pickle=False) as held:
+        assert held["names"].tolist() == ["mean: saliency"]
+        assert held["maps"].dtype == np.float32
+        np.testing.assert_array_equal(held["maps"][0], -held["image"])
+        assert json.loads(str(held["parameters"]))["label"] == HOSTILE
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path):
+    written = []
+    for folder in ("a", "b"):
+        figure = figures.show_maps(np.eye(8), np.eye(8)[None], ["map"])
+        written.append(
+            [file.read_bytes() for file in exporting.export_figure(figure, tmp_path / folder / "x", {"seed": 0})]
+        )
+    assert written[0] == written[1]
+
+
+def test_wrong_exports_are_refused_and_leave_nothing(tmp_path):
+    figure = figures.show_maps(np.eye(8), np.eye(8)[None], ["map"])
+    with pytest.raises(cxrkit.ParameterError, match="gif"):
+        exporting.export_figure(figure, tmp_path / "x", {}, ["png", "gif"])
+    with pytest.raises(cxrkit.ParameterError, match="one shape"):
+        exporting.export_maps(tmp_path / "x", np.eye(8), {"a": np.eye(8), "b": np.eye(9)}, {})
+    broken = SimpleNamespace(savefig=lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        exporting.export_figure(broken, tmp_path / "x", {}, ["png"])
+    assert list(tmp_path.iterdir()) == []
+    assert [exporting.file_name(text) for text in ("../../etc", "", ".x", "a b/c")] == ["etc", "image", "x", "a-b-c"]
+
+
+def test_a_region_is_filled():
+    image = torch.arange(36.0).reshape(1, 6, 6) / 36
+    box = (1, 2, 4, 5)
+    outside = torch.ones(6, 6, dtype=torch.bool)
+    outside[2:5, 1:4] = False
+    for fill in lab.FILLS:
+        changed = lab.change_region(image, box, fill)
+        assert torch.equal(changed[0][outside], image[0][outside])
+        assert not torch.equal(changed, image)
+    assert lab.change_region(image, box, "black")[0, 2:5, 1:4].eq(0).all()
+    assert lab.change_region(image, box, "white")[0, 2:5, 1:4].eq(1).all()
+    rim = torch.cat([image[0, 1, 0:5], image[0, 5, 0:5], image[0, 2:5, 0], image[0, 2:5, 4]]).mean()
+    assert lab.change_region(image, box, "mean")[0, 3, 2].item() == pytest.approx(rim.item(), abs=1e-6)
+    for wrong in ((3, 3, 3, 5), (0, 0, 7, 2), (-1, 0, 2, 2)):
+        with pytest.raises(cxrkit.ParameterError, match="does not fit"):
+            lab.change_region(image, wrong)
+    with pytest.raises(cxrkit.ParameterError, match="known: black"):
+        lab.change_region(image, box, "red")
+
+
+def test_what_if_changes_the_image_and_tells_the_logits(explorer):
+    image = torch.ones(1, 10, 10)
+    across, down, (fill, button), said = (
+        each.children if hasattr(each, "children") else each for each in lab.what_if(explorer, image, "one").children
+    )
+    across.value, down.value, fill.value = (0, 10), (0, 5), "black"
+    button.click()
+    assert explorer.bundle["images"][0]["id"] == "one, change 1: black"
+    assert "<td>10.00</td><td>5.00</td><td>-5.00</td>" in said.value
+    assert "<img" not in said.value
+    across.value = (5, 5)
+    button.click()
+    assert "does not fit" in said.value
+    assert len(explorer.bundle["images"]) == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 from cxrkit.errors import CxrkitError
 from cxrkit.study import grid, runs
 
-__all__ = ["GRIDS", "build"]
+__all__ = ["GRIDS", "build", "changes", "contents"]
 
 GRIDS = ("quick", "benchmark")  # whose results the pages show
 _SHOWN = (
@@ -38,14 +40,40 @@ def build() -> Path:
     if stamp.is_file() and index.is_file() and stamp.read_text() == f"{state} {index.stat().st_mtime_ns}":
         return index
     stamp.unlink(missing_ok=True)
+    listed = html.parent / "pages.json"
+    before = json.loads(listed.read_text()) if listed.is_file() else {}
     tool = Path(sys.executable).with_name("jupyter-book")
     command = [str(tool), "build", str(project), "--warningiserror", "--keep-going", "--all"]
     # Pages run with the machine's cores and find their runs through the project, whatever the reader's shell says.
     outcome = subprocess.run(command, cwd=project, env=os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"})
     if outcome.returncode:
         raise CxrkitError("the book was not built; the messages above name the page")
+    after = contents(html)
+    listed.write_text(json.dumps(after, indent=1))
+    (html.parent / "changed-pages.json").write_text(json.dumps(changes(before, after), indent=1))
     stamp.write_text(f"{state} {index.stat().st_mtime_ns}")  # another tool's build has another time
     return index
+
+
+def contents(html: Path) -> dict[str, str]:
+    """A hash of what each built page says, without menus, and without the foot, which tells the time."""
+    found = {}
+    for path in sorted(html.rglob("*.html")):
+        if "_static" in path.parts:
+            continue
+        article = re.search(r"<article.*?</article>", path.read_text(encoding="utf-8"), re.DOTALL)
+        text = re.sub(r'<details class="cxr-foot".*?</details>', "", article[0] if article else "", flags=re.DOTALL)
+        found[path.relative_to(html).as_posix()] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return found
+
+
+def changes(before: dict[str, str], after: dict[str, str]) -> dict[str, list[str]]:
+    """Pages that changed, are new or are gone between two builds (see `contents`), for whoever reviews the book."""
+    return {
+        "changed": sorted(page for page in before.keys() & after.keys() if before[page] != after[page]),
+        "new": sorted(after.keys() - before.keys()),
+        "gone": sorted(before.keys() - after.keys()),
+    }
 
 
 def _state(project: Path) -> str:

@@ -196,3 +196,17 @@ def test_lines_differ_in_colour_and_marker():
 def test_what_does_not_fit_is_refused(call):
     with pytest.raises(ParameterError):
         call()
+
+
+def test_a_figure_is_saved_with_its_data(scene):
+    page = to_html(figures.threshold_curves(CURVES))
+    assert 'download="figure.png"' in page
+    table = base64.b64decode(re.search(r'download="figure.csv" href="data:text/csv;base64,([^"]+)"', page).group(1))
+    pd.testing.assert_frame_equal(pd.read_csv(io.BytesIO(table)), CURVES, check_dtype=False)
+    page = to_html(figures.show_maps(**scene))
+    archive = base64.b64decode(re.search(r'download="figure.npz" href="data:[^,]+,([^"]+)"', page).group(1))
+    with np.load(io.BytesIO(archive), allow_pickle=False) as held:
+        np.testing.assert_array_equal(held["maps"], scene["maps"].astype(np.float32))
+        assert held["image"].shape == (32, 32)
+    large = figures.show_maps(np.zeros((400, 400)), np.random.default_rng(0).normal(size=(2, 400, 400)), ["a", "b"])
+    assert "figure.npz" not in to_html(large)

@@ -78,7 +78,7 @@ def show_maps(
         for ax in axes[: len(maps) + 1]:
             draw_region(ax, region, truth)
         colour_bar(figure, axes, full[0] if scale == "row" else None, signed)
-    return describe(figure, _maps_text(maps, titles, region, caption))
+    return describe(figure, _maps_text(maps, titles, region, caption), {"image": array(image).squeeze(), "maps": maps})
 
 
 def show_colours(image: Any, colours: Any, truth: Any = None, caption: str = "") -> Figure:
@@ -130,7 +130,7 @@ def show_labels(
                 draw_region(ax, regions[row], truths[row])
         colour_bar(figure, axes, None, signed)
     text = " ".join(_maps_text(maps[row], columns, regions[row], rows[row]) for row in range(len(maps)))
-    return describe(figure, f"{caption}. {text}" if caption else text)
+    return describe(figure, f"{caption}. {text}" if caption else text, {"images": images, "maps": maps})
 
 
 def show_spectrum(maps: Any, titles: Sequence[str], strides: Sequence[int] | None = None, caption: str = "") -> Figure:
@@ -165,7 +165,9 @@ def show_spectrum(maps: Any, titles: Sequence[str], strides: Sequence[int] | Non
         f"{title} {_percent(share)} (isotropic level {_percent(level)})"
         for title, share, level in zip(titles, shares, levels, strict=True)
     )
-    return describe(figure, f"{caption} Maps and their power spectra. Energy at grid frequencies: {told}.")
+    return describe(
+        figure, f"{caption} Maps and their power spectra. Energy at grid frequencies: {told}.", {"maps": maps}
+    )
 
 
 def montage(images: Any, captions: Sequence[str] = (), columns: int = 6) -> Figure:
@@ -180,7 +182,7 @@ def montage(images: Any, captions: Sequence[str] = (), columns: int = 6) -> Figu
             draw_image(ax, image, short)
             ax.title.set_fontsize(8)
     named = f": {', '.join(captions)}" if any(captions) else ""
-    return describe(figure, f"{len(images)} images{named}.")
+    return describe(figure, f"{len(images)} images{named}.", {"images": images})
 
 
 def training_curves(history: pd.DataFrame) -> Figure:
@@ -219,7 +221,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
             ax.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             ax.grid(axis="y")
-    return describe(figure, f"Learning curves, epochs {epochs.min()} to {epochs.max()}. {' '.join(sentences)}")
+    return describe(figure, f"Learning curves, epochs {epochs.min()} to {epochs.max()}. {' '.join(sentences)}", history)
 
 
 def threshold_curves(frame: pd.DataFrame, by: str = "method") -> Figure:
@@ -249,7 +251,7 @@ def threshold_curves(frame: pd.DataFrame, by: str = "method") -> Figure:
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)))
     first, last = frame["threshold"].min(), frame["threshold"].max()
-    return describe(figure, f"As the threshold rises from {first:g} to {last:g}, {'; '.join(sentences)}.")
+    return describe(figure, f"As the threshold rises from {first:g} to {last:g}, {'; '.join(sentences)}.", frame)
 
 
 def score_bars(
@@ -289,7 +291,7 @@ def score_bars(
             ax.plot([], [], color=INK, lw=1.4, ls=(0, (1, 1)), label="chance")
         if hue or "chance" in frame:
             figure.legend(loc="outside lower center", ncols=6)
-    return describe(figure, f"{title + ': ' if title else ''}{'; '.join(sentences)}.")
+    return describe(figure, f"{title + ': ' if title else ''}{'; '.join(sentences)}.", frame)
 
 
 def paper_beside_ours(table: pd.DataFrame, caption: str = "", digits: int = 1) -> pd.io.formats.style.Styler:
@@ -406,7 +408,8 @@ def verdict_bars(questions: Mapping[str, pd.DataFrame]) -> Figure:
         axes[0].set_yticks(range(len(methods)), methods)
         axes[0].invert_yaxis()
     told = "; ".join(f"{q}: {_best(table)} is highest" for q, table in asked.items())
-    return describe(figure, f"Share of positive mass over chance, by method. {told}")
+    drawn = pd.concat([table.assign(question=question) for question, table in asked.items()])
+    return describe(figure, f"Share of positive mass over chance, by method. {told}", drawn)
 
 
 def _best(table: pd.DataFrame) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import matplotlib
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
 
 WIDTH = 7.6  # inches, the width of a page's text
 CSS_DPI, PNG_DPI = 100, 180
+LARGEST_DATA = 400_000  # bytes that a figure's data may add to a page
 SIGNED, POSITIVE, GREY = "RdBu_r", "magma", "gray"
 INK, SOFT, RULE = "#1d2530", "#586373", "#d9dee6"
 # Okabe and Ito's palette without its yellow, which is too pale on white; the order keeps neighbours far apart.
@@ -71,10 +74,12 @@ _RC = {
 class Picture(Figure):
     """A matplotlib figure that shows itself in a page with alternative text, and never opens a window.
 
-    ``alt_text``: a sentence that says what is to be seen; set it with :func:`describe`.
+    ``alt_text``: a sentence that says what is to be seen; ``data``: what was drawn, a table or arrays by name. Set both
+    with :func:`describe`.
     """
 
     alt_text: str = ""
+    data: pd.DataFrame | Mapping[str, np.ndarray] | None = None
 
     def _repr_html_(self) -> str:
         return to_html(self)
@@ -94,21 +99,48 @@ def new_figure(width: float, height: float) -> Picture:
     return figure
 
 
-def describe(figure: Figure, text: str) -> Figure:
-    """Give a figure its alternative text (plain, one line) and return it."""
+def describe(figure: Figure, text: str, data: pd.DataFrame | Mapping[str, np.ndarray] | None = None) -> Figure:
+    """Give a figure its alternative text (plain, one line) and the data that a reader may take along; returns it."""
     figure.alt_text = " ".join(str(text).split())
+    figure.data = data
     return figure
 
 
 def to_html(figure: Figure) -> str:
-    """The figure as an ``img`` element with its alternative text; the picture is inside, nothing is fetched."""
+    """The figure as an ``img`` element with its alternative text; the picture is inside, nothing is fetched.
+
+    Below it two links save the picture, and what was drawn: a table as CSV, arrays as a NumPy archive.
+    """
     png = io.BytesIO()
     with style():
         figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white")
     width = round(figure.get_figwidth() * CSS_DPI)
     alt = html.escape(getattr(figure, "alt_text", ""), quote=True)
     # The class keeps the book's dark theme from dimming a picture whose colours mean something.
-    return (
+    picture = (
         f'<img class="dark-light" alt="{alt}" width="{width}" style="max-width:100%;height:auto;border-radius:6px" '
         f'src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
     )
+    # The link borrows the picture's own bytes when it is used, so that the page doesn't hold them twice.
+    own = "this.href=this.closest('figure').querySelector('img').src"
+    links = [f'<a class="cxr-save" href="#" download="figure.png" onclick="{own}">Picture</a>', _data_link(figure)]
+    return (
+        f'<figure style="margin:0">{picture}<figcaption style="font-size:12px;text-align:right">'
+        f"Save: {' · '.join(filter(None, links))}</figcaption></figure>"
+    )
+
+
+def _data_link(figure: Figure) -> str:
+    data = getattr(figure, "data", None)
+    if data is None:
+        return ""
+    if isinstance(data, pd.DataFrame):
+        name, kind, content = "figure.csv", "text/csv", data.to_csv(index=False).encode()
+    else:
+        stream = io.BytesIO()
+        np.savez_compressed(stream, **{name: np.asarray(values, dtype=np.float32) for name, values in data.items()})
+        name, kind, content = "figure.npz", "application/octet-stream", stream.getvalue()
+    if len(content) > LARGEST_DATA:
+        return ""
+    encoded = base64.b64encode(content).decode()
+    return f'<a class="cxr-save" download="{name}" href="data:{kind};base64,{encoded}">Data ({name[-3:].upper()})</a>'

@@ -16,7 +16,7 @@ test: $(VENV)/.developer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax tests notebooks
 
 lab: $(VENV)/.user
-	$(BIN)/jupyter lab --notebook-dir . notebooks/explore.ipynb
+	$(BIN)/jupyter lab --notebook-dir . notebooks/start.ipynb
 
 bench: $(VENV)/.developer
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

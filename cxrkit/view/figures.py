@@ -17,10 +17,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from cxrkit import metrics
 from cxrkit.errors import ParameterError
+from cxrkit.view.learning import draw_line, search_trials, training_curves
 from cxrkit.view.panels import (
     array,
     colour_bar,
@@ -38,6 +39,7 @@ __all__ = [
     "montage",
     "paper_beside_ours",
     "score_bars",
+    "search_trials",
     "show_colours",
     "show_labels",
     "show_maps",
@@ -185,45 +187,6 @@ def montage(images: Any, captions: Sequence[str] = (), columns: int = 6) -> Figu
     return describe(figure, f"{len(images)} images{named}.", {"images": images})
 
 
-def training_curves(history: pd.DataFrame) -> Figure:
-    """Loss and validation AUC by epoch, the best epoch marked.
-
-    Columns: epoch, and of train_loss, validation_loss, validation_auc those that there are.
-    """
-    if "epoch" not in history or history.empty:
-        raise ParameterError(f"history needs the column 'epoch' and a row; it has {list(history.columns)}")
-    losses = {"training": "train_loss", "validation": "validation_loss"}
-    losses = {name: column for name, column in losses.items() if column in history}
-    has_auc = "validation_auc" in history and history["validation_auc"].notna().any()
-    epochs = history["epoch"].to_numpy()
-    sentences = []
-    with style():
-        figure = new_figure(WIDTH if has_auc else WIDTH / 2, 2.7)
-        axes = figure.subplots(1, 1 + has_auc, squeeze=False)[0]
-        for place, (name, column) in enumerate(losses.items()):
-            _line(axes[0], epochs, history[column], name, place)
-            sentences.append(
-                f"The {name} loss goes from {history[column].iloc[0]:.3f} to {history[column].iloc[-1]:.3f}."
-            )
-        axes[0].legend()
-        axes[0].set(ylabel="loss")
-        if has_auc:
-            best = int(np.nanargmax(history["validation_auc"].to_numpy(dtype=float)))
-            top = history["validation_auc"].iloc[best]
-            _line(axes[1], epochs, history["validation_auc"], "validation AUC", 1)
-            axes[1].plot(epochs[best], top, "o", ms=10, mfc="none", mec=INK, mew=1.2)
-            axes[1].set_title(f"best: {top:.3f} in epoch {epochs[best]}", loc="right")
-            axes[1].set(ylabel="validation AUC")
-            axes[1].margins(y=0.1)
-            sentences.append(f"The validation AUC is highest, {top:.3f}, in epoch {epochs[best]}.")
-        for ax in axes:
-            ax.set_xlabel("epoch")
-            ax.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            ax.grid(axis="y")
-    return describe(figure, f"Learning curves, epochs {epochs.min()} to {epochs.max()}. {' '.join(sentences)}", history)
-
-
 def threshold_curves(frame: pd.DataFrame, by: str = "method") -> Figure:
     """Energy-based pointing game against the threshold: precision and recall, a line per value of ``by``.
 
@@ -239,7 +202,7 @@ def threshold_curves(frame: pd.DataFrame, by: str = "method") -> Figure:
         for ax, kind in zip(axes, kinds, strict=True):
             for place, (name, part) in enumerate(frame.groupby(by, sort=False)):
                 part = part.sort_values("threshold")
-                _line(ax, part["threshold"], part[kind], str(name), place)
+                draw_line(ax, part["threshold"], part[kind], str(name), place)
                 ends = _percent(part[kind].iloc[0]), _percent(part[kind].iloc[-1])
                 sentences.append(f"{kind} of {name} goes from {ends[0]} to {ends[1]}")
             if kind == "precision" and "chance" in frame:
@@ -345,11 +308,6 @@ def _maps_text(maps: np.ndarray, titles: list[str], region: np.ndarray | None, c
     told = ", ".join(f"{title} {_percent(score)}" for title, score in zip(titles, scores, strict=True))
     area = _percent(metrics.chance_level(mask))
     return f"{start} maps with the box outlined; positive energy inside it, by map: {told} (the box covers {area})."
-
-
-def _line(ax: Axes, x: Any, y: Any, label: str, place: int) -> None:
-    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-    ax.plot(np.asarray(x), np.asarray(y, dtype=float), color=colour, marker=marker, mec="white", mew=0.6, label=label)
 
 
 def _tint(place: int) -> tuple[float, ...]:

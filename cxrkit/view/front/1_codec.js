@@ -13,23 +13,40 @@ async function inflate(text) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-export async function decodeMap(record, [height, width], levels) {
-  const codes = await inflate(record.z), values = new Float32Array(codes.length), lookup = new Float32Array(256);
-  const [negative, positive] = record.scale;
-  for (let i = 0; i < 128; i++) [lookup[i], lookup[256 - i]] = [levels[i] * positive, -levels[i] * negative];
-  let top = -Infinity, bottom = Infinity, peak = 0;
+// A map has at most 256 different values, one per code: what is asked of it is asked of the codes' counts.
+// Codes are bytes of signed codes, which are in the order of their values; of equal maxima the first is the peak.
+const decoded = new WeakMap(); // a map that was shown before is there at once
+export async function decodeMap(record, grid, levels) {
+  if (!decoded.has(record)) decoded.set(record, await decode(record, grid, levels));
+  return decoded.get(record);
+}
+
+async function decode(record, [height, width], levels) {
+  const codes = await inflate(record.z), lookup = new Float32Array(256), counts = new Uint32Array(256);
+  const [negative, positive] = record.scale, signed = new Int8Array(codes.buffer);
+  for (let i = 0; i < 128; i++) [lookup[i], lookup[(256 - i) & 255]] = [levels[i] * positive, -levels[i] * negative];
+  lookup[0] = 0;
+  let highest = -128, lowest = 127, peak = 0;
   for (let i = 0; i < codes.length; i++) {
     if (i >= width) codes[i] += codes[i - width];
-    const value = values[i] = lookup[codes[i]];
-    if (value > top) [top, peak] = [value, i]; // of equal maxima the first counts, as in cxrkit.metrics
-    if (value < bottom) bottom = value;
+    counts[codes[i]] += 1;
+    if (signed[i] > highest) [highest, peak] = [signed[i], i];
+    if (signed[i] < lowest) lowest = signed[i];
   }
-  return { values, width, height, top, bottom, peak };
+  return { codes, lookup, counts, width, height, top: lookup[highest & 255], bottom: lookup[lowest & 255], peak };
 }
 
 async function decodeMask(text, [height, width]) {
   if (!text) return null;
   const cover = Float32Array.from(await inflate(text), (byte) => byte / 255);
   return { cover, width, height, share: cover.reduce((sum, value) => sum + value, 0) / cover.length };
+}
+
+const pictures = new WeakMap();
+async function decodeImage(record) {
+  if (!pictures.has(record)) {
+    pictures.set(record, await createImageBitmap(new Blob([bytesOf(record.png)], { type: "image/png" })));
+  }
+  return pictures.get(record);
 }
 

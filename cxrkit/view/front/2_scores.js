@@ -1,48 +1,66 @@
 // ---- Numbers -------------------------------------------------------------------------------------------------
 
-// Energy-based pointing game, paper `bcos`, Eq. 2 and 3: keep values of at least `threshold` times the maximum.
-// Only the numerator of recall is thresholded. `cover` is the share of each cell that lies in the boxes.
-export function energyPointingGame({ values, top }, { cover }, threshold) {
-  let inside = 0, total = 0, held = 0;
-  for (let i = 0; i < values.length; i++) {
-    const value = values[i];
-    held += cover[i] * Math.abs(value);
+// The last result of a slow function, as long as its arguments stay the same: moving the cross-hair changes none.
+function remember(slow) {
+  let known, result;
+  return (...given) => {
+    if (!known || given.some((value, i) => value !== known[i])) [known, result] = [given, slow(...given)];
+    return result;
+  };
+}
+
+// How much of the boxes each code covers, in cells: with the counts all that scores need to know of map and region.
+function covered({ codes }, { cover }) {
+  const held = new Float64Array(256);
+  for (let i = 0; i < codes.length; i++) held[codes[i]] += cover[i];
+  return held;
+}
+
+// Energy-based pointing game, paper `bcos`, Eq. 2 and 3: keep values of at least `threshold` times the maximum; only
+// the numerator of recall is thresholded. And the overlap of the kept region with the boxes, paper `relevance`, with what
+// a region as large, placed without knowledge, would reach: with a and p the shares of boxes and region,
+// a p / (a + p - a p). `held` is what `covered` gives.
+export function scoresOf({ lookup, counts, codes, top }, held, threshold) {
+  let inside = 0, total = 0, size = 0, kept = 0, both = 0, area = 0;
+  for (let code = 0; code < 256; code++) {
+    const value = lookup[code];
+    size += held[code] * Math.abs(value);
+    area += held[code];
     if (value <= 0 || value < threshold * top) continue;
-    total += value;
-    inside += cover[i] * value;
+    total += counts[code] * value;
+    inside += held[code] * value;
+    kept += counts[code];
+    both += held[code];
   }
-  return { precision: total > 0 ? inside / total : NaN, recall: held > 0 ? inside / held : NaN };
+  const share = area / codes.length, part = kept / codes.length, joint = area + kept - both;
+  return {
+    precision: total > 0 ? inside / total : NaN, recall: size > 0 ? inside / size : NaN,
+    iou: joint > 0 ? both / joint : NaN, blind: (share * part) / (share + part - share * part),
+  };
 }
 
-// Overlap of the kept region with the boxes, paper `relevance`, and what a region as large, placed without knowledge,
-// would reach: with a and p the shares of boxes and region, a p / (a + p - a p).
-export function intersectionOverUnion({ values, top }, { cover, share }, threshold) {
-  let kept = 0, both = 0, held = 0;
-  for (let i = 0; i < values.length; i++) {
-    held += cover[i];
-    if (values[i] <= 0 || values[i] < threshold * top) continue;
-    kept += 1;
-    both += cover[i];
-  }
-  const part = kept / values.length, joint = held + kept - both;
-  return { iou: joint > 0 ? both / joint : NaN, chance: (share * part) / (share + part - share * part) };
-}
-
-// Cells strictly nearer to the region than `reach` cells: where a maximum counts as a hit (paper `normgrad`).
+// Cells strictly nearer to the region than `reach` cells: where a maximum counts as a hit (paper `normgrad`). A disc is
+// a stack of rows; each run of the region, widened, adds one step up and one down to every row that the disc reaches.
 function grown({ cover, width, height }, reach) {
-  const near = new Uint8Array(cover.length), inside = (x, y) => cover[y * width + x] >= 0.5, span = Math.ceil(reach);
+  const steps = new Int32Array((width + 1) * height), near = new Uint8Array(cover.length);
+  const wide = Array.from({ length: Math.ceil(reach) }, (_, away) => Math.ceil(Math.sqrt(reach ** 2 - away ** 2)) - 1);
   for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) {
-      if (!inside(x, y)) continue;
-      near[y * width + x] = 1;
-      // Only from the region's edge can a disc reach beyond it.
-      const inner = x && y && x < width - 1 && y < height - 1 && inside(x - 1, y) && inside(x + 1, y) && inside(x, y - 1) && inside(x, y + 1);
-      if (inner) continue;
-      for (let b = Math.max(0, y - span); b <= Math.min(height - 1, y + span); b++) {
-        for (let a = Math.max(0, x - span); a <= Math.min(width - 1, x + span); a++) {
-          if ((a - x) ** 2 + (b - y) ** 2 < reach ** 2) near[b * width + a] = 1;
-        }
+    for (let x = 0, start = -1; x <= width; x++) {
+      const inside = x < width && cover[y * width + x] >= 0.5;
+      if (inside && start < 0) start = x;
+      if (inside || start < 0) continue;
+      for (let b = Math.max(0, y - wide.length + 1); b <= Math.min(height - 1, y + wide.length - 1); b++) {
+        const more = wide[Math.abs(b - y)];
+        steps[b * (width + 1) + Math.max(0, start - more)] += 1;
+        steps[b * (width + 1) + Math.min(width, x + more)] -= 1;
       }
+      start = -1;
+    }
+  }
+  for (let y = 0; y < height; y++) {
+    for (let x = 0, level = 0; x < width; x++) {
+      level += steps[y * (width + 1) + x];
+      near[y * width + x] = level > 0 ? 1 : 0;
     }
   }
   return near;
@@ -59,19 +77,14 @@ export function pointingGame({ top, bottom, peak }, region, tolerance) {
 }
 
 // The magnitude that takes the strongest colour.
-function limitOf(map, signed, scale) {
-  if (scale !== "clip") return Math.max(map.top, signed ? -map.bottom : 0, 0);
-  const sorted = map.values.map(signed ? Math.abs : (value) => value).filter((size) => size > 0).sort();
-  return sorted.length ? sorted[Math.floor(0.99 * (sorted.length - 1))] : 0;
-}
-
-// The last result of a slow function, as long as its arguments stay the same: moving the cross-hair changes none.
-function remember(slow) {
-  let known, result;
-  return (...given) => {
-    if (!known || given.some((value, i) => value !== known[i])) [known, result] = [given, slow(...given)];
-    return result;
-  };
+function limitOf({ lookup, counts, top, bottom }, signed, scale) {
+  if (scale !== "clip") return Math.max(top, signed ? -bottom : 0, 0);
+  const sizes = [...lookup].flatMap((value, code) => {
+    const size = signed ? Math.abs(value) : value;
+    return size > 0 && counts[code] ? [[size, counts[code]]] : [];
+  }).sort(([a], [b]) => a - b);
+  let place = Math.floor(0.99 * (sizes.reduce((sum, [, count]) => sum + count, 0) - 1));
+  return sizes.find(([, count]) => (place -= count) < 0)?.[0] ?? 0;
 }
 
 function say(value, digits = 3) {

@@ -5,7 +5,7 @@ class Panel {
     Object.assign(this, { viewer, series, pending: true, asked: null });
     const layer = h("canvas");
     this.overlay = remember((...look) => paintLayer(layer, ...look));
-    [this.limit, this.energy, this.overlap] = [limitOf, energyPointingGame, intersectionOverUnion].map(remember);
+    [this.limit, this.held] = [limitOf, covered].map(remember);
     this.model = h("select", { onchange: () => this.choose("model") });
     this.method = h("select", { onchange: () => this.choose("method") });
     this.canvas = h("canvas", { tabIndex: 0, className: "cxr-canvas", role: "img" });
@@ -90,11 +90,12 @@ class Panel {
     Object.assign(pen, { imageSmoothingEnabled: true, imageSmoothingQuality: "high" });
     put(bitmap);
     if (this.map && limit > 0) {
-      pen.imageSmoothingEnabled = state.smooth;
-      put(this.overlay(this.map, limit, this.colours, state.strength, state.threshold));
+      Object.assign(pen, { imageSmoothingEnabled: state.smooth, globalAlpha: state.strength });
+      put(this.overlay(this.map, limit, this.colours, state.threshold));
+      pen.globalAlpha = 1;
     }
-    if (state.truth) this.outline(pen, edges.truth, "#5df2c8", [], ratio);
-    if (state.boxes) this.outline(pen, edges.boxes, "#ffffff", [], ratio);
+    if (state.truth) this.outline(pen, edges.truth(), "#5df2c8", [], ratio);
+    if (state.boxes) this.outline(pen, edges.boxes(), "#ffffff", [], ratio);
     if (cursor) {
       const [x, y] = cursor;
       this.outline(pen, [[0, y, 1, y], [x, 0, x, 1]], "#ffffff", [1, 3], ratio);
@@ -126,8 +127,8 @@ class Panel {
     const cell = (height, width) => [Math.floor(cursor[0] * width), Math.floor(cursor[1] * height)];
     const [x, y] = cell(...this.viewer.record.size), place = `x ${x}, y ${y}`;
     if (!this.map) return place;
-    const { values, width, height } = this.map, [column, row] = cell(height, width);
-    return `${place}: ${say(values[row * width + column])}`;
+    const { codes, lookup, width, height } = this.map, [column, row] = cell(height, width);
+    return `${place}: ${say(lookup[codes[row * width + column]])}`;
   }
 
   // What this panel says in numbers: name, text, and for scores value and chance.
@@ -136,9 +137,8 @@ class Panel {
     const stats = [["Logit", say(logit)], ["Probability", say(probability)]];
     if (this.map && !region) stats.push(["EPG", "no box for this label"]);
     if (!this.map || !region) return stats;
-    const { precision, recall } = this.energy(this.map, region, state.threshold);
+    const { precision, recall, iou, blind } = scoresOf(this.map, this.held(this.map, region), state.threshold);
     const { hit, chance } = pointingGame(this.map, region, bundle.tolerance);
-    const { iou, chance: blind } = this.overlap(this.map, region, state.threshold);
     stats.push(["EPG precision", percent(precision), precision, region.share], ["EPG recall", percent(recall)]);
     stats.push(["Chance", percent(region.share)]);
     stats.push(["IoU", percent(iou), iou, blind]);

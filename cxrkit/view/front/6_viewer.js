@@ -104,11 +104,12 @@ class Viewer {
     fill(this.label, bundle.labels.map((name, i) => [i, told(i) === "present" ? `${name} (present)` : name]), state.label);
     if (record.error) return this.fail(record.error);
     const [bitmap, region, truth] = await Promise.all([
-      createImageBitmap(new Blob([bytesOf(record.png)], { type: "image/png" })),
-      decodeMask(record.masks[state.label], record.grid), decodeMask(record.truth[state.label], record.grid)]);
+      decodeImage(record), decodeMask(record.masks[state.label], record.grid), decodeMask(record.truth[state.label], record.grid)]);
     if (turn !== this.turn) return;
     const boxes = record.boxes[state.label]?.flatMap((box) => frame(box, record.size));
-    const edges = { boxes: boxes ?? contour(region, record.grid), truth: contour(truth, record.grid) };
+    // Traced when they are first drawn.
+    const trace = [() => boxes ?? contour(region, record.grid), () => contour(truth, record.grid)].map(remember);
+    const edges = { boxes: trace[0], truth: trace[1] };
     Object.assign(this, { record, bitmap, region, edges });
     this.fact.textContent = `Truth: ${told(state.label)}${region ? `, boxes cover ${percent(region.share)} of the image` : ""}`;
     for (const { canvas } of this.panels) canvas.style.setProperty("--shape", record.size[1] / record.size[0]);

@@ -1,105 +1,219 @@
-"""Speed of the B-cos layers and of FLC pooling, each beside its peer in one run.
+"""What a B-cos network costs to train, beside its peers in one run.
 
-    python benchmarks/models.py [--threads 1] [--sizes 64 128] [--batch 32]
+    python benchmarks/models.py [--threads 2] [--batches 1 4 16] [--size 224] [--repeats 3]
 
-Peers: the layers of the `bcos` package in the same memory format, torchvision's ResNet, and FLC pooling by
-Fourier transforms.
+The step is forward, loss and backward of B-cos ResNet-50 with FLC pooling, 14 labels. Its peer is the plain formulation
+of the same network: the layers of the `bcos` package (patch norms by squares, sum and average pooling, weights rescaled
+to length 1), maps in the order batch, channel, row, column, FLC pooling by a whole Fourier transform, all in float32.
+Beside them stand the same network without FLC pooling and the ordinary ResNet-50: their ratio is the price of being
+interpretable. All take turns, the shortest time of each counts. On a GPU ours also runs in bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from cxrkit.models import Classifier, FLCPool, create
+from cxrkit.models import NETWORKS, Classifier, FLCPool, create
 
 LABELS = tuple(f"label {i}" for i in range(14))
 
 
-def package_bcos() -> Classifier:
-    """B-cos ResNet-18 on the layers of the bcos package."""
-    import bcos.models
-    from bcos.modules import norms
+class FourierPool(nn.Module):
+    """FLC pooling as it is written: there and back by whole two-dimensional transforms."""
 
-    norm = norms.NoBias(norms.BatchNormUncentered2d)
-    network = bcos.models.resnet18(num_classes=len(LABELS), norm_layer=norm)
-    return Classifier(network, LABELS, "add_inverse").to(memory_format=torch.channels_last)
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        spectrum = torch.fft.fftshift(torch.fft.fft2(x, norm="forward"), dim=(-2, -1))
+        top, left = height // 2 - height // 4, width // 2 - width // 4
+        spectrum = spectrum[..., top : top + height // 2, left : left + width // 2]
+        return torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1)), norm="forward").real
 
 
-def seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Shortest of several runs, after one that is not counted."""
-    work()
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
+class Plain(nn.Module):
+    """A network fed in the order batch, channel, row, column; weights as `like` has them."""
+
+    def __init__(self, like: Classifier):
+        super().__init__()
+        import bcos.models
+        from bcos.modules import BcosConv2d, norms
+
+        # The package's own classes in the place of ours; all else, and the weights, stay.
+        self.network = bcos.models.resnet50(
+            num_classes=len(LABELS), norm_layer=norms.NoBias(norms.BatchNormUncentered2d), conv_layer=BcosConv2d
+        )
+        for name, module in like.network.named_modules():
+            if isinstance(module, FLCPool):
+                steps = name.rpartition(".")[0]
+                layer = self.network.get_submodule(steps)
+                layer.linear.stride = layer.stride = (1, 1)
+                self.network.set_submodule(steps, nn.Sequential(layer, FourierPool()))
+        self.network.load_state_dict(like.network.state_dict())
+        self.network.logit_layer.logit_bias = like.logit_bias
+        self.to(memory_format=torch.contiguous_format)
+
+    def forward(self, images: Tensor) -> Tensor:
+        grey = images.expand(-1, 3, -1, -1)
+        return self.network(torch.cat([grey, 1 - grey], 1))
+
+
+def networks() -> dict[str, nn.Module]:
+    ours = create("bcos_resnet50", LABELS, antialias="flc")
+    return {
+        "plain B-cos, FLC": Plain(ours),
+        "B-cos, FLC": ours,
+        "B-cos": create("bcos_resnet50", LABELS),
+        "ResNet-50": create("resnet50", LABELS),
+    }
+
+
+def batch_of(size: int, count: int, device: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(count, 1, size, size, generator=generator)
+    return images.to(device), torch.rand(count, len(LABELS), generator=generator).round().to(device)
+
+
+def training_step(model: nn.Module, images: Tensor, targets: Tensor, half: bool = False) -> None:
+    model.zero_grad(set_to_none=True)
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
+        loss = F.binary_cross_entropy_with_logits(model(images), targets)
+    loss.backward()
+    if images.is_cuda:
+        torch.cuda.synchronize()
+
+
+def in_turns(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Shortest of several times for each, after one that isn't counted; they take turns, so all meet the same load."""
+    best = dict.fromkeys(works, float("inf"))
+    for turn in range(repeats + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            if turn:
+                best[name] = min(best[name], time.perf_counter() - start)
     return best
 
 
-def training_step(model: Classifier, images: torch.Tensor, targets: torch.Tensor) -> Callable[[], None]:
-    model.train()
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        F.binary_cross_entropy_with_logits(model(images), targets).backward()
-
-    return step
-
-
-def inference(model: Classifier, images: torch.Tensor) -> Callable[[], torch.Tensor]:
-    model.eval()
-
-    def run() -> torch.Tensor:
-        with torch.inference_mode():
-            return model(images)
-
-    return run
+def flops_of_step(name: str, size: int, count: int, flc: bool) -> int:
+    """Products of matrices and convolutions, forward and backward, counted on shapes alone; those of pools are left
+    out.
+    """
+    with torch.device("meta"):
+        model = create(name, LABELS).train()
+    for layer_name in NETWORKS[name].strided if flc else ():  # FLC pooling needs numbers: an average stands in for it
+        layer = model.network.get_submodule(layer_name)
+        layer.linear.stride = layer.stride = (1, 1)
+        model.network.set_submodule(layer_name, nn.Sequential(layer, nn.AvgPool2d(2)))
+    encoded = model.encode(torch.empty(count, 1, size, size, device="meta"))
+    with FlopCounterMode(display=False) as counter:
+        model.classify(encoded).sum().backward()
+    return counter.get_total_flops()
 
 
-def flc_by_transform(x: torch.Tensor) -> torch.Tensor:
-    height, width = x.shape[-2:]
-    spectrum = torch.fft.fftshift(torch.fft.fft2(x, norm="forward"), dim=(-2, -1))
-    top, left = height // 2 - height // 4, width // 2 - width // 4
-    spectrum = spectrum[..., top : top + height // 2, left : left + width // 2]
-    return torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1)), norm="forward").real
+def peak_flops(device: str, dtype: torch.dtype) -> float:
+    """What the device reaches on a large product of matrices: the shortest of several times."""
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def product() -> None:
+        torch.mm(a, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return 2 * side**3 / in_turns({"": product}, 5)[""]
+
+
+def peak_memory(name: str, size: int, count: int, device: str) -> None:
+    """Print how much memory one step adds, in MiB, over the network itself; in a process of its own."""
+    model = networks()[name].train().to(device)
+    images, targets = batch_of(size, count, device)
+    if device == "cuda":
+        training_step(model, images, targets)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        training_step(model, images, targets)
+        print((torch.cuda.max_memory_allocated() - before) / 2**20)
+        return
+    training_step(model, images[:1, :, :64, :64], targets[:1])  # what a first step sets up isn't counted
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    training_step(model, images, targets)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+
+
+def measured_memory(name: str, options: argparse.Namespace, count: int, device: str) -> float:
+    command = [sys.executable, __file__, "--memory-of", name, "--batches", str(count), "--size", str(options.size)]
+    output = subprocess.run([*command, "--device", device], capture_output=True, text=True, check=True).stdout
+    return float(output.splitlines()[-1])
+
+
+def steps(options: argparse.Namespace, device: str) -> None:
+    models = {name: model.train().to(device) for name, model in networks().items()}
+    peak = peak_flops(device, torch.float32)
+    print(
+        f"\ntraining step, {options.size} x {options.size}, float32; a large product reaches {peak / 1e9:.0f} GFLOP/s"
+    )
+    columns = ("s / step", "images/s", "x plain", "x ResNet", "of peak")
+    print(f"{'batch':>5s}  {'network':20s}" + "".join(f"{column:>10s}" for column in columns))
+    for count in options.batches:
+        images, targets = batch_of(options.size, count, device)
+        works = {name: lambda m=m, i=images, t=targets: training_step(m, i, t) for name, m in models.items()}
+        if device == "cuda":
+            works["B-cos, FLC, bf16"] = lambda i=images, t=targets: training_step(models["B-cos, FLC"], i, t, half=True)
+        times = in_turns(works, options.repeats)
+        for name, best in times.items():
+            architecture = "resnet50" if name == "ResNet-50" else "bcos_resnet50"
+            share = flops_of_step(architecture, options.size, count, "FLC" in name) / best / peak
+            plain, ordinary = times["plain B-cos, FLC"] / best, best / times["ResNet-50"]
+            print(
+                f"{count:5d}  {name:20s}{best:10.3f}{count / best:10.2f}{plain:10.2f}{ordinary:10.2f}{share:10.0%}",
+                flush=True,
+            )
+
+
+def memory(options: argparse.Namespace, device: str) -> None:
+    count = max(options.batches)
+    print(f"\nMiB that a step adds at batch {count}")
+    for name in ("plain B-cos, FLC", "B-cos, FLC", "B-cos", "ResNet-50"):
+        print(f"{name:20s}{measured_memory(name, options, count, device):9.0f}", flush=True)
+
+
+def pooling(device: str) -> None:
+    print(f"\nmilliseconds for FLC pooling of a batch of 16\n{'map':20s}{'transform':>10s}{'ours':>8s}")
+    for channels, size in ((128, 56), (256, 28), (512, 14), (128, 16)):
+        x = torch.rand(16, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
+        pools = {"transform": FourierPool(), "ours": FLCPool()}
+        times = in_turns({name: lambda p=pool, x=x: p(x).sum().item() for name, pool in pools.items()}, 5)
+        milliseconds = [1e3 * times[name] for name in pools]
+        print(f"{f'{channels} x {size} x {size}':20s}{milliseconds[0]:10.2f}{milliseconds[1]:8.2f}", flush=True)
 
 
 def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16] + [64] * (device == "cuda"))
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default=device)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-
-    print(f"images per second, batch {options.batch}, {options.threads} thread(s), torch {torch.__version__}")
-    models = {
-        "B-cos ResNet-18, bcos package": package_bcos(),
-        "B-cos ResNet-18": create("bcos_resnet18", LABELS),
-        "B-cos ResNet-18, FLC": create("bcos_resnet18", LABELS, antialias="flc"),
-        "B-cos ResNet-18, BlurPool": create("bcos_resnet18", LABELS, antialias="blur"),
-        "ResNet-18, torchvision": create("resnet18", LABELS),
-    }
-    print(f"{'network':32s}{'size':>6s}{'training':>10s}{'inference':>11s}")
-    for size in options.sizes:
-        images = torch.rand(options.batch, 1, size, size)
-        targets = torch.rand(options.batch, len(LABELS)).round()
-        for name, model in models.items():
-            train = options.batch / seconds(training_step(model, images, targets), 3)
-            run = options.batch / seconds(inference(model, images), 3)
-            print(f"{name:32s}{size:6d}{train:10.1f}{run:11.1f}", flush=True)
-
-    print(f"\nmilliseconds for FLC pooling of a batch of {options.batch}\n{'map':32s}{'transform':>10s}{'ours':>11s}")
-    for channels, size in ((128, 56), (256, 28), (512, 14), (128, 16)):
-        x = torch.rand(options.batch, channels, size, size).contiguous(memory_format=torch.channels_last)
-        pool = FLCPool()
-        times = [1e3 * seconds(lambda f=f, x=x: f(x)) for f in (flc_by_transform, pool)]
-        print(f"{f'{channels} x {size} x {size}':32s}{times[0]:10.2f}{times[1]:11.2f}", flush=True)
+    if options.memory_of:
+        peak_memory(options.memory_of, options.size, options.batches[0], options.device)
+        return
+    print(f"torch {torch.__version__}, {options.device}, {options.threads} thread(s), shortest of {options.repeats}")
+    steps(options, options.device)
+    memory(options, options.device)
+    pooling(options.device)
 
 
 if __name__ == "__main__":

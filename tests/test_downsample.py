@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from cxrkit.errors import ModelError, ParameterError
-from cxrkit.models import BlurPool, FLCPool, create
-from cxrkit.models.zoo import NETWORKS
+from cxrkit.models import NETWORKS, BlurPool, FLCPool, calibrate, create
+from cxrkit.models.downsample import antialias
 
 EVEN = st.integers(1, 16).map(lambda n: 2 * n)
 
@@ -189,7 +190,7 @@ def test_exactly_six_convolutions_are_replaced(name, first):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, "flc") for name in NETWORKS if "resnet" in name]
+    [(name, "flc") for name, row in NETWORKS.items() if row.explained_layer == "layer4"]
     + [("bcos_resnet18", "flc_authors"), ("bcos_resnet18", "blur"), ("resnet18", "blur")],
 )
 def test_antialiased_networks_keep_their_shapes(name, kind):
@@ -204,6 +205,76 @@ def test_antialiased_networks_keep_their_shapes(name, kind):
     assert shapes == {"layer1": (24, 16), "layer2": (12, 8), "layer3": (6, 4), "layer4": (3, 2)}
     for handle in handles:
         handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("bcos_resnet18", ("conv1", "pool")),
+        ("resnet18", ("conv1", "maxpool")),
+        ("densenet121", ("features.conv0", "features.pool0")),
+        ("bcos_convnext_tiny", ("features.0",)),
+        ("convnext_tiny", ("features.0.0",)),
+    ],
+)
+def test_the_stem_on_request(name, stem):
+    without = create(name, ["a", "b"], antialias="flc")
+    model = create(name, ["a", "b"], antialias="flc", antialias_stem=True).eval()
+    added = [layer for layer in model.card["antialiased_layers"] if layer not in without.card["antialiased_layers"]]
+    assert tuple(added) == stem
+    assert model.card["antialias_stem"] is True
+    assert without.card["antialias_stem"] is False
+    shapes = []
+    model.get_submodule(model.explained_layer).register_forward_hook(lambda m, a, y: shapes.append(tuple(y.shape[2:])))
+    assert model(torch.rand(1, 1, 64, 96)).isfinite().all()
+    assert shapes == [(2, 3)]
+    strides = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+    assert not [n for n, m in model.named_modules() if isinstance(m, strides) and m.stride not in (1, (1, 1))]
+
+
+def test_a_stem_of_stride_four_gets_two_pools_on_the_same_grid():
+    """At stride 1 every fourth output is that of the strided convolution."""
+    network = NETWORKS["convnext_tiny"].build(2).eval()
+    layer, x = network.get_submodule("features.0.0"), torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        strided = layer(x)
+        antialias(network, "blur", ["features.0.0"])
+        steps = network.get_submodule("features.0.0")
+        assert [type(step).__name__ for step in steps] == ["ZeroPad2d", "Conv2d", "BlurPool", "BlurPool"]
+        assert torch.allclose(steps[:2](x)[..., ::4, ::4], strided, atol=1e-5)
+        assert steps(x).shape == strided.shape
+
+
+def test_a_max_pool_takes_its_maxima_everywhere_before_it_is_halved():
+    network = NETWORKS["resnet18"].build(2)
+    x = torch.rand(1, 4, 12, 12)
+    expected = BlurPool()(F.max_pool2d(x, 3, stride=1, padding=1))
+    antialias(network, "blur", ["maxpool"])
+    assert torch.equal(network.maxpool(x), expected)
+
+
+def test_a_shift_of_one_pixel_moves_the_network_less_with_an_antialiased_stem():
+    """What the option is for: the smoother the way down, the less a shift by one pixel changes the answer."""
+    x = F.interpolate(torch.rand(4, 1, 16, 16), size=(65, 65), mode="bilinear")
+    x = (x + 0.3 * torch.rand_like(x)).clamp(0, 1)
+    change = {}
+    for stem in (False, True):
+        model = create("bcos_resnet18", ["a"], antialias="flc", antialias_stem=stem)
+        calibrate(model, x[..., :-1, :-1]).eval()
+        seen = []
+        model.network.layer1.register_forward_pre_hook(lambda m, a, seen=seen: seen.append(a[0].mean((2, 3))))
+        with torch.no_grad():
+            model(x[..., :-1, :-1])
+            model(x[..., 1:, 1:])
+        change[stem] = float((seen[0] - seen[1]).norm() / seen[0].norm())
+    assert change[True] < change[False]
+
+
+def test_a_stem_without_antialiasing_and_a_layer_without_stride_are_refused():
+    with pytest.raises(ParameterError, match="antialias_stem goes with antialias: name one of flc"):
+        create("bcos_resnet18", ["a"], antialias_stem=True)
+    with pytest.raises(ModelError, match=r"layer layer1\.0\.conv1 has stride .*neither 2 nor 4"):
+        antialias(NETWORKS["resnet18"].build(2), "flc", ["layer1.0.conv1"])
 
 
 def test_a_size_that_flc_cant_halve_is_refused():

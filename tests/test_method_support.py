@@ -20,11 +20,16 @@ FILE = Path(__file__).resolve().parents[1] / "book" / "attribution" / "support.c
 LABELS = ("one", "two", "three")
 NETWORKS = {  # name: side of the image
     "resnet18": 64,
+    "resnet50_v2": 72,
     "vgg16": 64,
     "densenet121": 64,
     "inception_v3": 96,
+    "inception_resnet_v2": 107,
+    "xception": 64,
     "efficientnet_b0": 64,
+    "efficientnet_lite0": 64,
     "convnext_tiny": 64,
+    "vit_c_b": 32,
     "bcos_resnet18": 64,
     "bcos_densenet121": 64,
     "bcos_convnext_tiny": 64,
@@ -39,6 +44,18 @@ FEWER = {
     "lrp": {"first_layer": "zb"},  # as paper `relevance`: inputs have both signs
 }
 RIGHT, REFUSED = "right", "refused"
+LARGE = ("inception_resnet_v2", "vit_c_b")  # a test looks at one method of each family; the table was made with all
+ONE_OF_EACH = (
+    "input_x_gradient",
+    "guided_backprop",
+    "deeplift",
+    "cam",
+    "gradcam",
+    "occlusion",
+    "lrp",
+    "normgrad",
+    "bcos",
+)
 
 
 def pictures(count: int, size: int, seed: int) -> torch.Tensor:
@@ -92,11 +109,13 @@ def keeps_its_promise(model, image, method, maps) -> bool:
     return bool(maps.isfinite().all()) and (bool(maps.any()) if signed else float(maps.min()) >= 0)
 
 
-def row(name: str) -> dict[str, tuple[str, str]]:
-    """Verdict and reason for every method."""
+def row(name: str, methods: tuple[str, ...] | None = None) -> dict[str, tuple[str, str]]:
+    """Verdict and reason for every method, or for those named."""
     model, image = network(name), pictures(1, NETWORKS[name], seed=3)
     cells = {}
     for card in cxrkit.attribution.methods():
+        if methods and card.name not in methods:
+            continue
         try:
             maps = explained(model, image, card.name)
         except AttributionError as error:
@@ -115,8 +134,10 @@ def table() -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_cell_is_right_or_refused_as_the_book_says(name):
-    cells = row(name)
-    assert {method: verdict for method, (verdict, _) in cells.items()} == table()[name]
+    cells = row(name, ONE_OF_EACH if name in LARGE else None)
+    shown = table()[name]
+    assert {method: verdict for method, (verdict, _) in cells.items()} == {method: shown[method] for method in cells}
+    assert set(shown) == {card.name for card in cxrkit.attribution.methods()}
     assert all(verdict in (RIGHT, REFUSED) for verdict, _ in cells.values())
     listed = {card.name for card in cxrkit.attribution.methods(create(name, LABELS))}
     # What is listed as fit from the layers alone may still be refused when it runs, but nothing right is left out.
@@ -124,13 +145,11 @@ def test_every_cell_is_right_or_refused_as_the_book_says(name):
 
 
 def write() -> None:
+    rows = [(name, method, *cell) for name in NETWORKS for method, cell in row(name).items()]
     with FILE.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(["network", "method", "verdict", "reason"])
-        for name in NETWORKS:
-            for method, (verdict, reason) in row(name).items():
-                out.writerow([name, method, verdict, reason])
-                print(name, method, verdict, reason[:150])
+        out.writerows(rows)
 
 
 if __name__ == "__main__":

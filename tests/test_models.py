@@ -14,8 +14,7 @@ from torch import nn
 
 import cxrkit
 from cxrkit.errors import ModelError, ParameterError
-from cxrkit.models import Classifier, calibrate, create
-from cxrkit.models import weights as weight_files
+from cxrkit.models import Classifier, calibrate, create, sources
 from cxrkit.models.zoo import NETWORKS
 
 # A CPU torch needs cxrkit before anything that imports torchvision.
@@ -34,19 +33,24 @@ def bcos18():
     return calibrate(create("bcos_resnet18", LABELS).double(), images).eval(), images[:2]
 
 
-# Parameters in millions with 1000 classes, as published with the weights (torchvision, package bcos); sides of the
-# explained map at the published input size.
+# Parameters in millions with 1000 classes, as published with the weights (torchvision, timm, package bcos); sides of
+# the explained map at the published input size.
 PUBLISHED = {
     "resnet18": (11.69, 7),
     "resnet34": (21.80, 7),
     "resnet50": (25.56, 7),
+    "resnet50_v2": (25.55, 7),
     "densenet121": (7.98, 7),
     "densenet161": (28.68, 7),
     "vgg16": (138.36, 14),
     "vgg19": (143.67, 14),
     "inception_v3": (23.83, 8),  # 27.16 with the second head
+    "inception_resnet_v2": (55.84, 8),
+    "xception": (22.86, 10),
     "efficientnet_b0": (5.29, 7),
+    "efficientnet_lite0": (4.65, 7),
     "convnext_tiny": (28.59, 7),
+    "vit_c_b": (81.39, 14),
     "bcos_resnet18": (11.69, 7),
     "bcos_resnet34": (21.80, 7),
     "bcos_resnet50": (25.54, 7),
@@ -82,7 +86,10 @@ def test_one_label_has_one_logit(name):
     assert model(torch.rand(2, 1, 32, 32)).shape == (2, 1)
 
 
-@pytest.mark.parametrize("name", ["densenet121", "inception_v3", "efficientnet_b0", "convnext_tiny", "bcos_resnet34"])
+@pytest.mark.parametrize(
+    "name",
+    ["densenet121", "inception_v3", "xception", "resnet50_v2", "efficientnet_lite0", "convnext_tiny", "bcos_resnet34"],
+)
 def test_the_smallest_images(name):
     model, size = create(name, LABELS).eval(), NETWORKS[name].min_size
     images = torch.rand(2, 1, size, size + 1)
@@ -386,6 +393,52 @@ def test_gradients_of_the_training_layers_numerically():
     assert torch.autograd.gradcheck(lambda x, w: norm(x), (x, norm.weight))
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "order"),
+    [
+        (1, 1, 0, torch.channels_last),
+        (1, 1, 0, torch.contiguous_format),
+        (1, 2, 0, torch.channels_last),
+        (3, 1, 1, torch.contiguous_format),
+        (3, 2, 1, torch.channels_last),
+        (4, 4, 0, torch.channels_last),
+        (7, 2, 3, torch.channels_last),
+    ],
+)
+def test_a_training_layer_in_single_precision_is_that_of_the_bcos_package(kernel, stride, padding, order, monkeypatch):
+    from bcos.modules import BcosConv2d
+
+    from cxrkit.models import bcos_layers
+
+    monkeypatch.setattr(bcos_layers, "_CACHED", 100)  # many pieces, the last of them smaller
+    ours = bcos_layers.TrainableBcosConv2d(12, 20, kernel_size=kernel, stride=stride, padding=padding)
+    theirs = BcosConv2d(12, 20, kernel_size=kernel, stride=stride, padding=padding)
+    theirs.load_state_dict(ours.state_dict())
+    start = torch.randn(2, 12, 13, 15).contiguous(memory_format=order)
+    start[0, :, :4] = 0  # patches of zeros
+    found = []
+    for layer in (ours, theirs):
+        x = start.clone().requires_grad_()
+        y = layer.train()(x)
+        given = torch.linspace(-1, 1, y.numel()).view(y.shape)
+        found.append((y, *torch.autograd.grad(y, [x, layer.linear.weight], given)))
+    for mine, other in zip(*found, strict=True):
+        assert mine.shape == other.shape
+        assert (mine - other).abs().max() <= 1e-5 * other.abs().max()
+    only_weights = torch.autograd.grad(ours(start).sum(), ours.linear.weight)[0]  # as in a first layer
+    expected = torch.autograd.grad(theirs(start).sum(), theirs.linear.weight)[0]
+    assert (only_weights - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_training_layer_keeps_its_input_and_one_map():
+    from cxrkit.models.bcos_layers import TrainableBcosConv2d
+
+    layer, kept = TrainableBcosConv2d(8, 8, kernel_size=3, padding=1).train(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        layer(torch.rand(2, 8, 16, 16, requires_grad=True))
+    assert sum(size >= 2 * 8 * 16 * 16 for size in kept) == 2
+
+
 @pytest.mark.parametrize("antialias", ["none", "flc", "flc_authors", "blur"])
 def test_completeness_and_the_frozen_scales(antialias):
     images = torch.rand(6, 1, 64, 64, dtype=torch.float64)
@@ -468,7 +521,7 @@ def backbone(tmp_path_factory):
 def test_a_file_gives_the_backbone_and_a_fresh_head(backbone):
     path, state = backbone
     model = create("bcos_resnet18", LABELS, weights=path)
-    assert model.card["weights"]["sha256"] == weight_files.sha256_of(path)
+    assert model.card["weights"]["sha256"] == sources.sha256_of(path)
     assert model.card["weights"]["file"] == "backbone.pth"
     assert model.card["weights"]["random_layers"] == ["fc.linear"]
     own = model.network.state_dict()
@@ -559,11 +612,12 @@ def test_named_weights_come_from_the_official_address(monkeypatch, tmp_path):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    for row in NETWORKS.values():
-        with pytest.raises(ModelError, match=r"no route.*fetch https://\S+\.pth .*put it at"):
-            weight_files.locate("imagenet", row.weights)
-        assert row.weights["imagenet"].split(":")[0] in ("torchvision", "bcos")
-    assert len(set(asked)) == len(NETWORKS)
+    offline = {"efficientnet_lite0"}
+    for row in (row for name, row in NETWORKS.items() if name not in offline):
+        with pytest.raises(ModelError, match=r"no route.*fetch https://\S+\.(pth|safetensors) .*put it at"):
+            sources.locate("imagenet", row.weights)
+        assert row.weights["imagenet"].split(":")[0] in ("torchvision", "timm", "bcos")
+    assert len(set(asked)) == len(NETWORKS) - len(offline)
     with pytest.raises(ModelError, match=r"neither a file nor a known name \(imagenet\)"):
         create("resnet18", LABELS, weights="imagnet")
     (tmp_path / "checkpoints" / asked[0].rsplit("/", 1)[1]).write_bytes(b"half a download")

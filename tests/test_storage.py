@@ -27,6 +27,7 @@ def saved(tmp_path):
         ("resnet18", {"antialias": "flc", "protocol": "authors"}),
         ("bcos_resnet18", {"antialias": "flc_authors"}),
         ("bcos_resnet18", {"logit_bias": -1.5}),
+        ("bcos_resnet18", {"antialias": "flc", "antialias_stem": True}),
     ],
 )
 def test_a_model_comes_back_as_it_was(tmp_path, name, options):

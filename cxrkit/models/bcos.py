@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cxrkit.errors import ModelError
 
-__all__ = ["builder", "calibrate", "default_logit_bias", "set_logit_bias", "vit_builder"]
+__all__ = ["builder", "calibrate", "default_logit_bias", "plain_vit_builder", "set_logit_bias", "vit_builder"]
 
 
 def builder(name: str, **options) -> Callable[[int], nn.Module]:
@@ -65,6 +65,28 @@ def vit_builder(name: str) -> Callable[[int], nn.Module]:
     return build
 
 
+def plain_vit_builder(name: str) -> Callable[[int], nn.Module]:
+    """The ordinary vision transformer of the same shape: linear layers, GELU, layer norm with bias, 3 channels."""
+
+    def build(n_labels: int) -> nn.Module:
+        from bcos.models import vit
+        from bcos.modules import norms
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a logit layer is missing: only B-cos networks have one
+            return getattr(vit, name)(
+                num_classes=n_labels,
+                channels=3,
+                linear_layer=nn.Linear,
+                conv2d_layer=nn.Conv2d,
+                norm_layer=nn.LayerNorm,
+                norm2d_layer=norms.DetachableGNLayerNorm2d,
+                act_layer=nn.GELU,
+            )
+
+    return build
+
+
 def default_logit_bias(n_labels: int, protocol: str = "corrected") -> float:
     """Constant added to every logit: -ln(L-1) for L > 1 labels, 0 for one; "authors": -ln 999 for any number.
 
@@ -86,8 +108,11 @@ def set_logit_bias(network: nn.Module, value: float) -> None:
     layers[0].logit_bias = value
 
 
-def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor]) -> nn.Module:
-    """Set the running statistics of every batch norm from images, and return the model.
+def calibrate(
+    model: nn.Module, images: Tensor | Iterable[Tensor], norms: Iterable[nn.Module] | None = None
+) -> nn.Module:
+    """Set the running statistics of every batch norm, or of those among the modules `norms`, from images, and return
+    the model.
 
     `images` is [B, 1, H, W] in [0, 1], or an iterable of such batches. With untrained statistics the signal of a
     B-cos network fades to about 1e-9 in evaluation mode. Weights, mode and momentum stay as they were; a network
@@ -96,7 +121,8 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor]) -> nn.Module:
     batches = [images] if isinstance(images, Tensor) else list(images)
     if not batches or min(len(batch) for batch in batches) == 0:
         raise ModelError("calibration needs at least one image")
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    chosen = list(model.modules()) if norms is None else list(norms)
+    norms = [module for module in chosen if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     training = {module: module.training for module in model.modules()}
     try:

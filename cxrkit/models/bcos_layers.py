@@ -14,12 +14,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
+import torch.nn.functional as F
 from bcos.modules import BcosConv2d, norms
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 __all__ = ["TrainableBatchNorm", "TrainableBcosConv2d", "merged_scales"]
+
+_EPSILON = 1e-6  # of the package, under the root of the patch norm
+_CACHED = 1 << 17  # numbers per thread that stay in its cache
 
 _merging: ContextVar[bool] = ContextVar("merging", default=False)
 
@@ -44,13 +48,14 @@ class TrainableBcosConv2d(BcosConv2d):
     def forward(self, in_tensor: Tensor) -> Tensor:
         linear = self.linear
         explained = _is_explained(self, linear.weight, in_tensor)
-        trained = linear.groups == 1 and _in_training(self, in_tensor)
+        simple = linear.groups == 1 and linear.dilation == (1, 1) and linear.padding_mode == "zeros"
+        trained = simple and _in_training(self, in_tensor)
         if self.b != 2 or self.max_out != 1 or not (explained or trained):
             return super().forward(in_tensor)
+        if not explained:
+            return _SquaredCosine.apply(in_tensor, linear.weight, linear.stride, linear.padding)
         response = linear._conv_forward(in_tensor, linear.weight, None)
         weight_norm = torch.linalg.vector_norm(linear.weight, dim=(1, 2, 3))
-        if not explained:
-            return _SquaredCosine.apply(response, self.calc_patch_norms(in_tensor), weight_norm)
         with torch.no_grad():
             scale = _slope(response, self.calc_patch_norms(in_tensor), weight_norm)
         output = response * scale
@@ -89,8 +94,9 @@ def _in_training(layer: torch.nn.Module, x: Tensor) -> bool:
 
 
 def _full_precision(x: Tensor) -> bool:
-    full = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
-    return full and not torch.compiler.is_compiling()
+    kind = x.device.type
+    mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return x.dtype in (torch.float32, torch.float64) and not mixed and not torch.compiler.is_compiling()
 
 
 def _slope(response: Tensor, patch_norm: Tensor, weight_norm: Tensor) -> Tensor:
@@ -99,23 +105,61 @@ def _slope(response: Tensor, patch_norm: Tensor, weight_norm: Tensor) -> Tensor:
 
 
 class _SquaredCosine(Function):
-    """response * |response| / (patch_norm * weight_norm^2)."""
+    """The whole layer: response * |response| / (patch_norm * weight_norm^2), response = x * weight (convolution).
+
+    Kept for the backward pass are the input and the response, nothing else of their size.
+    """
 
     @staticmethod
-    def forward(ctx, response: Tensor, patch_norm: Tensor, weight_norm: Tensor) -> Tensor:
-        slope = _slope(response, patch_norm, weight_norm)
-        ctx.save_for_backward(response, slope, patch_norm, weight_norm)
-        return slope * response
+    def forward(ctx, x: Tensor, weight: Tensor, stride: tuple, padding: tuple) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        pointwise = weight.shape[2:] == (1, 1) and stride == (1, 1) and padding == (0, 0) and not x.is_cuda
+        # As a product of matrices a pointwise convolution skips the copies that some CPU kernels make.
+        product = _maps(torch.mm(_rows(x), weight.flatten(1).t()), x) if pointwise else None
+        response = F.conv2d(x, weight, None, stride, padding) if product is None else product
+        kernel = weight.shape[2:]
+        squares = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_()
+        patch_norm = F.avg_pool2d(squares, kernel, stride, padding).mul_(kernel.numel()).add_(_EPSILON).sqrt_()
+        weight_norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3))
+        ctx.save_for_backward(x, weight, response, patch_norm, weight_norm)
+        ctx.geometry = pointwise, stride, padding
+        rows = _rows(response)
+        out = torch.empty_like(rows)
+        by_row, by_column = _rows(patch_norm.reciprocal()), weight_norm.square().reciprocal_()
+        for piece in _pieces(rows):
+            torch.abs(rows[piece], out=out[piece]).mul_(rows[piece]).mul_(by_column).mul_(by_row[piece])
+        return _maps(out, response)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        response, slope, patch_norm, weight_norm = ctx.saved_tensors
-        scaled = gradient * slope
-        product = scaled * response  # gradient times output
-        for_patch = product.sum(1, keepdim=True).div_(patch_norm).neg_()
-        for_weight = product.sum((0, 2, 3)).mul_(-2).div_(weight_norm)
-        return scaled.mul_(2), for_patch, for_weight
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight, response, patch_norm, weight_norm = ctx.saved_tensors
+        pointwise, stride, padding = ctx.geometry
+        rows, given = _rows(response), _rows(gradient)
+        out = torch.empty_like(rows)
+        by_row, by_column = _rows(patch_norm.reciprocal()), weight_norm.square().reciprocal_()
+        per_row, per_column = torch.empty_like(by_row), torch.zeros_like(by_column)
+        for piece in _pieces(rows):
+            some = torch.abs(rows[piece], out=out[piece]).mul_(given[piece]).mul_(by_column).mul_(by_row[piece])
+            product = some * rows[piece]  # gradient times output
+            torch.sum(product, 1, keepdim=True, out=per_row[piece])
+            per_column.add_(product.sum(0))
+            some.mul_(2)
+        scaled = _maps(out, response)
+        needed = list(ctx.needs_input_grad[:2])
+        if pointwise:
+            for_x, for_weight = _product_gradients(scaled, x, weight, needed)
+        else:
+            for_x, for_weight, _ = torch.ops.aten.convolution_backward(
+                scaled, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, [*needed, False]
+            )
+        if needed[0]:
+            # d patch_norm / d squares = kernel elements * pooling / (2 patch_norm), and d squares / d x = 2 x.
+            through = per_row.view_as(patch_norm).div_(patch_norm.square()).neg_()
+            for_x.addcmul_(x, _spread(through, x, weight.shape[2:], stride, padding))
+        if needed[1]:
+            for_weight.addcmul_(weight, (-2 * per_column / weight_norm.square())[:, None, None, None])
+        return for_x, for_weight, None, None
 
 
 class _UncentredNorm(Function):
@@ -123,7 +167,10 @@ class _UncentredNorm(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+        if x.is_meta:  # the kernel has no form for shapes alone
+            variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        else:
+            mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
         inverse = (variance + eps).rsqrt_()
         ctx.save_for_backward(x, weight, mean, inverse)
         ctx.mark_non_differentiable(variance)
@@ -133,8 +180,45 @@ class _UncentredNorm(Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor, _) -> tuple[Tensor, Tensor, None]:
         x, weight, mean, inverse = ctx.saved_tensors
-        product = (gradient * x).sum((0, 2, 3))
+        rows, given = _rows(x), _rows(gradient)
+        product = torch.zeros_like(mean)
+        for piece in _pieces(rows):
+            product.add_((given[piece] * rows[piece]).sum(0))
         scale = weight * inverse
         through_variance = scale * inverse.square() * product / (x.numel() // x.shape[1])
-        for_x = torch.addcmul((through_variance * mean)[:, None, None], x, -through_variance[:, None, None])
-        return for_x.addcmul_(gradient, scale[:, None, None]), product * inverse, None
+        out, shift = torch.empty_like(rows), through_variance * mean
+        for piece in _pieces(rows):
+            torch.mul(given[piece], scale, out=out[piece]).addcmul_(rows[piece], -through_variance).add_(shift)
+        return _maps(out, x), product * inverse, None
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """[B, C, H, W] as [B H W, C]; a view where the channels come last in memory."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def _maps(rows: Tensor, like: Tensor) -> Tensor:
+    """[B H W, C] as [B, C, H, W], a view; `like` tells B, H and W."""
+    return rows.view(like.shape[0], *like.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+def _pieces(rows: Tensor) -> list[slice]:
+    """Slices of rows that stay in a CPU's cache from one operation to the next; a GPU takes all at once."""
+    count, width = rows.shape
+    step = max(1, _CACHED * torch.get_num_threads() // width) if rows.device.type == "cpu" else max(1, count)
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+def _product_gradients(gradient: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) -> list[Tensor | None]:
+    given = _rows(gradient)
+    for_x = _maps(torch.mm(given, weight.flatten(1)), x) if needed[0] else None
+    return [for_x, torch.mm(given.t(), _rows(x)).view_as(weight) if needed[1] else None]
+
+
+def _spread(per_patch: Tensor, x: Tensor, kernel: torch.Size, stride: tuple, padding: tuple) -> Tensor:
+    """Sum over the patches that each position of x lies in: [B, 1, H, W]; the transpose of a sum over patches."""
+    if kernel == (1, 1) and stride == (1, 1) and padding == (0, 0):
+        return per_patch
+    like = x[:, :1]
+    spread = torch.ops.aten.avg_pool2d_backward(per_patch, like, kernel, stride, padding, False, True, None)
+    return spread.mul_(kernel.numel())

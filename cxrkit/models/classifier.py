@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,6 +24,8 @@ ENCODINGS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     ),
     "grey": ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
     "symmetric": ((2.0, 2.0, 2.0), (-1.0, -1.0, -1.0)),
+    "lite": ((255 / 128,) * 3, (-127 / 128,) * 3),
+    "xrv": ((2048.0,), (-1024.0,)),
     "add_inverse": ((1.0, 1.0, 1.0, -1.0, -1.0, -1.0), (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)),
 }
 
@@ -34,9 +37,10 @@ class Classifier(nn.Module):
     logit per label, each meant for a sigmoid (binary cross-entropy); a single label therefore has one logit,
     not two. `network` maps the encoded images to [B, L]; `encoding` is a key of ENCODINGS: "imagenet" (three
     equal channels, ImageNet normalisation), "grey" (three equal channels), "symmetric" (three equal channels in
-    [-1, 1]) or "add_inverse" (x, x, x, 1-x, 1-x, 1-x; paper `bcos`). `logit_bias` is the constant that a B-cos
-    network adds after its last layer, 0 elsewhere. `explained_layer` is the dotted name of the layer that CAM
-    methods use by default. Images must have at least `min_size` pixels per side. `card` is a JSON-able
+    [-1, 1]), "lite" (three equal channels, (255 x - 127) / 128: EfficientNet-Lite), "xrv" (one channel in
+    [-1024, 1024]: torchxrayvision) or "add_inverse" (x, x, x, 1-x, 1-x, 1-x; paper `bcos`). `logit_bias` is the
+    constant that a B-cos network adds after its last layer, 0 elsewhere. `explained_layer` is the dotted name of the
+    layer that CAM methods use by default. Images must have at least `min_size` pixels per side. `card` is a JSON-able
     description.
     Raises ModelError for unusable labels, an unknown encoding, a layer that the network lacks, or unfit
     images.
@@ -63,6 +67,7 @@ class Classifier(nn.Module):
         self.min_size = min_size
         self.explained_layer = explained_layer
         self.card = dict(card or {})
+        self._unread = None  # extremes of a batch that are still on their way from a GPU
         if explained_layer is not None and explained_layer not in dict(self.named_modules()):
             raise ModelError(f"the network has no layer {explained_layer!r} to explain")
         for name, values in zip(("_scale", "_offset"), ENCODINGS[encoding], strict=True):
@@ -89,14 +94,50 @@ class Classifier(nn.Module):
         """Logits [B, L] of images that `encode` has prepared, [B, C, H, W]."""
         return self.network(encoded)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, L] of images float [B, 1, H, W] in [0, 1]. Raises ModelError for NaN or values outside
-        [0, 1].
+    def forward(self, images: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, tuple]:
+        """Logits [B, L] of images float [B, 1, H, W] in [0, 1].
+
+        With `auxiliary`, a pair: the logits, and a tuple of (weight in the loss, logits [B, L]) of further heads, which
+        is empty in evaluation mode and for networks without such a head. Raises ModelError for NaN or values outside
+        [0, 1]; in training on a GPU only at the next call, or when evaluation mode is set, so that the GPU isn't waited
+        for.
         """
         encoded = self.encode(images)
         if not torch.compiler.is_compiling():
+            self._check_range(images)
+        if not auxiliary:
+            return self.classify(encoded)
+        weight = getattr(self.network, "auxiliary_weight", None)
+        if weight is None or not self.training:
+            return self.classify(encoded), ()
+        logits, other = self.network(encoded, auxiliary=True)
+        return logits, ((weight, other),)
+
+    def train(self, mode: bool = True) -> Classifier:
+        if not mode:
+            self._check_last()
+        return super().train(mode)
+
+    def _check_range(self, images: Tensor) -> None:
+        self._check_last()
+        if not (self.training and images.is_cuda):
             check_range(images)
-        return self.classify(encoded)
+            return
+        extremes = torch.empty(2, dtype=images.dtype, pin_memory=True)
+        extremes.copy_(torch.stack(torch.aminmax(images.detach())), non_blocking=True)
+        self._unread = extremes, torch.cuda.current_stream(images.device).record_event()
+
+    def _check_last(self) -> None:
+        """Judge the extremes that were copied aside at the last call; they arrived while the GPU worked on."""
+        if self._unread is None:
+            return
+        extremes, arrived = self._unread
+        self._unread = None
+        arrived.synchronize()
+        _judge(*extremes.tolist(), where=" of the batch before")
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_unread": None}  # an event can't be copied
 
     def extra_repr(self) -> str:
         return f"labels={self.labels}, encoding={self.encoding!r}"
@@ -107,12 +148,15 @@ def check_range(images: Tensor) -> None:
     if images.numel() == 0:
         return
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()
-    if low >= -_TOLERANCE and high <= 1 + _TOLERANCE:  # a NaN fails both
-        return
-    if torch.isnan(images).any():
+    if math.isnan(low):
         bad = torch.isnan(images).flatten(1).any(1).nonzero().flatten().tolist()
         raise ModelError(f"images hold NaN (rows {bad[:10]} of the batch)")
-    raise ModelError(f"images must lie in [0, 1]; these reach from {low:.4g} to {high:.4g}")
+    _judge(low, high)
+
+
+def _judge(low: float, high: float, where: str = "") -> None:
+    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # a NaN fails both
+        raise ModelError(f"images must lie in [0, 1]; these{where} reach from {low:.4g} to {high:.4g}")
 
 
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:

@@ -97,28 +97,33 @@ POOLS = {
 
 
 def antialias(network: nn.Module, kind: str, layers: Sequence[str]) -> None:
-    """Replace the named layers of stride 2, in place, by anti-aliased ones: `kind` is a key of POOLS, `layers` are
+    """Replace the named layers of stride 2 or 4, in place, by anti-aliased ones: `kind` is a key of POOLS, `layers` are
     dotted names.
 
-    A convolution becomes itself at stride 1, on a map that keeps its size, followed by a pool of stride 2: the pool
-    sees the finished output of the convolution (for B-cos after its scaling) and comes before the norm. Its
-    parameters gain a ".0" in their names. An average pool is replaced by the pool itself.
-    Source: paper `bcos`, recipe for anti-aliased B-cos layers (ResNets).
+    A convolution becomes itself at stride 1, on a map that keeps its size, followed by a pool of stride 2 (two of them
+    for stride 4): the pool sees the finished output of the convolution (for B-cos after its scaling) and comes before
+    the norm. Its parameters gain a ".0" in their names. So does a max-pool. An average pool is replaced by the pool
+    itself.
+    Source: paper `bcos`, recipe for anti-aliased B-cos layers (ResNets); Zhang 2019 for max-pools.
     """
     for name in layers:
         layer = network.get_submodule(name)
         plain = getattr(layer, "linear", layer)  # a B-cos layer wraps the convolution
-        if plain.stride not in (2, (2, 2)):
-            raise ModelError(f"layer {name} has stride {plain.stride}, not 2: nothing to anti-alias there")
-        pool = POOLS[kind](layer=name)
-        network.set_submodule(name, pool if isinstance(layer, nn.AvgPool2d) else _unstrided(layer, plain, pool))
+        pools = {2: 1, (2, 2): 1, (4, 4): 2}.get(plain.stride)
+        if pools is None:
+            raise ModelError(f"layer {name} has stride {plain.stride}, neither 2 nor 4: nothing to anti-alias there")
+        pools = [POOLS[kind](layer=name) for _ in range(pools)]
+        network.set_submodule(name, pools[0] if isinstance(layer, nn.AvgPool2d) else _unstrided(layer, plain, pools))
 
 
-def _unstrided(layer: nn.Module, convolution: nn.Conv2d, pool: nn.Module) -> nn.Sequential:
-    convolution.stride = (1, 1)
-    layer.stride = 1 if convolution is not layer else (1, 1)
-    steps = [("0", layer), ("1", pool)]
-    height, width = (k - 1 - 2 * p for k, p in zip(convolution.kernel_size, convolution.padding, strict=True))
+def _unstrided(layer: nn.Module, plain: nn.Module, pools: Sequence[nn.Module]) -> nn.Sequential:
+    """A convolution or a max-pool at stride 1, then the pools."""
+    one = 1 if isinstance(plain.stride, int) else (1, 1)
+    plain.stride = one
+    layer.stride = 1 if plain is not layer else one
+    steps = [("0", layer), *((str(i), pool) for i, pool in enumerate(pools, 1))]
+    kernel, padding = ((v, v) if isinstance(v, int) else v for v in (plain.kernel_size, plain.padding))
+    height, width = (k - 1 - 2 * p for k, p in zip(kernel, padding, strict=True))
     if height or width:  # an even kernel without padding
         steps.insert(0, ("pad", nn.ZeroPad2d((0, width, 0, height))))
     return nn.Sequential(OrderedDict(steps))

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from cxrkit.errors import CxrkitError, ModelError
 from cxrkit.models.classifier import Classifier
-from cxrkit.models.weights import read_state, sha256_of
+from cxrkit.models.sources import sha256_of
+from cxrkit.models.weights import read_state
 from cxrkit.models.zoo import NOTICE, create
 
 __all__ = ["load", "save"]
@@ -67,6 +68,9 @@ def load(path: str | os.PathLike) -> Classifier:
             protocol=card["protocol"],
             seed=card["seed"],
             logit_bias=card["logit_bias"] if card["encoding"] == "add_inverse" else None,
+            antialias_stem=card.get("antialias_stem", False),  # cards from before these options lack them
+            auxiliary=card.get("auxiliary", False),
+            encoding=card["encoding"],
         )
     except (CxrkitError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{card_path} describes a model that can't be built: {error}") from error

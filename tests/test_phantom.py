@@ -22,7 +22,7 @@ from cxrkit.errors import ParameterError
 
 REFERENCE = Path(__file__).resolve().parents[1] / "book" / "phantom_reference.csv"
 LOOKS = [(view, look) for view in VIEWS for look in VIEWS[view].prevalence]
-DARKER = ("Pneumothorax",)
+DARKER = ("Pneumothorax", "Local artefact")
 
 
 def case_of(view: str, look: str, seed: int = 0, patient: int = 0, image: int = 0, **settings):
@@ -221,6 +221,36 @@ def test_the_covid_view_follows_the_papers_labels():
     assert (table["No Finding"] + table["Pneumonia"] == 1).all()
     assert table["MERS"].sum() == 0  # as in the paper's data
     assert ((table["ARDS"] == 1) & (table["COVID-19"] == 1)).any()
+
+
+def test_the_quality_view_has_a_small_artefact_near_the_centre_in_half_of_the_images():
+    dataset = load_phantom(view="quality", images=200, images_per_patient=(1, 1), size=224)
+    assert dataset.labels == ("Local artefact",)
+    positive = dataset.table["Local artefact"].to_numpy() == 1
+    assert abs(positive.mean() - 0.5) < 0.1
+    assert set(dataset.boxes["image_id"]) == set(dataset.table["image_id"][positive])
+    middle = (dataset.boxes[["x_min", "y_min"]].to_numpy() + dataset.boxes[["x_max", "y_max"]].to_numpy()) / 2
+    assert np.abs(middle / FRAME - 0.5).max() < 0.2
+    for row in np.flatnonzero(positive)[:12].tolist():
+        truth = dataset[row].truth[0]
+        assert 0.004 < truth.float().mean() < 0.05
+        case = replace(dataset.renderer.case(row), noise=(0, 0, 0, 5))
+        change = draw(case, 224, noise=False).attenuation - draw(case.healthy(), 224, noise=False).attenuation
+        others = [mask for label, mask in draw(case, 224, noise=False).truth if label != "Local artefact"]
+        if not others:
+            assert (change[truth.numpy()] < -0.05).all()  # every true pixel is changed
+            assert np.abs(change[~truth.numpy()]).max() < 0.2 * np.abs(change).max()
+
+
+def test_a_further_view_has_changed_no_image_of_the_others():
+    """The place of a look in MAKERS seeds its findings: one inserted would draw every later look anew."""
+    from cxrkit.data.phantom.repertoire import MAKERS
+
+    known = "Cardiomegaly, Aortic enlargement, Consolidation, Infiltration, Lung Opacity, Pneumonia, Nodule/Mass, "
+    known += "Calcification, Pleural effusion, Pleural thickening, Pneumothorax, Atelectasis, ILD, Pulmonary fibrosis, "
+    known += "Other lesion, COVID-19, SARS, ARDS, Viral Pneumonia, Bacterial Pneumonia, Streptococcus, Klebsiella, "
+    known += "Legionella, Chlamydophila, Pneumocystis, Local artefact"
+    assert list(MAKERS) == known.split(", ")
 
 
 def test_marker_follows_its_label_and_is_marked():

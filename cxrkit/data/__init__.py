@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from cxrkit.data.cache import prepare
 from cxrkit.data.dataset import Batch, Dataset, Sample, collate
 from cxrkit.data.readers import image_tensor, read_image
+from cxrkit.data.regions import region
 from cxrkit.data.sources import load, sources
 
-__all__ = ["Batch", "Dataset", "Sample", "collate", "image_tensor", "load", "read_image", "sources"]
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Sample",
+    "collate",
+    "image_tensor",
+    "load",
+    "prepare",
+    "read_image",
+    "region",
+    "sources",
+]

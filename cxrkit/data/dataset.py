@@ -126,6 +126,9 @@ class Dataset(torch.utils.data.Dataset):
     the same that the renderer gives its images. Raises DataError for a table or boxes that do not fit.
     """
 
+    leak: str = ""
+    """Why parts of the split share patients: one sentence, set by a source that was asked for such a split."""
+
     def __init__(
         self,
         name: str,
@@ -157,7 +160,7 @@ class Dataset(torch.utils.data.Dataset):
         missing = [c for c in ("image_id", "patient_id", "path", *self.labels) if c not in self.table.columns]
         if missing:
             raise DataError(f"{self.name}: the table lacks {missing}; it has {list(self.table.columns)}")
-        twice = self.table["image_id"][self.table["image_id"].duplicated()]
+        twice = self.table["image_id"][self.table["image_id"].astype(str).duplicated()]
         if len(twice):
             raise DataError(f"{self.name}: image_id {twice.iloc[0]!r} occurs twice; it must be unique")
 
@@ -174,13 +177,26 @@ class Dataset(torch.utils.data.Dataset):
     def _index(self) -> None:
         """Arrays that __getitem__ reads, so that drawing a sample never searches a DataFrame."""
         self._targets = self.table[list(self.labels)].to_numpy(dtype=np.float32)
-        self._image_ids = [str(value) for value in self.table["image_id"]]
-        self._patient_ids = [str(value) for value in self.table["patient_id"]]
-        order = {label: position for position, label in enumerate(self.labels)}
-        self._box_label = self.boxes["label"].map(lambda label: order.get(label, -1)).to_numpy(dtype=int)
-        self._box_edges = self.boxes[["x_min", "y_min", "x_max", "y_max"]].to_numpy(dtype=np.float64)
-        of_image = self.boxes["image_id"].astype(str).to_numpy()
-        self._boxes_of = dict(pd.Series(of_image).groupby(of_image).indices)
+        # Bytes, not a list of strings: worker processes share the pages, since no reference is counted in them.
+        self._image_ids = _coded(self.table["image_id"])
+        self._patient_ids = _coded(self.table["patient_id"])
+        edges = self.boxes[["x_min", "y_min", "x_max", "y_max"]].to_numpy(dtype=np.float64)
+        label = pd.Index(self.labels, dtype=object).get_indexer(self.boxes["label"].astype(object))
+        row = pd.Index(self._image_ids).get_indexer(_coded(self.boxes["image_id"]))
+        # The boxes of row i stand at _first_box[i] : _first_box[i + 1].
+        order = np.argsort(row, kind="stable")
+        self._box_edges, self._box_label = edges[order], label[order]
+        self._first_box = np.searchsorted(row[order], np.arange(len(self.table) + 1))
+
+    @property
+    def image_ids(self) -> list[str]:
+        """The image ids in the order of the table."""
+        return [value.decode() for value in self._image_ids]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The position of each image in the source's whole table, which is what the renderer is asked for: int [N]."""
+        return self._rows
 
     def __len__(self) -> int:
         return len(self.table)
@@ -198,19 +214,20 @@ class Dataset(torch.utils.data.Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is outside {self.name}, which holds {len(self)} images")
         index %= len(self)
-        drawn = self._draw(index)
+        drawn = self.draw(index)
         return Sample(
             image=drawn.image.unsqueeze(0),
             target=torch.from_numpy(self._targets[index].copy()),
             mask=self._mask(index, drawn.frame),
-            image_id=self._image_ids[index],
-            patient_id=self._patient_ids[index],
+            image_id=self._image_ids[index].decode(),
+            patient_id=self._patient_ids[index].decode(),
             truth=drawn.truth,
             shortcut=drawn.shortcut,
         )
 
-    def _draw(self, index: int) -> Rendered:
-        image_id = self._image_ids[index]
+    def draw(self, index: int) -> Rendered:
+        """Image and exact masks alone, checked; raises DataError, naming the image, when it can't be drawn."""
+        image_id = self._image_ids[index].decode()
         try:
             drawn = self.renderer.render(int(self._rows[index]), self.size)
         except CxrkitError as error:
@@ -226,12 +243,15 @@ class Dataset(torch.utils.data.Dataset):
         return drawn
 
     def _mask(self, index: int, drawn: tuple[int, int] | None) -> Tensor:
-        rows = self._boxes_of.get(self._image_ids[index], np.empty(0, dtype=int))
+        rows = slice(self._first_box[index], self._first_box[index + 1])
+        if rows.start == rows.stop:
+            return torch.zeros(len(self.labels), self.size, self.size, dtype=torch.bool)
         frame = tuple(self.frames[index])
         if np.isnan(frame).any():
-            if drawn is None and len(rows):
-                raise DataError(f"{self.name}, image {self._image_ids[index]!r}: has boxes, but no size to place them")
-            frame = drawn or (1, 1)
+            if drawn is None:
+                image_id = self._image_ids[index].decode()
+                raise DataError(f"{self.name}, image {image_id!r}: has boxes, but no size to place them")
+            frame = drawn
         edges = self.preprocessing.boxes(self._box_edges[rows], frame, self.size)
         return union_masks(edges, self._box_label[rows], len(self.labels), self.size)
 
@@ -293,7 +313,7 @@ class Dataset(torch.utils.data.Dataset):
         part.renderer = _CachedRenderer(self.renderer, precision)
         if workers is not None:
             with ThreadPoolExecutor(max(1, workers)) as pool:
-                for _ in pool.map(part._draw, range(len(part))):
+                for _ in pool.map(part.draw, range(len(part))):
                     pass
         return part
 
@@ -323,6 +343,12 @@ class _CachedRenderer:
             return replace(kept, image=kept.image.to(torch.float32) / 255)
         # A caller may write into its sample; the kept copy must not change with it.
         return replace(kept, image=kept.image.clone())
+
+
+def _coded(column: pd.Series) -> np.ndarray:
+    """A column of names as UTF-8 of fixed width: bytes ``[N]``."""
+    # As objects first: to step through a column of text as pandas holds it takes several times as long.
+    return np.array([str(value).encode() for value in column.to_numpy(dtype=object)], dtype=np.bytes_)
 
 
 def _box_table(boxes: pd.DataFrame | None) -> pd.DataFrame:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cxrkit.data.dataset import Rendered
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.readers import read_image
-from cxrkit.errors import DataError
+from cxrkit.errors import CxrkitError, DataError
 
 __all__ = ["FileRenderer"]
 
@@ -21,8 +22,8 @@ class FileRenderer:
 
     ``sizes``: width and height that a table promises for each file, or None where no table does; a file of another
     size is refused, because its boxes would be misplaced. ``read``: from a path to grey float32 ``[H, W]`` in [0, 1].
-    ``truth``: from a row to exact masks, bool ``[L, H, W]`` in pixels of the file, or None. ``preprocessing`` brings
-    image and masks to the square that networks take.
+    ``truth``: from a row to exact masks, bool ``[L, H, W]`` on the file's own grid or one of the same aspect, or None.
+    ``preprocessing`` brings image and masks to the square that networks take.
     """
 
     def __init__(
@@ -43,7 +44,13 @@ class FileRenderer:
 
     def render(self, row: int, size: int) -> Rendered:
         """The image of ``row``, ``size`` x ``size``; raises DataError naming the file."""
-        pixels = self.read(self.paths[row])
+        try:
+            pixels = self.read(self.paths[row])
+            masks = None if self.truth is None else self.truth(row)
+        except CxrkitError:
+            raise
+        except Exception as error:  # a library's own; its text may quote the file
+            raise DataError(f"{self.paths[row]}: can't be read ({type(error).__name__})") from None
         held = pixels.shape[::-1]
         if self.sizes is not None and held != tuple(self.sizes[row]):
             width, height = self.sizes[row]
@@ -51,9 +58,16 @@ class FileRenderer:
                 f"{self.paths[row]}: is {held[0]} x {held[1]} pixels, {self.table} says {width} x {height}; "
                 "boxes would be misplaced"
             )
-        masks = None if self.truth is None else self.truth(row)
         return Rendered(
             image=self.preprocessing.image(torch.from_numpy(pixels), size),
-            truth=None if masks is None else self.preprocessing.masks(torch.from_numpy(masks), size),
+            truth=None if masks is None else self._truth(torch.from_numpy(masks), size),
             frame=held,
         )
+
+    def _truth(self, masks: Tensor, size: int) -> Tensor:
+        """Masks on the square. Empty ones, which most are, cost nothing: a large radiograph has 14 of 6 Mpx each."""
+        truth = torch.zeros(len(masks), size, size, dtype=torch.bool)
+        filled = masks.flatten(1).any(dim=1)
+        if filled.any():
+            truth[filled] = self.preprocessing.masks(masks[filled], size)
+        return truth

@@ -8,6 +8,7 @@ boxes.csv: ``image_id, label, x_min, y_min, x_max, y_max`` in pixels of the file
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,6 +19,7 @@ import pandas as pd
 
 from cxrkit.data.dataset import BOX_COLUMNS, SPLITS, Dataset
 from cxrkit.data.files import FileRenderer
+from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.readers import image_size
 from cxrkit.data.tables import EDGES, leaves_folder, lengths, numbers, places, read_table, refuse, whole_boxes
 from cxrkit.errors import DataError, ParameterError
@@ -38,6 +40,7 @@ def load_folder(
     hierarchy_separator: str | None = "/",
     readers: Sequence[str] | None = None,
     verify: bool = False,
+    preprocessing: Preprocessing = SQUASH,
 ) -> Dataset:
     """Load a folder with images.csv and, optionally, boxes.csv.
 
@@ -45,27 +48,30 @@ def load_folder(
     known to boxes.csv alone is 1 where it is boxed and NaN elsewhere. ``label_map``: old name -> new name,
     for images and boxes. ``hierarchy_separator``: a label ``a/b`` is a child of ``a``, which is positive too;
     None reads names as they are. ``readers``: keep the boxes of these readers only. ``verify``: compare every
-    file with its sha256. ``seed`` is not used. Boxes may overshoot the image by one pixel, which is clipped;
-    they are returned in original pixels (times ``orig_width / width``). Raises DataError naming file and
-    rows, ParameterError for an unknown label or reader.
+    file with its sha256. ``preprocessing``: how pixels and boxes get to the square. ``seed`` is not used.
+    Boxes may overshoot the image by one pixel, which is clipped; they are returned in original pixels (times
+    ``orig_width / width``). Raises DataError naming file and rows, ParameterError for an unknown label or reader.
     """
     root = Path(root)
     images_csv = _images_csv(root)
     images = read_table(images_csv, IMAGE_COLUMNS)
     if images.empty:
         raise DataError(f"{images_csv}: holds a header but no row")
-    _check_images(images_csv, root, images)
+    # pandas steps through text of its own kind several times as slowly as through Python's.
+    images = images.astype(object)
+    named = pd.Index(images["image_id"])
+    images = _sound_images(images_csv, root, images)
     if verify:
         _check_sums(images_csv, root, images)
     width, height = _extent(images_csv, root, images)
-    boxes = _read_boxes(root / "boxes.csv", images, width, height)
+    boxes = _read_boxes(root / "boxes.csv", images, named, width, height)
     boxes = _keep_readers(boxes, readers)
 
     rename = dict(label_map or {})
-    found, parents = _image_labels(images_csv, images, hierarchy_separator, rename)
+    cell_of, found, parents = _image_labels(images_csv, images, hierarchy_separator, rename)
     boxes["label"] = boxes["label"].map(lambda label: rename.get(label, label))
-    labels = _choose_labels(labels, found, boxes)
-    table = _table(images_csv, root, images, labels, _targets(images, found, labels, boxes))
+    labels = _choose_labels(labels, cell_of, found, boxes)
+    table = _table(images_csv, root, images, labels, _targets(images, cell_of, found, labels, boxes))
     table["width"], table["height"] = width, height
     for column, default in (("orig_width", width), ("orig_height", height)):
         table[column] = lengths(images_csv, images, column) if column in images.columns else default
@@ -74,9 +80,10 @@ def load_folder(
         labels=labels,
         table=table,
         boxes=_to_original(boxes, table),
-        renderer=FileRenderer(table["path"], list(zip(width, height, strict=True)), table="images.csv"),
+        renderer=FileRenderer(table["path"], list(zip(width, height, strict=True)), preprocessing, table="images.csv"),
         size=size,
         hierarchy={child: parent for child, parent in parents.items() if {child, parent} <= set(labels)},
+        preprocessing=preprocessing,
     )
 
 
@@ -95,19 +102,40 @@ def _images_csv(root: Path) -> Path:
     return path
 
 
-def _check_images(path: Path, root: Path, images: pd.DataFrame) -> None:
+def _sound_images(path: Path, root: Path, images: pd.DataFrame) -> pd.DataFrame:
+    """The rows that can be used: all of them, unless problems are collected."""
+    wrong = pd.Series(False, images.index)
+
+    def check(problem: str, column: str, found: pd.Series) -> None:
+        refuse(path, problem, places(images[column], found))
+        wrong[found] = True
+
     for column in ("image_id", "file", "patient_id"):
-        refuse(path, f"{column} is empty", places(images[column], images[column] == ""))
-    twice = images["image_id"].duplicated()
-    refuse(path, "image_id occurs twice", places(images["image_id"], twice))
-    refuse(path, "file leaves the folder", places(images["file"], images["file"].map(leaves_folder)))
-    there = images["file"].map(lambda file: (root / file).is_file())
-    refuse(path, "file does not exist", places(images["file"], ~there))
+        check(f"{column} is empty", column, images[column] == "")
+    check("image_id occurs twice", "image_id", images["image_id"].duplicated() & ~wrong)
+    odd = images["file"].str.contains(r"\.\.|:|\\|^/", regex=True)
+    check("file leaves the folder", "file", odd & images["file"].where(odd, "").map(leaves_folder))
+    check("file does not exist", "file", ~_there(root, images["file"]) & ~wrong)
     if "split" in images.columns:
-        wrong = ~images["split"].isin(SPLITS)
-        refuse(path, f"split is none of {', '.join(SPLITS)}", places(images["split"], wrong))
+        check(f"split is none of {', '.join(SPLITS)}", "split", ~images["split"].isin(SPLITS))
         splits = images.groupby("patient_id")["split"].transform("nunique")
         refuse(path, "patient_id is in more than one split", places(images["patient_id"], splits > 1))
+    return images[~wrong]
+
+
+def _there(root: Path, files: pd.Series) -> pd.Series:
+    """Whether each file is there; each folder is listed once, since asking for every file takes long on a network."""
+    listed: dict[str, set[str]] = {}
+    places = [os.path.split(file) for file in files]
+    for folder in {folder for folder, _ in places}:
+        try:
+            with os.scandir(os.path.join(root, folder)) as entries:
+                listed[folder] = {entry.name for entry in entries if entry.is_file()}
+        except (OSError, ValueError):
+            listed[folder] = set()
+    # Where letter case or form does not count, a name may differ from the one listed.
+    there = [name in listed[folder] or os.path.isfile(os.path.join(root, folder, name)) for folder, name in places]
+    return pd.Series(there, index=files.index, dtype=bool)
 
 
 def _check_sums(path: Path, root: Path, images: pd.DataFrame) -> None:
@@ -136,21 +164,24 @@ def _extent(path: Path, root: Path, images: pd.DataFrame) -> tuple[np.ndarray, n
 
 def _image_labels(
     path: Path, images: pd.DataFrame, separator: str | None, rename: Mapping[str, str]
-) -> tuple[list[set[str]], dict[str, str]]:
-    """The labels of each image, ancestors included, and child -> parent."""
-    found, parents, wrong = [], {}, []
-    for line, cell in images["labels"].items():
+) -> tuple[np.ndarray, list[set[str]], dict[str, str]]:
+    """The combination of labels that each image has, those combinations with all ancestors, and child -> parent."""
+    found, parents, both = [], {}, set()
+    # Few combinations of labels make up many rows.
+    cell_of, cells = pd.factorize(images["labels"])
+    for cell in cells:
         names = {name.strip() for name in cell.split(";")} - {""}
         if NO_FINDING in names and len(names) > 1:
-            wrong.append((line, repr(cell)))
-        of_image = set()
+            both.add(cell)
+        of_cell = set()
         for name in names - {NO_FINDING}:
             chain = [rename.get(step, step) for step in _ancestry(name, separator)]
-            of_image.update(chain)
+            of_cell.update(chain)
             parents.update((child, parent) for parent, child in pairwise(chain))
-        found.append(of_image)
+        found.append(of_cell)
+    wrong = places(images["labels"], images["labels"].isin(both))
     refuse(path, f"labels holds {NO_FINDING!r} beside a finding", wrong)
-    return found, {child: parent for child, parent in parents.items() if child != parent}
+    return cell_of, found, {child: parent for child, parent in parents.items() if child != parent}
 
 
 def _ancestry(name: str, separator: str | None) -> list[str]:
@@ -161,8 +192,12 @@ def _ancestry(name: str, separator: str | None) -> list[str]:
     return [separator.join(steps[: depth + 1]) for depth in range(len(steps))]
 
 
-def _choose_labels(labels: Sequence[str] | None, found: Sequence[set[str]], boxes: pd.DataFrame) -> tuple[str, ...]:
-    counts = Counter(label for of_image in found for label in of_image)
+def _choose_labels(
+    labels: Sequence[str] | None, cell_of: np.ndarray, found: Sequence[set[str]], boxes: pd.DataFrame
+) -> tuple[str, ...]:
+    counts: Counter[str] = Counter()
+    for of_cell, images in zip(found, np.bincount(cell_of, minlength=len(found)).tolist(), strict=True):
+        counts.update(dict.fromkeys(of_cell, images))
     if labels is None:
         return tuple(sorted(counts, key=lambda label: (-counts[label], label)))
     if isinstance(labels, str):
@@ -176,9 +211,11 @@ def _choose_labels(labels: Sequence[str] | None, found: Sequence[set[str]], boxe
     return tuple(labels)
 
 
-def _targets(images: pd.DataFrame, found: Sequence[set[str]], labels: Sequence[str], boxes: pd.DataFrame) -> np.ndarray:
-    targets = np.array([[label in of_image for label in labels] for of_image in found], dtype=np.float32)
-    targets = targets.reshape(len(images), len(labels))
+def _targets(
+    images: pd.DataFrame, cell_of: np.ndarray, found: Sequence[set[str]], labels: Sequence[str], boxes: pd.DataFrame
+) -> np.ndarray:
+    of_cell = np.array([[label in held for label in labels] for held in found], dtype=np.float32)
+    targets = of_cell.reshape(len(found), len(labels))[cell_of]
     for position, label in enumerate(labels):
         if not any(label in of_image for of_image in found):
             boxed = images["image_id"].isin(boxes["image_id"][boxes["label"] == label])
@@ -191,7 +228,7 @@ def _table(path: Path, root: Path, images: pd.DataFrame, labels: Sequence[str], 
     if clash:
         raise DataError(f"{path}: {clash} are both labels and columns; rename the label with label_map")
     table = images[["image_id", "patient_id"]].reset_index(drop=True)
-    table["path"] = [str(root / file) for file in images["file"]]
+    table["path"] = [os.path.join(root, file) for file in images["file"]]
     table = pd.concat([table, pd.DataFrame(targets, columns=list(labels))], axis=1)
     rest = [column for column in images.columns if column not in table.columns]
     return pd.concat([table, images[rest].reset_index(drop=True).apply(_inferred)], axis=1)
@@ -207,19 +244,22 @@ def _inferred(column: pd.Series) -> pd.Series:
 # Boxes
 
 
-def _read_boxes(path: Path, images: pd.DataFrame, width: np.ndarray, height: np.ndarray) -> pd.DataFrame:
-    """Boxes in pixels of the files, clipped to them."""
-    boxes = read_table(path, ("image_id", "label", *EDGES)) if path.exists() else pd.DataFrame()
+def _read_boxes(
+    path: Path, images: pd.DataFrame, named: pd.Index, width: np.ndarray, height: np.ndarray
+) -> pd.DataFrame:
+    """Boxes in pixels of the files, clipped to them; ``named`` are all images of the table, sound or not."""
+    boxes = read_table(path, ("image_id", "label", *EDGES)).astype(object) if path.exists() else pd.DataFrame()
     if boxes.empty:
         return pd.DataFrame({column: [] for column in BOX_COLUMNS})
     if "reader" not in boxes.columns:
         boxes["reader"] = "unknown"
-    known = boxes["image_id"].isin(images["image_id"])
-    refuse(path, "image_id is not in images.csv", places(boxes["image_id"], ~known))
+    refuse(path, "image_id is not in images.csv", places(boxes["image_id"], ~boxes["image_id"].isin(named)))
     refuse(path, "label is empty", places(boxes["label"], boxes["label"] == ""))
     for edge in EDGES:
         boxes[edge] = numbers(path, boxes, edge)
-    order = pd.Series(np.arange(len(images)), index=images["image_id"])[boxes["image_id"]].to_numpy()
+    order = pd.Index(images["image_id"]).get_indexer(boxes["image_id"])
+    usable = (order >= 0) & np.isfinite(boxes[list(EDGES)].to_numpy(dtype=float)).all(axis=1)
+    boxes, order = boxes[usable].copy(), order[usable]
     return whole_boxes(path, boxes, np.column_stack([width, height])[order])
 
 
@@ -236,7 +276,7 @@ def _keep_readers(boxes: pd.DataFrame, readers: Sequence[str] | None) -> pd.Data
 def _to_original(boxes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Boxes from pixels of the file to original pixels, as ``Dataset.boxes`` wants them."""
     boxes = boxes.reset_index(drop=True)
-    frame = table.set_index("image_id").loc[boxes["image_id"]]
+    frame = table.iloc[pd.Index(table["image_id"]).get_indexer(boxes["image_id"])]
     for axis, side in (("x", "width"), ("y", "height")):
         for end in ("min", "max"):
             scaled = boxes[f"{axis}_{end}"].to_numpy() * frame[f"orig_{side}"].to_numpy() / frame[side].to_numpy()

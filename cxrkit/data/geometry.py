@@ -5,29 +5,55 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
 
-__all__ = ["box_masks", "crop_boxes", "resize", "resize_and_crop", "scale_boxes", "union_masks"]
+__all__ = ["INTERPOLATIONS", "box_masks", "crop_boxes", "resize", "resize_and_crop", "scale_boxes", "union_masks"]
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Resize to ``size`` x ``size`` with antialiasing; the aspect ratio is not kept, as in the papers.
+INTERPOLATIONS = ("bilinear", "bicubic", "aliased", "gaussian", "lanczos")
 
-    ``images``: float ``[..., H, W]``; returns the same leading shape and value range. Bilinear, with the
-    kernel widened when shrinking; pixel centres lie at half-integers (``align_corners=False``), so a
-    coordinate ``x`` of the source lands at ``x * size / W``. Source: paper `bcos`, section 1.7 of its data
-    (squashed to 224 x 224).
+
+def resize(images: Tensor, size: int | tuple[int, int], interpolation: str = "bilinear") -> Tensor:
+    """Resize to ``size`` x ``size``, or to ``size`` = (height, width); the aspect ratio is whatever that gives.
+
+    ``images``: float ``[..., H, W]``; returns the same leading shape. Pixel centres lie at half-integers, so a
+    coordinate ``x`` of the source lands at ``x * width / W``. ``"bilinear"`` and ``"bicubic"`` widen their kernel when
+    shrinking, as Pillow does; ``"aliased"`` is bilinear without that, as Keras resizes; ``"gaussian"`` blurs, then
+    interpolates, as scikit-image does; ``"lanczos"`` is Pillow's, of three lobes. Bicubic and lanczos overshoot at
+    edges, the others keep the range of values. Raises ParameterError for another name. Source: the papers' code
+    (`bcos`: bilinear, and gaussian for VinBigData; `covid`: bicubic; `path`: aliased; `normgrad`: lanczos).
     """
-    if images.shape[-2:] == (size, size):
+    if interpolation not in INTERPOLATIONS:
+        raise ParameterError(f"interpolation={interpolation!r} is unknown; use one of {list(INTERPOLATIONS)}")
+    target = (size, size) if isinstance(size, int) else tuple(size)
+    if images.shape[-2:] == target:
         return images
-    leading = images.shape[:-2]
     flat = images.reshape(-1, 1, *images.shape[-2:])
-    small = F.interpolate(flat, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    # The antialiasing weights sum to one only up to rounding, so a white image could end at 1 + 1e-7.
-    small = small.clamp(flat.min(), flat.max())
-    return small.reshape(*leading, size, size)
+    if interpolation in ("gaussian", "lanczos"):
+        each = _gaussian if interpolation == "gaussian" else _lanczos
+        small = torch.stack([each(image[0], target)[None] for image in flat]).to(images)
+    else:
+        mode = "bicubic" if interpolation == "bicubic" else "bilinear"
+        widened = interpolation != "aliased"
+        small = F.interpolate(flat, size=target, mode=mode, antialias=widened, align_corners=False)
+    if interpolation not in ("bicubic", "lanczos"):
+        # The weights sum to one only up to rounding, so a white image could end at 1 + 1e-7.
+        small = small.clamp(flat.min(), flat.max())
+    return small.reshape(*images.shape[:-2], *target)
+
+
+def _lanczos(image: Tensor, target: tuple[int, int]) -> Tensor:
+    picture = Image.fromarray(image.numpy().astype(np.float32, copy=False))
+    return torch.from_numpy(np.array(picture.resize(target[::-1], Image.Resampling.LANCZOS)))
+
+
+def _gaussian(image: Tensor, target: tuple[int, int]) -> Tensor:
+    from skimage.transform import resize as skimage_resize
+
+    return torch.from_numpy(skimage_resize(image.numpy(), target, anti_aliasing=True))
 
 
 def resize_and_crop(images: Tensor, resized: int = 256, crop: int = 224) -> Tensor:

@@ -1,15 +1,39 @@
-"""From a radiograph as it was read to the square that networks take: image, boxes and masks by one transform."""
+"""From a radiograph as it was read to the square that networks take: image, boxes and masks by one transform.
+
+Every geometry says where it places an image; pixels, masks and boxes all follow from that one answer. All objects
+are frozen, and their ``repr`` says everything about them, so that it may serve as a key.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
-from cxrkit.data.geometry import resize, scale_boxes
+from cxrkit.data.geometry import INTERPOLATIONS, resize, scale_boxes
+from cxrkit.data.intensity import EightBit, Levels, Percentiles
+from cxrkit.errors import ParameterError
 
-__all__ = ["SQUASH", "Preprocessing", "Squash"]
+__all__ = [
+    "SQUASH",
+    "Chain",
+    "ForgottenCrop",
+    "PadToSquare",
+    "Place",
+    "Preprocessing",
+    "ResizeAndCrop",
+    "Squash",
+    "Toned",
+    "preprocessing",
+    "preprocessings",
+]
+
+Frame = tuple[float, float]
+PROTOCOLS = ("paper", "authors", "corrected")
 
 
 class Preprocessing(Protocol):
@@ -23,22 +47,232 @@ class Preprocessing(Protocol):
         """Bool ``[L, H, W]`` to ``[L, size, size]``; a pixel stays in when at least half of it was."""
         ...
 
-    def boxes(self, boxes: np.ndarray, frame: tuple[float, float], size: int) -> np.ndarray:
-        """``[M, 4]`` in pixels of ``frame`` (width, height) to float64 ``[M, 4]`` in target pixels."""
+    def boxes(self, boxes: np.ndarray, frame: Frame, size: int) -> np.ndarray:
+        """``[M, 4]`` in pixels of ``frame`` (width, height) to float64 ``[M, 4]`` in target pixels, clipped."""
         ...
 
 
-class Squash:
-    """Resize to a square; the aspect ratio is not kept, as in papers `bcos` and `normgrad`."""
+@dataclass(frozen=True)
+class Place:
+    """Where a whole image lands: resized to ``width`` x ``height``, its corner at ``left``, ``top`` of the square.
+
+    Negative corners cut off, positive ones leave a black band.
+    """
+
+    width: int
+    height: int
+    left: int = 0
+    top: int = 0
+
+
+class _Placed:
+    """Pixels, masks and boxes by :meth:`place`, so that they can't disagree."""
+
+    interpolation: str
+
+    def __post_init__(self):
+        if self.interpolation not in INTERPOLATIONS:
+            raise ParameterError(f"interpolation={self.interpolation!r} is unknown; use one of {list(INTERPOLATIONS)}")
+
+    def place(self, frame: Frame, size: int) -> Place:
+        """Where an image of ``frame`` = (width, height) lands in a square of ``size``."""
+        raise NotImplementedError
 
     def image(self, pixels: Tensor, size: int) -> Tensor:
-        return resize(pixels, size)
+        # Bicubic and Lanczos overshoot; 8-bit images clip that too.
+        return self._put(pixels, size, self.interpolation).clamp(0, 1)
 
     def masks(self, masks: Tensor, size: int) -> Tensor:
-        return resize(masks.float(), size) >= 0.5
+        return self._put(masks.float(), size, "bilinear") >= 0.5
 
-    def boxes(self, boxes: np.ndarray, frame: tuple[float, float], size: int) -> np.ndarray:
-        return scale_boxes(boxes, frame, size)
+    def boxes(self, boxes: np.ndarray, frame: Frame, size: int) -> np.ndarray:
+        place = self.place(frame, size)
+        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        # Multiply before dividing: 512 * 224 / 1024 is exact where 512 * (224 / 1024) need not be.
+        moved = boxes * np.array([place.width, place.height] * 2) / np.array([*frame] * 2, dtype=np.float64)
+        return (moved + np.array([place.left, place.top] * 2)).clip(0, size)
+
+    def _put(self, images: Tensor, size: int, interpolation: str) -> Tensor:
+        height, width = images.shape[-2:]
+        place = self.place((width, height), size)
+        small = resize(images, (place.height, place.width), interpolation)
+        # A negative pad cuts off.
+        right, bottom = size - place.width - place.left, size - place.height - place.top
+        return F.pad(small, (place.left, right, place.top, bottom))
+
+
+@dataclass(frozen=True)
+class Squash(_Placed):
+    """Resize to a square; the aspect ratio is not kept, as in papers `bcos`, `normgrad` and `path`."""
+
+    interpolation: str = "bilinear"
+
+    def place(self, frame: Frame, size: int) -> Place:
+        return Place(size, size)
+
+
+@dataclass(frozen=True)
+class ResizeAndCrop(_Placed):
+    """Resize the shorter side to ``resized`` and cut out the central ``crop`` x ``crop``.
+
+    At another target size both shrink or grow alike. Rounding as torchvision's Resize and CenterCrop. Source: the
+    test transform of B-cos networks (paper `bcos`, code) and of CheXNet (paper `relevance`).
+    """
+
+    resized: int = 256
+    crop: int = 224
+    interpolation: str = "bilinear"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.crop <= self.resized:
+            raise ParameterError(
+                f"crop={self.crop} does not fit resized={self.resized}; 1 <= crop <= resized is needed"
+            )
+
+    def place(self, frame: Frame, size: int) -> Place:
+        width, height = frame
+        short = size + 2 * round(size * (self.resized - self.crop) / self.crop / 2)
+        wide, high = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        return Place(wide, high, -round((wide - size) / 2), -round((high - size) / 2))
+
+
+@dataclass(frozen=True)
+class PadToSquare(_Placed):
+    """The longer side becomes the target size (512 in the paper), the rest is black bands, the odd row below or right.
+
+    Source: paper `covid`, section 3.3 of its data, and its code: the shorter side is rounded down.
+    """
+
+    interpolation: str = "bicubic"
+
+    def place(self, frame: Frame, size: int) -> Place:
+        width, height = frame
+        short = max(1, int(size * (min(frame) / max(frame))))
+        wide, high = (size, short) if width > height else (short, size) if width < height else (size, size)
+        return Place(wide, high, (size - wide) // 2, (size - high) // 2)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """``first`` to a square of ``at`` pixels, then ``second`` to the target."""
+
+    first: Preprocessing
+    second: Preprocessing
+    at: int
+
+    def image(self, pixels: Tensor, size: int) -> Tensor:
+        return self.second.image(self.first.image(pixels, self.at), size)
+
+    def masks(self, masks: Tensor, size: int) -> Tensor:
+        return self.second.masks(self.first.masks(masks, self.at), size)
+
+    def boxes(self, boxes: np.ndarray, frame: Frame, size: int) -> np.ndarray:
+        return self.second.boxes(self.first.boxes(boxes, frame, self.at), (self.at, self.at), size)
+
+
+@dataclass(frozen=True)
+class Toned:
+    """A geometry, with a change of grey values ``before`` or ``after`` it; see :mod:`cxrkit.data.intensity`."""
+
+    geometry: Preprocessing
+    before: Callable[[Tensor], Tensor] | None = None
+    after: Callable[[Tensor], Tensor] | None = None
+
+    def image(self, pixels: Tensor, size: int) -> Tensor:
+        if self.before is not None:
+            pixels = self.before(pixels)
+        pixels = self.geometry.image(pixels, size)
+        return pixels if self.after is None else self.after(pixels)
+
+    def masks(self, masks: Tensor, size: int) -> Tensor:
+        return self.geometry.masks(masks, size)
+
+    def boxes(self, boxes: np.ndarray, frame: Frame, size: int) -> np.ndarray:
+        return self.geometry.boxes(boxes, frame, size)
+
+
+@dataclass(frozen=True)
+class ForgottenCrop:
+    """Images and masks by ``geometry``, but boxes as if it only squashed: they miss their findings near the border.
+
+    With 256 pixels cut to 224 a box is off by up to 16 pixels. ``whole_pixels``: boxes are rounded and end at ``size -
+    1``. For showing what it does to published numbers. Source: paper `bcos`, code (whole pixels for VinBigData).
+    """
+
+    geometry: Preprocessing
+    whole_pixels: bool = False
+
+    def image(self, pixels: Tensor, size: int) -> Tensor:
+        return self.geometry.image(pixels, size)
+
+    def masks(self, masks: Tensor, size: int) -> Tensor:
+        return self.geometry.masks(masks, size)
+
+    def boxes(self, boxes: np.ndarray, frame: Frame, size: int) -> np.ndarray:
+        moved = scale_boxes(boxes, frame, size)
+        return moved.round().clip(0, size - 1) if self.whole_pixels else moved.clip(0, size)
 
 
 SQUASH = Squash()
+_CROP = ResizeAndCrop()
+_VINBIGDATA = Chain(Squash("gaussian"), _CROP, at=224)
+
+
+def _same(one: Preprocessing) -> dict[str, Preprocessing]:
+    return dict.fromkeys(PROTOCOLS, one)
+
+
+_NAMED: dict[str, dict[str, Preprocessing]] = {
+    "squash": _same(SQUASH),
+    "bcos/rsna": _same(_CROP) | {"authors": ForgottenCrop(_CROP)},
+    "bcos/rsna/baseline": _same(SQUASH),
+    "bcos/vinbigdata": _same(Toned(_VINBIGDATA, before=EightBit()))
+    | {"authors": Toned(ForgottenCrop(_VINBIGDATA, whole_pixels=True), before=EightBit())},
+    "bcos/vinbigdata/baseline": _same(Toned(Squash("gaussian"), before=EightBit()))
+    | {"authors": Toned(ForgottenCrop(Squash("gaussian"), whole_pixels=True), before=EightBit())},
+    "normgrad": _same(Squash("lanczos")),
+    "covid": {
+        "paper": Toned(PadToSquare(), after=Percentiles(1, 95)),
+        "authors": Toned(PadToSquare(), after=Levels(0, 207 / 255)),
+        "corrected": Toned(PadToSquare(), before=Percentiles(1, 95)),
+    },
+    "path": _same(SQUASH) | {"authors": Squash("aliased")},
+    "relevance": _same(_CROP),
+    "relevance/maps": _same(SQUASH),
+}
+
+
+def preprocessings() -> tuple[str, ...]:
+    """Every name that :func:`preprocessing` knows, without its protocol."""
+    return tuple(_NAMED)
+
+
+def preprocessing(name: str, protocol: str | None = None) -> Preprocessing:
+    """A paper's pre-processing by name, such as ``"bcos/rsna"`` or, with its protocol, ``"bcos/rsna/authors"``.
+
+    Where text and code of a paper differ, ``protocol`` picks one: ``"paper"``, ``"authors"`` or ``"corrected"`` (the
+    default). Target sizes are not part of it: the papers use 224, and 225 (`path`), 512 (`covid`), 600 (`normgrad`).
+
+    - ``squash``: bilinear to a square.
+    - ``bcos/rsna``: 256, then the central 224; the authors' boxes forget the crop. ``bcos/rsna/baseline``: squash.
+    - ``bcos/vinbigdata``: each image to 8 bits between its extremes, blurred and squashed to 224, then as above; the
+      authors' boxes are rounded as well. ``bcos/vinbigdata/baseline``: without the crop.
+    - ``normgrad``: squash, Lanczos.
+    - ``covid``: padded to a square, bicubic; grey values clipped to the image's 1st and 95th percentiles (paper: with
+      the black bands counted; corrected: without), or to 0 and 207 of 255 for every image (authors).
+    - ``path``: squash; the authors' has no anti-aliasing. Per-pixel standardisation is a step of its own:
+      :class:`cxrkit.data.intensity.PixelStandardisation`.
+    - ``relevance``: 256, then the central 224, as CheXNet; ``relevance/maps``: squash.
+
+    Raises ParameterError for other names and protocols.
+    """
+    stem, _, last = name.rpartition("/")
+    if protocol is None and last in PROTOCOLS:
+        name, protocol = stem, last
+    protocol = "corrected" if protocol is None else protocol
+    if name not in _NAMED:
+        raise ParameterError(f"preprocessing={name!r} is unknown; use one of {list(_NAMED)}")
+    if protocol not in PROTOCOLS:
+        raise ParameterError(f"protocol={protocol!r} is unknown; use one of {list(PROTOCOLS)}")
+    return _NAMED[name][protocol]

@@ -6,6 +6,9 @@ own words: nothing that stands in a DICOM header, which may identify a patient, 
 
 from __future__ import annotations
 
+import io
+import logging
+import os
 import threading
 import warnings
 from contextlib import contextmanager
@@ -17,15 +20,52 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cxrkit.data.geometry import resize
+from cxrkit.data.limits import check_deflated, check_file, check_pixels, stated_extent
 from cxrkit.errors import DataError, ParameterError
 
 __all__ = ["image_size", "image_tensor", "read_image"]
 
 # ITU-R BT.601 luma, as Pillow's own conversion to grey.
 _LUMA = np.array([0.299, 0.587, 0.114])
-# pydicom reports oddities of a file as warnings; the interpreter's filter list is shared by all threads.
-_WARNINGS = threading.Lock()
 _EXIF_ORIENTATION = 0x0112
+
+
+class _Quiet:
+    """Keeps what the libraries say about a file, which may quote its header, from warnings and logs.
+
+    The filters belong to the whole process: the first thread that reads sets them, the last one puts them back.
+    """
+
+    def __init__(self):
+        self._lock, self._readers, self._before = threading.Lock(), 0, None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._alone)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._readers == 0:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+                logging.getLogger("pydicom").disabled = True
+            self._readers += 1
+
+    def __exit__(self, *_) -> None:
+        with self._lock:
+            self._readers -= 1
+            if self._readers == 0:
+                self._before.__exit__(None, None, None)
+                logging.getLogger("pydicom").disabled = False
+
+    def _alone(self) -> None:
+        """A process forked while threads were reading has none of them."""
+        self._lock = threading.Lock()
+        if self._readers:
+            self._readers = 1
+            self.__exit__()
+
+
+_QUIET = _Quiet()
 
 
 def image_tensor(path: str | Path, size: int) -> Tensor:
@@ -64,24 +104,22 @@ def image_size(path: str | Path) -> tuple[int, int]:
     path = Path(path)
     kind = _kind(path)
     if kind == "DICOM":
-        with _quiet():
+        with _QUIET:
             header = _dicom_header(path, pixels=False)
             return _dicom_extent(path, header)[::-1]
-    with _picture_errors(path, kind), Image.open(path, formats=(kind,)) as picture:
+    with _QUIET, _picture_errors(path, kind), Image.open(path, formats=(kind,)) as picture:
         width, height = picture.size
+        check_pixels(path, width, height)
         # Orientations 5 to 8 of the EXIF standard exchange rows and columns.
         turned = picture.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
         return (height, width) if turned else (width, height)
 
 
 def _kind(path: Path) -> str:
+    check_file(path)
     try:
         with path.open("rb") as file:
             start = file.read(132)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, expected an image file") from None
     except OSError as error:
         raise DataError(f"{path}: can't be opened ({error.strerror})") from None
     if not start:
@@ -104,12 +142,15 @@ def _picture_errors(path: Path, kind: str):
         yield
     except Image.DecompressionBombError:
         raise DataError(f"{path}: claims more pixels than any radiograph has") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError):
+    except DataError:
+        raise
+    except Exception:  # Pillow's decoders raise whatever the damage leads to, struct.error and MemoryError included
         raise DataError(f"{path}: the {kind} file is truncated or damaged") from None
 
 
 def _read_picture(path: Path, kind: str) -> np.ndarray:
-    with _picture_errors(path, kind), Image.open(path, formats=(kind,)) as picture:
+    with _QUIET, _picture_errors(path, kind), Image.open(path, formats=(kind,)) as picture:
+        check_pixels(path, *picture.size)
         picture.load()
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I"):
@@ -135,11 +176,17 @@ def _to_grey(colour: np.ndarray) -> np.ndarray:
 # DICOM
 
 
-@contextmanager
-def _quiet():
-    with _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+class _DicomFile(io.BufferedReader):
+    """An open file; pydicom reads the rest of one in one piece only where it is deflated and about to be unpacked."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path))
+        self.path = path
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            check_deflated(self.path, self.tell())
+        return super().read(size)
 
 
 def _dicom_header(path: Path, pixels: bool):
@@ -147,7 +194,10 @@ def _dicom_header(path: Path, pixels: bool):
 
     try:
         # Values are parsed when asked for, so a damaged field that nobody reads does no harm.
-        header = pydicom.dcmread(path, stop_before_pixels=not pixels)
+        with _DicomFile(path) as file:
+            header = pydicom.dcmread(file, stop_before_pixels=not pixels)
+    except DataError:
+        raise
     except Exception:  # whatever pydicom says may quote the header
         raise DataError(f"{path}: the DICOM file is truncated or damaged") from None
     # Where a compressed image ends too early, pydicom returns nothing at all.
@@ -172,11 +222,14 @@ def _dicom_extent(path: Path, header) -> tuple[int, int]:
     columns = _dicom_value(path, header, "Columns", int, 0)
     if rows < 1 or columns < 1:
         raise DataError(f"{path}: the DICOM file holds no image (Rows and Columns are missing)")
+    samples = _dicom_value(path, header, "SamplesPerPixel", int, 1)
+    bits = _dicom_value(path, header, "BitsAllocated", int, 8)
+    check_pixels(path, columns, rows, max(1, samples) * max(8, bits) // 8)
     return rows, columns
 
 
 def _read_dicom(path: Path, frame: int | None, window: bool) -> np.ndarray:
-    with _quiet():
+    with _QUIET:
         header = _dicom_header(path, pixels=True)
         extent = _dicom_extent(path, header)
         if "PixelData" not in header:
@@ -199,16 +252,36 @@ def _dicom_pixels(path: Path, header, frame: int) -> np.ndarray:
         syntax = header.file_meta.TransferSyntaxUID
         # A name of the standard's own list says what is missing without repeating what the file says.
         name = syntax.name if not syntax.is_private and syntax.name != str(syntax) else "unknown"
+        compressed = name != "unknown" and syntax.is_compressed
     except Exception:
         raise DataError(f"{path}: the DICOM file does not say how its pixels are stored") from None
     try:
+        if compressed:
+            _check_coded(path, header, frame)
         return pixel_array(header, index=frame)
+    except DataError:
+        raise
     except RuntimeError:  # also NotImplementedError: no decoder, or the decoder gave up
         raise DataError(
             f"{path}: the pixel data are damaged, or stored in a way no installed decoder reads ({name})"
         ) from None
     except Exception:
         raise DataError(f"{path}: the pixel data are truncated or do not match the DICOM header") from None
+
+
+def _check_coded(path: Path, header, frame: int) -> None:
+    """Refuse a compressed frame that would unpack to another size than the header promises."""
+    from pydicom.encaps import get_frame
+
+    frames = _dicom_value(path, header, "NumberOfFrames", int, 1)
+    coded = get_frame(header.PixelData, frame, number_of_frames=max(1, frames))
+    stated = stated_extent(coded)
+    rows, columns = _dicom_extent(path, header)
+    fits = stated is None or (stated[:2] == (rows, columns) and stated[2] <= 4)
+    # No coding makes a frame much larger, so a longer one is there to unpack to more than its pixels.
+    most = 2 * rows * columns * max(1, header.SamplesPerPixel) * max(8, header.BitsAllocated) // 8 + 65536
+    if not fits or len(coded) > most:
+        raise DataError(f"{path}: the pixel data do not match Rows and Columns")
 
 
 def _displayed(path: Path, header, pixels: np.ndarray, window: bool) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
@@ -12,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from cxrkit.data.dataset import SPLITS, Dataset
+from cxrkit.data.leakage import check_split, patient_overlap
+from cxrkit.data.preprocessing import Preprocessing
+from cxrkit.data.preprocessing import preprocessing as named_preprocessing
 from cxrkit.data.splits import FOLDS, fold_split
-from cxrkit.errors import DataError, ParameterError
+from cxrkit.errors import CxrkitError, DataError, ParameterError
 
 __all__ = ["load", "sources"]
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
 SMALLEST_SIZE = 32
+_COMMON = ("root", "size", "seed", "fold", "preprocessing")
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,21 @@ class Source:
         return getattr(importlib.import_module(self.module), self.function)
 
     def options(self) -> tuple[str, ...]:
-        """Names of the options that the loader knows besides root, size and seed."""
+        """Names of the options that the loader knows besides those of :func:`load`."""
         known = inspect.signature(self.loader()).parameters
-        return tuple(name for name in known if name not in ("root", "size", "seed"))
+        return tuple(name for name in known if name not in _COMMON)
+
+    def takes_preprocessing(self) -> bool:
+        """Whether the loader leaves the way from pixels to the square to the user."""
+        return "preprocessing" in inspect.signature(self.loader()).parameters
+
+    def answers_without_root(self) -> bool:
+        """Whether the loader itself says what to do where no folder is named (a set that nobody can download)."""
+        return inspect.signature(self.loader()).parameters["root"].default is None
+
+    def brings_folds(self) -> bool:
+        """Whether the loader takes ``fold``, and then returns that fold of a split of its own, or none."""
+        return "fold" in inspect.signature(self.loader()).parameters
 
 
 SOURCES = {
@@ -71,16 +89,18 @@ def sources() -> dict[str, dict[str, Any]]:
     The manifests are the files of ``data_manifests/``; where that folder is not at hand, only the title is
     given.
     """
-    return {name: {"title": source.title, **_manifest(name)} for name, source in SOURCES.items()}
+    return {name: {"title": source.title, **manifest(name)} for name, source in SOURCES.items()}
 
 
-def _manifest(name: str) -> dict[str, Any]:
+def manifest(name: str) -> dict[str, Any]:
+    """The manifest of one source; empty where the folder of manifests is not at hand."""
     path = MANIFESTS / f"{name}.yaml"
     if not path.is_file():
         return {}
     import yaml
 
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    # As safe as safe_load; libyaml, where PyYAML was built with it, is ten times as fast.
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def load(
@@ -90,6 +110,9 @@ def load(
     fold: int = 0,
     size: int = 224,
     seed: int = 0,
+    preprocessing: str | Preprocessing | None = None,
+    cache: str | os.PathLike | None = None,
+    cache_bits: int = 8,
     **options: Any,
 ) -> Dataset:
     """Load a source as a :class:`~cxrkit.data.dataset.Dataset`.
@@ -97,15 +120,22 @@ def load(
     ``name``: one of :func:`sources`. ``root``: the folder of a downloaded source. ``split``: ``"train"``,
     ``"validation"``, ``"test"``, or None for all images. ``fold``: 0 to 4, the part that is tested; folds
     keep patients together and follow ``seed``. ``size``: images are ``size`` x ``size``, at least 32.
-    ``options``: the source's own. A source that brings its own split keeps it, and then has fold 0 only.
+    ``preprocessing``: how pixels, masks and boxes get to that square: a name of
+    :func:`cxrkit.data.preprocessing.preprocessing`, such as "bcos/rsna", or an object; by default they are squashed.
+    ``cache``: "auto" or a folder: images come from the cache that :func:`cxrkit.data.prepare` makes, which is made now
+    where it is missing; they differ from freshly read ones by the rounding to ``cache_bits``, 8 or 16.
+    ``options``: the source's own. A source that brings a split keeps it, and then has fold 0 only, unless it
+    brings folds as well.
     Raises ParameterError for an unknown source or option or a value out of range, DataError for data that
-    can't be read as they stand.
+    can't be read as they stand, or whose split shares patients (a UserWarning where such a split was asked for).
     """
-    source = _check(name, root, split, fold, size, seed)
-    _check_options(name, source.options(), options)
-    where = {"root": root} if source.needs_root else {}
-    dataset = source.loader()(**where, size=size, seed=seed, **options)
-    dataset = _assign_split(dataset, split, fold, seed)
+    dataset = read(name, root, fold, size, seed, preprocessing, split, **options)
+    if cache is not None:
+        from cxrkit.data.cache import cached
+
+        dataset = cached(dataset, name, root, seed, options, cache, cache_bits)
+    dataset = _assign_split(dataset, split, fold, seed, SOURCES[name].brings_folds())
+    _refuse_shared_patients(dataset)
     if split is None:
         return dataset
     part = dataset.split(split)
@@ -115,9 +145,44 @@ def load(
     return part
 
 
-def _assign_split(dataset: Dataset, split: str | None, fold: int, seed: int) -> Dataset:
+def read(
+    name: str,
+    root: str | Path | None = None,
+    fold: int = 0,
+    size: int = 224,
+    seed: int = 0,
+    preprocessing: str | Preprocessing | None = None,
+    split: str | None = None,
+    **options: Any,
+) -> Dataset:
+    """All images of a source as its loader gives them, without folds; parameters are checked as by :func:`load`."""
+    source = _check(name, root, split, fold, size, seed)
+    _check_options(name, source.options(), options)
+    own = {"root": root} if source.needs_root else {}
+    if source.brings_folds():
+        own["fold"] = fold
+    if preprocessing is not None:
+        own["preprocessing"] = _chosen(name, source, preprocessing)
+    try:
+        return source.loader()(**own, size=size, seed=seed, **options)
+    except CxrkitError:
+        raise
+    except Exception as error:
+        # What a loader does not foresee in a damaged folder; the cause is chained, should it be a mistake of ours.
+        if not source.needs_root:
+            raise
+        raise DataError(f"{root}: can't be read as source {name!r} ({type(error).__name__}: {error})") from error
+
+
+def _chosen(name: str, source: Source, preprocessing: str | Preprocessing) -> Preprocessing:
+    if not source.takes_preprocessing():
+        raise ParameterError(f"source {name!r} takes no preprocessing: it draws its images at the size that is wanted")
+    return named_preprocessing(preprocessing) if isinstance(preprocessing, str) else preprocessing
+
+
+def _assign_split(dataset: Dataset, split: str | None, fold: int, seed: int, brings_folds: bool) -> Dataset:
     if "split" in dataset.table.columns:
-        if fold != 0:
+        if fold != 0 and not brings_folds:
             raise ParameterError(f"fold={fold}: {dataset.name} brings its own split, which is fold 0")
         return dataset
     targets = dataset.table[list(dataset.labels)].to_numpy()
@@ -130,11 +195,28 @@ def _assign_split(dataset: Dataset, split: str | None, fold: int, seed: int) -> 
         raise DataError(f"{dataset.name}: {error}; load it with split=None") from None
 
 
+def _refuse_shared_patients(dataset: Dataset) -> None:
+    """Refuse a split that shares patients; warn where the source was asked for a split that is known to."""
+    if "split" not in dataset.table.columns:
+        return
+    try:
+        check_split(dataset)
+    except DataError:
+        if not dataset.leak:
+            raise
+        counts = patient_overlap(dataset.table["patient_id"], dataset.table["split"])
+        warnings.warn(
+            f"{dataset.name}: {dataset.leak} Of the test images, {counts['images']} ({counts['share']:.0%}) are of "
+            "patients in the training part.",
+            stacklevel=3,
+        )
+
+
 def _check(name: str, root: str | Path | None, split: str | None, fold: int, size: int, seed: int) -> Source:
     if name not in SOURCES:
         raise ParameterError(f"source {name!r} is unknown; the sources are {sorted(SOURCES)}")
     source = SOURCES[name]
-    if source.needs_root and root is None:
+    if source.needs_root and root is None and not source.answers_without_root():
         raise ParameterError(f"source {name!r} needs root=, the folder that holds its images")
     if not source.needs_root and root is not None:
         raise ParameterError(f"source {name!r} takes no root: nothing is read from disk")

@@ -1,4 +1,4 @@
-"""Patient-wise, label-stratified folds: no patient is ever on two sides of a split."""
+"""Patient-wise, label-stratified folds, no patient on two sides; and the papers' own, which may leak."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ from collections.abc import Sequence
 
 import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from cxrkit.errors import DataError, ParameterError
 
-__all__ = ["FOLDS", "fold_split", "patient_folds"]
+__all__ = [
+    "FOLDS",
+    "fold_split",
+    "multilabel_folds",
+    "patient_folds",
+    "random_image_split",
+    "random_patient_split",
+    "stratified_folds",
+    "with_validation",
+]
 
 FOLDS = 5
+PAPER_SEED = 42
 # One eighth of what is not test chooses thresholds and checkpoints, so that no fold both chooses and reports.
 _VALIDATION_PARTS = 8
 
@@ -57,6 +68,90 @@ def fold_split(
     chosen = _stratify(positive[rest], parts, seed * folds + fold) == 0
     split[rest[chosen]] = "validation"
     return split[of_image]
+
+
+def with_validation(is_test: np.ndarray, patients: Sequence[str], targets: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A split around a test part that is already known: ``"train"``, ``"validation"`` or ``"test"`` per image, ``[N]``.
+
+    ``is_test``: bool ``[N]``. One eighth of the patients of the other images, and at least one of them, is the
+    validation part, stratified by label. Raises DataError where fewer than two patients are left.
+    """
+    rest = np.flatnonzero(~np.asarray(is_test, dtype=bool))
+    names, of_image, positive = _by_patient(np.asarray(patients, dtype=str)[rest], np.asarray(targets)[rest])
+    if len(names) < 2:
+        raise DataError(f"{len(names)} patients are left beside the test part; training and validation need 2")
+    split = np.full(len(is_test), "test", dtype=object)
+    chosen = _stratify(positive, min(_VALIDATION_PARTS, len(names)), seed) == 0
+    split[rest] = np.where(chosen, "validation", "train")[of_image]
+    return split
+
+
+# The papers' own
+
+
+def stratified_folds(
+    classes: Sequence[int], ids: Sequence[str] | None = None, folds: int = FOLDS, seed: int = PAPER_SEED
+) -> np.ndarray:
+    """The fold in which each image is tested, int ``[N]``, by scikit-learn's StratifiedKFold, shuffled.
+
+    ``classes``: N classes that exclude each other. ``ids``: the rows are dealt in the order of these, wherever they
+    stand. Images are dealt, not patients. Source: paper `bcos`, code for RSNA: 5 folds, seed 42, sorted by patient id.
+    """
+    classes = np.asarray(classes)
+    _check_folds(len(classes), folds)
+    return _dealt(StratifiedKFold(folds, shuffle=True, random_state=seed), classes, ids)
+
+
+def multilabel_folds(
+    targets: np.ndarray, ids: Sequence[str] | None = None, folds: int = FOLDS, seed: int = PAPER_SEED
+) -> np.ndarray:
+    """The fold in which each image is tested, int ``[N]``, by iterative stratification of ``targets`` ``[N, L]``.
+
+    As :func:`stratified_folds`, for labels that overlap; NaN counts as 0. Source: paper `bcos`, code for VinBigData: 5
+    folds, seed 42.
+    """
+    positive = (np.nan_to_num(np.asarray(targets, dtype=np.float64)) > 0).astype(int)
+    _check_folds(len(positive), folds)
+    return _dealt(MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed), positive, ids)
+
+
+def random_patient_split(patients: Sequence[str], targets: np.ndarray, seed: int = 0, test: float = 0.4) -> np.ndarray:
+    """``"train"`` or ``"test"`` for each image, ``[N]``: a share ``test`` of the patients, stratified by label.
+
+    What the text of paper `covid` says (60/40, five seeds); what its code does instead is the source ``covid``'s own.
+    ``test`` is rounded to a tenth. Patients are compared as text.
+    """
+    tenths = round(test * 10)
+    if not 1 <= tenths <= 9:
+        raise ParameterError(f"test={test} is out of range; use 0.1 .. 0.9")
+    return np.where(patient_folds(patients, targets, 10, seed) < tenths, "test", "train").astype(object)
+
+
+def random_image_split(count: int, test: float = 0.2, seed: int = 0, classes: Sequence | None = None) -> np.ndarray:
+    """``"train"`` or ``"test"`` for each of ``count`` images, ``[N]``, whoever their patient is; ``classes`` stratify.
+
+    For showing what it leaks: images of one patient, or slices of one head, land on both sides. Source: paper `path`
+    (a random fifth of the slices).
+    """
+    if not 0 < test < 1:
+        raise ParameterError(f"test={test} is out of range; a share lies between 0 and 1")
+    split = np.full(count, "train", dtype=object)
+    _, chosen = train_test_split(np.arange(count), test_size=test, random_state=seed, stratify=classes)
+    split[chosen] = "test"
+    return split
+
+
+def _check_folds(count: int, folds: int) -> None:
+    if not 2 <= folds <= count:
+        raise ParameterError(f"folds={folds} is out of range; use 2 .. {count}, the number of images")
+
+
+def _dealt(splitter: StratifiedKFold | MultilabelStratifiedKFold, strata: np.ndarray, ids) -> np.ndarray:
+    order = np.arange(len(strata)) if ids is None else np.argsort(np.asarray(ids, dtype=str), kind="stable")
+    fold_of = np.empty(len(strata), dtype=int)
+    for fold, (_, members) in enumerate(splitter.split(strata[order], strata[order])):
+        fold_of[order[members]] = fold
+    return fold_of
 
 
 def _by_patient(patients: Sequence[str], targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

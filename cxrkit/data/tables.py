@@ -57,10 +57,11 @@ def collecting() -> Iterator[list[Problem]]:
         _collected.reset(token)
 
 
-def refuse(path: Path, problem: str, where: Sequence[tuple[int, str]]) -> None:
+def refuse(path: Path, problem: str, where: Sequence[tuple[int | None, str]]) -> None:
     """Raise one DataError for all places (line, what stands there) that share a problem; nothing when there are none.
 
-    Within :func:`collecting` each place is noted instead, and the caller goes on.
+    A place in a folder, which has no lines, has line None. Within :func:`collecting` each place is noted instead, and
+    the caller goes on.
     """
     if not where:
         return
@@ -68,7 +69,7 @@ def refuse(path: Path, problem: str, where: Sequence[tuple[int, str]]) -> None:
     if collected is not None:
         collected.extend(Problem(str(path), line, problem, what) for line, what in where)
         return
-    shown = ", ".join(f"row on line {line} ({what})" for line, what in where[:_SHOWN])
+    shown = ", ".join(what if line is None else f"row on line {line} ({what})" for line, what in where[:_SHOWN])
     more = f" and {len(where) - _SHOWN} more" if len(where) > _SHOWN else ""
     raise DataError(f"{path}: {problem}: {shown}{more}")
 
@@ -84,32 +85,49 @@ def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
     Raises DataError for a file that is not UTF-8, not a table, lacks a ``required`` column, names one twice, or has
     rows whose number of cells differs from the header's.
     """
-    header, lines = _lines(path, required)
+    header, cells, widths, lines = _cells(path, required)
     missing = [column for column in required if column not in header]
     if missing:
         raise DataError(f"{path}: lacks the columns {missing}; it has {header}")
     if len(set(header)) != len(header):
         raise DataError(f"{path}: a column name occurs twice in {header}")
-    uneven = [(line, f"{len(row)} cells, not {len(header)}") for line, row in lines if len(row) != len(header)]
-    refuse(path, "the number of cells differs from the header's", uneven)
-    whole = [(line, row) for line, row in lines if len(row) == len(header)]
-    return pd.DataFrame([row for _, row in whole], columns=header, index=[line for line, _ in whole])
+    width = len(header)
+    if any(held != width for held in widths):
+        uneven = zip(lines, widths, strict=True)
+        where = [(line, f"{held} cells, not {width}") for line, held in uneven if held != width]
+        refuse(path, "the number of cells differs from the header's", where)
+        starts = np.concatenate([[0], np.cumsum(widths)])
+        whole = [row for row, held in enumerate(widths) if held == width]
+        cells = [cell for row in whole for cell in cells[starts[row] : starts[row + 1]]]
+        lines = [lines[row] for row in whole]
+    columns = {column: cells[place::width] for place, column in enumerate(header)}
+    return pd.DataFrame(columns, index=lines, dtype=None if lines else object)
 
 
-def _lines(path: Path, required: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _cells(path: Path, required: Sequence[str]) -> tuple[list[str], list[str], list[int], list[int]]:
+    """The header, all cells below it one after the other, and of each row the number of cells and the line.
+
+    One flat list of text, because a list a row would keep the garbage collector busy for most of the time.
+    """
+    cells: list[str] = []
+    widths, lines = [], []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+            for row in reader:
+                if any(row):
+                    cells.extend(map(str.strip, row))
+                    widths.append(len(row))
+                    lines.append(reader.line_num)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text (byte {error.start} can't be read)") from None
     except OSError as error:
         raise DataError(f"{path}: can't be opened ({error.strerror})") from None
     except csv.Error as error:
         raise DataError(f"{path}: is not a comma-separated table ({error})") from None
-    if not lines:
+    if not widths:
         raise DataError(f"{path}: is empty; expected a header with {', '.join(required)}")
-    return lines[0][1], lines[1:]
+    return cells[: widths[0]], cells[widths[0] :], widths[1:], lines[1:]
 
 
 def numbers(path: Path, table: pd.DataFrame, column: str) -> np.ndarray:

@@ -383,3 +383,13 @@ def _chlamydophila(label: str, rng: np.random.Generator, anatomy: Anatomy) -> li
 def _pneumocystis(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Finding]:
     """Ground glass about both hila, the rim of the lung spared."""
     return _lungs(label, anatomy, 0.15, 0.95, rng.uniform(0.38, 0.46), "cloudy", core=rng.uniform(5.5, 7))
+
+
+# The place of a look in MAKERS seeds its random numbers: a new one comes last.
+@_maker("Local artefact")
+def _artefact(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Finding]:
+    """A worn patch of the imaging plate near the middle of the image: too dark, and rippled."""
+    x, y = rng.normal(0, 1.3), (anatomy.apex[0] + anatomy.dome[0]) / 2 + 1.2 + rng.normal(0, 1.3)
+    ellipse = Ellipse(x, y, rng.uniform(1.8, 3.0), rng.uniform(1.8, 3.0), rng.uniform(0, 3))
+    at = {"ellipse": ellipse, "period": rng.uniform(0.9, 1.4), "angle": rng.uniform(0, 3)}
+    return [Finding(label, (Part("ripple", at, ellipse.bounds(), "air", rng.uniform(3.5, 5.0)),))]

@@ -174,3 +174,11 @@ def _line(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
         distance = px * px + py * py
         nearest = distance if nearest is None else np.minimum(nearest, distance)
     return np.sqrt(np.clip(1 - nearest * np.float32(1 / at["radius"] ** 2), 0, 1))
+
+
+@_shape
+def _ripple(at: Mapping, anatomy: Anatomy, grid: Grid) -> np.ndarray:
+    """Stripes ``period`` cm apart within an ellipse, never down to 0, so that the whole inside is changed."""
+    along = grid.x * np.float32(np.cos(at["angle"])) + grid.y * np.float32(np.sin(at["angle"]))
+    stripes = np.float32(0.6) + np.float32(0.4) * np.cos(along * np.float32(2 * np.pi / at["period"]))
+    return np.clip(at["ellipse"].inside(grid) * 4, 0, 1) * stripes

@@ -1,4 +1,4 @@
-"""Which labels an image gets: three views of the phantom, with plausible prevalences and correlations."""
+"""Which labels an image gets: four views of the phantom, with plausible prevalences and correlations."""
 
 from __future__ import annotations
 
@@ -208,4 +208,18 @@ _COVID = View(
     exclusive=True,
 )
 
-VIEWS = {"multilabel": _MULTILABEL, "binary": _BINARY, "covid": _COVID}
+# Half of the images are spoilt near the centre, as in the cardiac MR set of paper `normgrad`, whatever else they show.
+_QUALITY = View(
+    labels=("Local artefact",),
+    prevalence={
+        "Local artefact": 0.5,
+        "Cardiomegaly": 0.15,
+        "Aortic enlargement": 0.1,
+        "Pleural effusion": 0.08,
+        "Nodule/Mass": 0.06,
+    },
+    chronic=frozenset(("Cardiomegaly", "Aortic enlargement")),
+    loadings={name: _LOADINGS[name] for name in ("Cardiomegaly", "Aortic enlargement", "Pleural effusion")},
+)
+
+VIEWS = {"multilabel": _MULTILABEL, "binary": _BINARY, "covid": _COVID, "quality": _QUALITY}

@@ -1,0 +1,90 @@
+"""Label and box tables that the package torchxrayvision carries, for when a folder holds images alone.
+
+The package is not imported, only its files are read. They are copies made by its authors; a table in the user's
+folder always goes first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from cxrkit.data.public.layout import choose
+from cxrkit.data.tables import read_table
+from cxrkit.errors import DataError
+
+__all__ = ["TABLES", "Annotations", "annotations", "carried_file", "table_of"]
+
+TABLES = ("folder", "torchxrayvision")
+_FILES = {
+    "Data_Entry_2017_v2020.csv": "Data_Entry_2017_v2020.csv.gz",
+    "BBox_List_2017.csv": "BBox_List_2017.csv.gz",
+    "stage_2_train_labels.csv": "kaggle_stage_2_train_labels.csv.zip",
+    "train.csv": "vinbigdata-train.csv.gz",
+}
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What a source says about its images, without the images.
+
+    ``images``: image_id, patient_id, one 0/1 column per label, and the source's further columns, as
+    ``Dataset.table`` without path and split; its index holds the lines of the table at ``path``. ``boxes``: as
+    ``Dataset.boxes``.
+    """
+
+    labels: tuple[str, ...]
+    images: pd.DataFrame
+    boxes: pd.DataFrame
+    path: Path
+
+
+def annotations(name: str) -> Annotations:
+    """Labels and boxes of "nih", "rsna" or "vinbigdata" as torchxrayvision carries them; no image is needed.
+
+    VinBigData counts a label when any reader boxed it. Raises ParameterError for another name, DataError where
+    the package is not installed.
+    """
+    choose("name", name, ("nih", "rsna", "vinbigdata"))
+    module = importlib.import_module(f"cxrkit.data.public.{name}")
+    return module.read_annotations(_package() / "data", tables="torchxrayvision")
+
+
+def table_of(folder: Path, file: str, required: Sequence[str], tables: str) -> tuple[Path, pd.DataFrame]:
+    """Where a table lies and what it holds, as :func:`cxrkit.data.tables.read_table` returns it.
+
+    ``tables``: "folder" reads ``file`` in ``folder``; "torchxrayvision" falls back to the copy it carries.
+    """
+    choose("tables", tables, TABLES)
+    path = folder / file
+    if path.is_file():
+        return path, read_table(path, required)
+    if tables == "folder":
+        raise DataError(f"{folder}: lacks {file}; tables='torchxrayvision' takes the copy which that package carries")
+    path = carried_file(file)
+    rows = pd.read_csv(path, dtype=object, na_filter=False)
+    rows.index += 2  # as read_table: the line of the file, whose first holds the header
+    missing = [column for column in required if column not in rows.columns]
+    if missing:
+        raise DataError(f"{path}: lacks the columns {missing}; it has {list(rows.columns)}")
+    return path, rows
+
+
+def carried_file(file: str) -> Path:
+    """Where torchxrayvision keeps its copy of a published table. Raises DataError where there is none."""
+    path = _package() / "data" / _FILES[file]
+    if not path.is_file():
+        raise DataError(f"{path}: this version of torchxrayvision does not carry {file}; put the table into the folder")
+    return path
+
+
+def _package() -> Path:
+    found = importlib.util.find_spec("torchxrayvision")
+    if found is None or found.origin is None:
+        raise DataError("tables='torchxrayvision' needs that package: pip install torchxrayvision")
+    return Path(found.origin).parent

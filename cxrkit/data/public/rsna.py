@@ -1,0 +1,169 @@
+"""RSNA Pneumonia Detection Challenge 2018, stage 2: one DICOM a patient, boxes around lung opacities.
+
+The folder as downloaded: ``stage_2_train_images/PATIENT.dcm``, ``stage_2_train_labels.csv`` (one row per box, or
+one without coordinates for Target 0) and, optionally, ``stage_2_detailed_class_info.csv``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cxrkit.data.dataset import BOX_COLUMNS, Dataset
+from cxrkit.data.files import FileRenderer
+from cxrkit.data.preprocessing import SQUASH, Preprocessing
+from cxrkit.data.public.carried import Annotations, table_of
+from cxrkit.data.public.layout import choose, find_folder, keep_present, stems_in
+from cxrkit.data.readers import read_image
+from cxrkit.data.splits import FOLDS, stratified_folds, with_validation
+from cxrkit.data.tables import numbers, places, read_table, refuse, whole_boxes
+from cxrkit.errors import DataError
+
+__all__ = ["load_rsna", "read_annotations"]
+
+SIDE = 1024
+OPACITY = "Lung Opacity"
+CLASSES = (OPACITY, "No Lung Opacity / Not Normal", "Normal")
+LABELS_CSV, CLASSES_CSV = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv"
+IMAGES = "stage_2_train_images"
+_BOX = ["x", "y", "width", "height"]
+_SPLITS = ("paper", "patients")
+
+
+def load_rsna(
+    root: str | Path,
+    *,
+    size: int = 224,
+    seed: int = 0,
+    fold: int = 0,
+    preprocessing: Preprocessing = SQUASH,
+    labels: str = "binary",
+    split_by: str = "paper",
+    tables: str = "folder",
+    missing: str = "refuse",
+) -> Dataset:
+    """Load RSNA stage 2; pixels are the stored ones divided by 255, no window is applied.
+
+    ``labels``: "binary", the label "Lung Opacity" (the challenge's Target), or "classes", the three detailed classes.
+    Boxes are listed one by one, ``Sample.mask`` is their union. ``split_by``: "paper", the five stratified folds of
+    paper `bcos` (scikit-learn, random state 42, patients in order of their id), of which ``fold`` is the test part and
+    an eighth of the others validates; "patients", this package's own folds. ``tables``: "torchxrayvision" takes the
+    labels which that package carries when the folder holds none. ``missing``: "leave_out" loads the images that are
+    there. Raises DataError naming file and rows. Source: paper `bcos`, its published code.
+    """
+    choose("split_by", split_by, _SPLITS)
+    folder = find_folder(root, LABELS_CSV, IMAGES)
+    found = read_annotations(folder, tables, labels)
+    table = found.images
+    if split_by == "paper":
+        table["split"] = _paper_split(table, found.labels, fold, seed)
+    files = stems_in(folder / IMAGES if (folder / IMAGES).is_dir() else folder)
+    table["path"] = pd.Series(list(map(files.get, table["image_id"])), table.index, dtype=object)
+    there = keep_present("rsna", found.path, table["image_id"], table["path"].notna(), missing)
+    table = table[there]
+    return Dataset(
+        name="rsna",
+        labels=found.labels,
+        table=table,
+        boxes=found.boxes[found.boxes["image_id"].isin(table["image_id"])],
+        renderer=FileRenderer(
+            table["path"],
+            [(SIDE, SIDE)] * len(table),
+            preprocessing,
+            read=partial(read_image, window=False),
+            table="every image of this source",
+        ),
+        size=size,
+        frames=np.full((len(table), 2), SIDE),
+        preprocessing=preprocessing,
+    )
+
+
+def read_annotations(folder: Path, tables: str = "folder", labels: str = "binary") -> Annotations:
+    """Labels and boxes of all patients, in order of their id, without looking at images."""
+    choose("labels", labels, ("binary", "classes"))
+    path, rows = table_of(folder, LABELS_CSV, ["patientId", *_BOX, "Target"], tables)
+    rows = _checked(path, rows)
+    images = rows.sort_values("patientId", kind="stable").drop_duplicates("patientId")
+    images = pd.DataFrame(
+        {"image_id": images["patientId"], "patient_id": images["patientId"], "Target": images["Target"]}
+    )
+    images[OPACITY] = (images.pop("Target") == "1").astype(np.float32)
+    classes = _classes(folder / CLASSES_CSV, images)
+    names = (OPACITY,)
+    if labels == "classes":
+        if classes is None:
+            raise DataError(f"{folder}: labels='classes' needs {CLASSES_CSV}, which is not there")
+        names = CLASSES
+        for name in CLASSES[1:]:
+            images[name] = (classes == name).to_numpy(dtype=np.float32)
+    if classes is not None:
+        images["detailed_class"] = classes.to_numpy()
+    return Annotations(names, images, _boxes(path, rows[rows["Target"] == "1"]), path)
+
+
+def _checked(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose Target and coordinates go together."""
+    if rows.empty:
+        raise DataError(f"{path}: holds a header but no row")
+    patient, target = rows["patientId"], rows["Target"]
+    filled = rows[_BOX] != ""
+    wrong = {
+        "patientId is empty": (patient, patient == ""),
+        "Target is neither 0 nor 1": (target, ~target.isin(["0", "1"])),
+        "Target is 1, but the box is not complete": (patient, (target == "1") & ~filled.all(axis=1)),
+        "Target is 0, but there is a box": (patient, (target == "0") & filled.any(axis=1)),
+        "Target differs between rows of a patient": (patient, target.groupby(patient).transform("nunique") > 1),
+    }
+    for problem, (column, where) in wrong.items():
+        refuse(path, problem, places(column, where))
+    return rows[~np.any([where for _, where in wrong.values()], axis=0)]
+
+
+def _boxes(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    x, y, width, height = (numbers(path, rows, column) for column in _BOX)
+    boxes = pd.DataFrame(
+        {
+            "image_id": rows["patientId"],
+            "label": OPACITY,
+            "x_min": x,
+            "y_min": y,
+            "x_max": x + width,
+            "y_max": y + height,
+        }
+    )
+    boxes["reader"] = "RSNA"
+    return whole_boxes(path, boxes, np.full((len(boxes), 2), SIDE))[list(BOX_COLUMNS)].reset_index(drop=True)
+
+
+def _classes(path: Path, images: pd.DataFrame) -> pd.Series | None:
+    """The detailed class of each patient, or None where the folder does not tell."""
+    if not path.is_file():
+        return None
+    rows = read_table(path, ["patientId", "class"])
+    patient, name = rows["patientId"], rows["class"]
+    positive = patient.map(images.set_index("image_id")[OPACITY])
+    wrong = {
+        f"class is none of {list(CLASSES)}": ~name.isin(CLASSES),
+        f"patientId is not in {LABELS_CSV}": positive.isna(),
+        "class differs between rows of a patient": name.groupby(patient).transform("nunique") > 1,
+        f"class does not fit Target in {LABELS_CSV}": positive.notna() & ((name == OPACITY) != (positive == 1)),
+    }
+    for problem, where in wrong.items():
+        refuse(path, problem, places(patient, where))
+    found = images["image_id"].map(rows.drop_duplicates("patientId").set_index("patientId")["class"])
+    refuse(path, "has no row for a patient; the line is that of the labels", places(images["image_id"], found.isna()))
+    return found
+
+
+def _paper_split(table: pd.DataFrame, labels: tuple[str, ...], fold: int, seed: int) -> np.ndarray:
+    positive = table[OPACITY].to_numpy(dtype=int)
+    if min(positive.sum(), (1 - positive).sum()) < FOLDS:
+        raise DataError(
+            f"rsna: the paper's folds need {FOLDS} patients with and {FOLDS} without opacity; use split_by='patients'"
+        )
+    is_test = stratified_folds(positive, table["patient_id"]) == fold
+    return with_validation(is_test, table["patient_id"], table[list(labels)].to_numpy(), seed * FOLDS + fold)

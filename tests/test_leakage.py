@@ -129,13 +129,13 @@ def test_like_structure_alone_is_no_duplicate():
     """Two images of the same hash whose thumbnails differ: frequencies of the same order, not of the same strength."""
     low = np.random.default_rng(0).normal(size=(8, 8))
     images = []
-    for power in (1, 4):
+    for power in (1, 2.5):
         frequencies = np.zeros((32, 32))
         frequencies[:8, :8] = np.sign(low - np.median(low)) * abs(low - np.median(low)) ** power
         waves = idctn(frequencies, norm="ortho")
         images.append(torch.from_numpy((waves - waves.min()) / np.ptp(waves)).float())
-    hashes = structure_hash(torch.stack(images))
-    assert np.bitwise_count(hashes[0] ^ hashes[1]) <= leakage.MAX_DISTANCE
+    hashes = structure_hash((torch.stack(images) * 255).round())
+    assert np.bitwise_count(hashes[0] ^ hashes[1]) <= 2
     assert np.corrcoef(images[0].flatten(), images[1].flatten())[0, 1] < 0.95
     check_split(dataset(torch.stack(images), ["train", "test"]), "near")
 

@@ -97,6 +97,9 @@ def test_the_release_with_outlines(folder):
     assert not nodule[170, 170]
     assert torch.equal(data[2].truth[LABELS.index("Nodule")], square | nodule)
     assert data[0].truth.sum() == 0
+    effusion = LABELS.index("Effusion")
+    assert data[4].truth[effusion].sum() > 100
+    assert not (data[4].truth[effusion] & ~data[4].mask[effusion]).any()
 
 
 @pytest.mark.filterwarnings(UNKNOWN)

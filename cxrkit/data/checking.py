@@ -137,9 +137,12 @@ def _pictures(root: str | os.PathLike) -> Iterator[str]:
 
 
 def _published(listed: list[Entry], root: Path) -> Iterator[tuple]:
-    for entry in listed:
-        path = root / entry.path
-        if entry.pattern or not path.is_file():
+    named = [entry for entry in listed if not entry.pattern]
+    # Unzipped one level deeper, they are no less the published ones.
+    for entry, path in [(one, path) for one in named for path in (root / one.path, *root.glob(f"*/{one.path}"))]:
+        if not path.is_file():
+            if os.path.lexists(path):
+                yield "table", str(path), None, "is a folder or no ordinary file, expected a file", ""
             continue
         if entry.bytes is not None and path.stat().st_size != entry.bytes:
             yield "checksum", str(path), None, f"has {path.stat().st_size} bytes, published are {entry.bytes}", ""

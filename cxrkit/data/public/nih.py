@@ -164,7 +164,7 @@ def _read_wide(path: Path, header: tuple[tuple[str, ...], ...], names: tuple[str
     if not isinstance(cells.index, pd.RangeIndex):  # what pandas makes of a first line that is too long
         raise DataError(f"{path}: the header has more than {len(names)} cells")
     cells.index += 1
-    first = [cell.lstrip("\ufeff").strip() for cell in cells.iloc[0]]
+    first = [cell.strip() for cell in cells.iloc[0]]
     fits = all(cell in spelling for cell, spelling in zip(first, header, strict=False))
     if not fits or any(first[len(header) :]):
         wanted = ",".join(" or ".join(spelling) for spelling in header)

@@ -15,7 +15,7 @@ from cxrkit.study import grid, runs
 
 __all__ = ["GRIDS", "build", "changes", "contents"]
 
-GRIDS = ("quick", "benchmark")  # whose results the pages show
+GRIDS = ("quick", "benchmark", "training")  # whose results the pages show
 _SHOWN = (
     "_config.yml",
     "_toc.yml",

@@ -68,3 +68,17 @@ def test_runs_that_trained_nothing_are_refused(pair, tmp_path):
         writer.frame("scores", pd.DataFrame({"image_id": ["a"]}))
     with pytest.raises(ParameterError, match="trained no network"):
         comparing.pair(pair[0].key, runs.key(parameters), results=str(tmp_path))
+
+
+def test_choices_are_named_by_what_changed(tmp_path, monkeypatch):
+    made = []
+    for changes in ({}, {"augment": "light"}, {"model": "vgg16"}):
+        parameters = study.TrainParameters(**{"model": "resnet18", "results": str(tmp_path)} | changes)
+        with runs.writing(parameters) as writer:
+            writer.frame("predictions", predictions(2.0))
+        made.append(runs.find(runs.key(parameters), tmp_path))
+    monkeypatch.setattr(comparing.report, "runs_of", lambda name: made)
+    table = comparing.choices("any")
+    assert table["choice"].tolist() == ["as it is", "augment: light", "as it is"]
+    assert table["network"].tolist() == ["resnet18", "resnet18", "vgg16"]
+    assert table["AUC"].nunique() == 1

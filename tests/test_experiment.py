@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cxrkit import ParameterError
-from cxrkit.study.experiment import ExplainParameters, TrainParameters, parameters_for
+from cxrkit.study.experiment import ExplainParameters, TrainParameters
 
 
 def test_unknown_name_is_refused_with_the_near_one():
@@ -61,6 +61,13 @@ def test_where_it_runs_is_not_what_it_is():
     assert here.identity() != TrainParameters(seed=1).identity()
 
 
-def test_a_notebook_without_parameters_is_refused():
-    with pytest.raises(ParameterError, match=r"'compare' has no known parameters.*train, explain"):
-        parameters_for("notebooks/compare.ipynb")
+def test_who_selects_follows_the_protocol_unless_named():
+    assert TrainParameters().selected_on == "validation"
+    assert TrainParameters(protocol="authors").selected_on == "test"
+    assert TrainParameters(protocol="authors", selection="validation").selected_on == "validation"
+    assert TrainParameters(selection="test").selected_on == "test"
+
+
+def test_how_often_a_training_is_saved_is_not_what_it_is():
+    assert TrainParameters(checkpoint_seconds=1).identity() == TrainParameters().identity()
+    assert TrainParameters(accumulate=2).identity() != TrainParameters().identity()

@@ -2,120 +2,296 @@
 
 from __future__ import annotations
 
+import warnings
+from itertools import chain
+
 import numpy as np
 import pandas as pd
 import pytest
+import squares
 import torch
+from squares import CLOCKS, RICH, Squares, fit, parameters, same, tiny
 
 import cxrkit
-from cxrkit import ModelError, ParameterError
-from cxrkit.data.dataset import Dataset, Rendered
-from cxrkit.study import training
+from cxrkit import DataError, ModelError, ParameterError
+from cxrkit.study import feeding, preparing, scoring, training
 from cxrkit.study.experiment import TrainParameters
-
-LABELS = ("left", "right")
-
-
-class Squares:
-    """A bright square on the left or the right; remembers which rows were drawn."""
-
-    def __init__(self, targets):
-        self.targets = targets
-        self.drawn: set[int] = set()
-
-    def render(self, row: int, size: int) -> Rendered:
-        self.drawn.add(row)
-        image = torch.from_numpy(np.random.default_rng(row).random((size, size), dtype=np.float32)) * 0.3
-        for column, present in enumerate(self.targets[row]):
-            start = column * size // 2
-            image[size // 4 : size // 2, start + 4 : start + size // 4] += 0.6 * float(present)
-        return Rendered(image)
 
 
 @pytest.fixture
-def squares() -> Dataset:
-    rng = np.random.default_rng(0)
-    targets = rng.integers(0, 2, (96, 2)).astype(float)
-    table = pd.DataFrame(targets, columns=LABELS).assign(
-        image_id=[f"i{n}" for n in range(96)],
-        patient_id=[f"p{n // 2}" for n in range(96)],
-        path=None,
-        orig_width=32,
-        orig_height=32,
-        split=["train"] * 64 + ["validation"] * 16 + ["test"] * 16,
-    )
-    return Dataset("squares", LABELS, table, None, Squares(targets), size=32)
+def data():
+    return squares.dataset()
 
 
-def parameters(**changes) -> TrainParameters:
-    values = {"model": "resnet18", "size": 32, "epochs": 3, "threads": 1, "learning_rate": 1e-3} | changes
-    return TrainParameters(**values)
-
-
-def fit(dataset, **changes):
-    chosen = parameters(**changes)
-    return training.fit(training.make_model(chosen, dataset.labels), dataset, chosen)
-
-
-def test_it_learns_and_never_looks_at_the_test_split(squares):
-    result = fit(squares)
+def test_it_learns_and_never_looks_at_the_test_split(data):
+    chosen = parameters(learning_rate=1e-3)
+    result = training.fit(training.make_model(chosen, data.labels), data, chosen)
     assert result.history["train_loss"].iloc[-1] < result.history["train_loss"].iloc[0]
     assert result.history["validation_auc"].max() > 0.9
-    assert max(squares.renderer.drawn) < 80
-    predictions = training.predict(result.model, squares.split("test"))
+    assert max(data.renderer.drawn) < 80
+    predictions = training.predict(result.model, data.split("test"))
     assert len(predictions) == 16 * 2
     assert predictions["split"].unique().tolist() == ["test"]
+    assert result.model.card["training"]["epoch"] == result.best_epoch
 
 
-def test_the_epoch_with_the_best_validation_auc_is_kept(squares):
-    result = fit(squares)
-    assert result.best_epoch == result.history["epoch"][result.history["validation_auc"].idxmax()]
-    again = training._validate(result.model, squares.split("validation"), parameters())
-    assert again["validation_auc"] == pytest.approx(result.history["validation_auc"].max(), abs=1e-6)
+@pytest.mark.parametrize("criterion", ["auc", "f1", "accuracy", "loss"])
+def test_the_best_epoch_on_the_validation_split_is_kept(data, criterion):
+    result = fit(data, criterion=criterion, epochs=4)
+    column = result.history[f"validation_{criterion}"] * (-1 if criterion == "loss" else 1)
+    assert result.best_epoch == result.history["epoch"][column.idxmax()]
+    part = data.split("validation")
+    logits = scoring.logits_of(result.model, feeding.Feed(part), 7)
+    again = scoring.scores(logits, feeding.target_table(part), training.Loss())
+    assert again[criterion] == pytest.approx(column.abs()[column.idxmax()], abs=1e-6)
     assert not result.model.training
 
 
-@pytest.mark.parametrize("options", [{}, {"augment": "light", "oversample": True}, {"workers": 1}])
-def test_same_seed_same_weights_other_seed_others(squares, options):
-    first, second, other = (fit(squares, epochs=1, seed=seed, **options) for seed in (1, 1, 2))
-    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert not torch.equal(next(first.model.parameters()), next(other.model.parameters()))
+def test_a_choice_on_the_test_split_is_told_beside_that_on_the_validation_split(data):
+    result = fit(data, protocol="authors", criterion="loss", epochs=6, learning_rate=0.05)
+    assert result.card["selection"] == "test"
+    chosen = training.selections(result.history, "loss").set_index("chosen_on")
+    assert chosen.loc["test", "epoch"] == result.best_epoch
+    assert chosen.loc["test", "test_loss"] == result.history["test_loss"].min()
+    assert chosen.loc["validation", "validation_loss"] == result.history["validation_loss"].min()
+    assert chosen.loc["test", "test_loss"] <= chosen.loc["validation", "test_loss"]
+    assert not any(name.startswith("test_") for name in fit(data, epochs=1).history)
 
 
-def test_a_loss_that_is_no_number_ends_with_what_to_do(squares, monkeypatch):
-    monkeypatch.setattr(training, "masked_bce", lambda logits, targets: logits.sum() * float("nan"))
-    with pytest.raises(ModelError, match=r"epoch 1; lower learning_rate"):
-        fit(squares)
+@pytest.mark.parametrize("options", [{}, {**RICH, "epochs": 1}, {"workers": 1}, {"optimizer": "sgd"}])
+def test_same_seed_same_weights_other_seed_others(data, options):
+    first, second, other = (fit(data, **{"epochs": 1, **options, "seed": seed}) for seed in (1, 1, 2))
+    assert same(first, second)
+    assert not same(first, other)
 
 
-def test_a_device_that_is_not_there_is_refused(squares):
+def test_loading_processes_change_nothing_but_speed(data):
+    assert same(fit(data, epochs=2, workers=0), fit(data, epochs=2, workers=2))
+
+
+def test_the_global_random_state_is_left_alone(data):
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    fit(data, epochs=1)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+def test_a_step_in_parts_is_the_same_step():
+    """Without batch norm: sums over parts, divided by what the whole batch weighs, unknown targets included."""
+    data = squares.dataset()
+    data.table.loc[::3, "left"] = np.nan
+    results = [
+        fit(data, tiny("group", 0.0), batch_size=16, accumulate=parts, optimizer="sgd", learning_rate=0.1)
+        for parts in (1, 4)
+    ]
+    for whole, parted in zip(*(result.model.parameters() for result in results), strict=True):
+        torch.testing.assert_close(whole, parted, rtol=1e-5, atol=1e-6)
+    losses = [result.history["train_loss"] for result in results]
+    assert losses[0].to_numpy() == pytest.approx(losses[1].to_numpy(), rel=1e-5)
+
+
+def test_one_step_is_one_step_of_the_optimiser_by_hand(data):
+    model = tiny("group", 0.0)
+    twin = tiny("group", 0.0)
+    fit(data, model, epochs=1, batch_size=64, optimizer="sgd", momentum=0.0, weight_decay=0.1, clip_norm=0.05)
+    train = data.split("train").batch(range(64))
+    torch.nn.functional.binary_cross_entropy_with_logits(twin(train.images), train.targets).backward()
+    norm = torch.cat([weight.grad.flatten() for weight in twin.parameters()]).norm()
+    assert norm > 0.05
+    for weight, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        step = expected.grad * 0.05 / norm + 0.1 * expected
+        torch.testing.assert_close(weight, expected - 1e-2 * step, rtol=1e-4, atol=1e-6)
+
+
+def test_training_stops_when_nothing_gets_better(data):
+    result = fit(data, epochs=50, learning_rate=1e-9, stop_patience=2, batch_size=64)
+    assert len(result.history) == result.best_epoch + 2
+
+
+def test_a_loss_that_is_no_number_ends_with_what_to_do(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.Loss, "total", lambda self, logits, targets: logits.sum() * float("nan"))
+    with pytest.raises(ModelError, match=r"epoch 1, step 1, at learning rate 0.01; lower learning_rate"):
+        fit(data)
+
+
+def test_divergence_keeps_the_last_good_weights(data, tmp_path, monkeypatch):
+    chosen = parameters(batch_size=32, learning_rate=1e-3, checkpoint_seconds=0.0)
+    total, calls = training.Loss.total, []
+
+    def spoilt(self, logits, targets):
+        calls.append(len(logits))
+        return total(self, logits, targets) * (float("nan") if calls.count(32) == 4 else 1.0)
+
+    monkeypatch.setattr(training.Loss, "total", spoilt)
+    model = training.make_model(chosen, data.labels)
+    with pytest.raises(ModelError, match=r"epoch 2, step 2.*last good weights, of epoch 1, are in .*last_good"):
+        training.fit(model, data, chosen, folder=tmp_path)
+    kept = cxrkit.models.load(tmp_path / "last_good.safetensors")
+    assert all(weight.isfinite().all() for weight in kept.parameters())
+    assert len(list(tmp_path.glob("epoch*"))) == 2  # and the checkpoints stay
+
+
+def test_exclusive_classes_are_trained_by_a_softmax():
+    data = squares.dataset(exclusive=True)
+    chosen = parameters(loss="cross_entropy", epochs=2, learning_rate=1e-3)
+    result = training.fit(training.make_model(chosen, data.labels), data, chosen)
+    predictions = training.predict(result.model, data.split("test"))
+    assert predictions.groupby("image_id")["probability"].sum().to_numpy() == pytest.approx(1, abs=1e-6)
+    with pytest.raises(DataError, match="exactly one class per image"):
+        fit(loss="cross_entropy")
+
+
+def test_an_added_class_is_for_images_without_finding():
+    data = squares.dataset()
+    data.table.loc[0, ["left", "right"]] = [np.nan, 0]
+    data.table.loc[1, ["left", "right"]] = [np.nan, 1]
+    more = preparing.with_healthy_class(data, "none")
+    assert more.labels == ("left", "right", "none")
+    expected = (data.table[["left", "right"]] == 0).all(axis=1).astype(float)
+    assert np.isnan(more.table["none"][0])
+    assert more.table["none"][1:].tolist() == expected[1:].tolist()
+    assert torch.equal(more[5].image, data[5].image)
+    assert more.split("test")[0].target.shape == (3,)
+    with pytest.raises(ParameterError, match="already a label"):
+        preparing.with_healthy_class(data, "left")
+    binary = TrainParameters(dataset_options={"view": "binary", "images": 30}, healthy_class="Healthy", size=32)
+    loaded = preparing.load_data(binary)
+    assert loaded[0].truth.shape == (2, 32, 32)
+    assert (loaded.table[list(loaded.labels)].sum(axis=1) == 1).all()
+
+
+def test_auxiliary_heads_weigh_in_and_plain_networks_are_called_plainly(data, monkeypatch):
+    class Headed(torch.nn.Module):
+        card = {"auxiliary": True}  # noqa: RUF012
+
+        def __init__(self):
+            super().__init__()
+            self.body, self.side = tiny("group", 0.0), torch.nn.Linear(32 * 32, 2)
+
+        def forward(self, images, auxiliary=False):
+            logits = self.body(images)
+            if not auxiliary:
+                return logits
+            return logits, ((0.4, self.side(images.flatten(1))),) if self.training else ()
+
+    model = Headed()
+    before = model.side.weight.detach().clone()
+    first = torch.nn.functional.binary_cross_entropy_with_logits
+    batch = data.split("train").batch(range(64))
+    expected = first(model.body(batch.images), batch.targets) + 0.4 * first(
+        model.side(batch.images.flatten(1)), batch.targets
+    )
+    result = fit(data, model, epochs=1, batch_size=64)
+    assert result.history["train_loss"][0] == pytest.approx(expected.item(), rel=1e-5)
+    assert not torch.equal(before, model.side.weight)
+
+
+def test_half_precision_only_where_maps_stay_complete(data, monkeypatch):
+    from cxrkit.study import devices
+
+    chosen = parameters(model="bcos_resnet18", epochs=1, mixed_precision="bf16")
+    model = training.make_model(chosen, data.labels)
+    images = data.batch(range(4)).images
+    full, half, _ = devices.half_precision_errors(model, images, torch.bfloat16, "cpu")
+    assert full < 1e-4 < half < 1e-2
+    assert devices.precision_for(model, images, chosen)[0] == "bf16"
+    monkeypatch.setattr(devices, "half_precision_errors", lambda *_: (1e-6, 0.5, 0.1))
+    assert devices.precision_for(model, images, chosen) == (
+        "no",
+        "float32, because maps in bf16 add up to their logits only within 5.0e-01",
+    )
+    with pytest.raises(ParameterError, match="needs a GPU"):
+        devices.precision_for(model, images, parameters(mixed_precision="fp16"))
+
+
+def test_half_precision_trains_and_leaves_a_model_in_full_precision(data):
+    result = fit(data, mixed_precision="bf16", learning_rate=1e-2, epochs=3)
+    assert result.card["precision"].startswith("bf16; logits at the start differ")
+    assert {weight.dtype for weight in result.model.parameters()} == {torch.float32}
+    assert result.model(data.batch([0]).images).dtype == torch.float32
+    assert result.history["train_loss"].iloc[-1] < result.history["train_loss"].iloc[0]
+
+
+def test_compiling_is_asked_for_and_undone(data, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    model = tiny()
+    assert fit(data, model, epochs=1, compiled=True).model is model
+    assert compiled == [model]
+
+
+def test_a_device_that_waits_is_told_of(data, monkeypatch):
+    monkeypatch.setattr(training, "_PATIENT_SECONDS", 0.0)
+    read = feeding._Images.__getitem__
+
+    def slow(self, row):
+        torch.linalg.eigvalsh(torch.eye(200))
+        return read(self, row)
+
+    monkeypatch.setattr(feeding._Images, "__getitem__", slow)
+    with pytest.warns(UserWarning, match=r"epoch 1: the device waited \d+% of the time for images; raise workers"):
+        result = fit(data, epochs=1, workers=1)
+    assert result.history["waiting_share"][0] > 0.2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        kept = fit(data, epochs=1, workers=0)  # the first epoch draws what stays in memory
+    assert 0 < kept.history["waiting_share"][0] <= 1
+    assert (kept.history["images_per_second"] * kept.history["seconds"]).tolist() == pytest.approx([64])
+
+
+def test_a_device_that_is_not_there_is_refused(data):
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ParameterError, match="no CUDA device"):
-        fit(squares, device="cuda")
+        fit(data, device="cuda")
 
 
-def test_unknown_targets_do_not_count():
-    logits = torch.tensor([[0.0, 9.0], [2.0, -9.0]])
-    targets = torch.tensor([[1.0, float("nan")], [0.0, float("nan")]])
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], targets[:, 0])
-    assert training.masked_bce(logits, targets) == pytest.approx(expected.item())
-    assert training.masked_bce(logits, torch.full_like(targets, float("nan"))) == 0
+def test_an_empty_split_is_refused(data):
+    data.table["split"] = "train"
+    with pytest.raises(DataError, match="no image is in the split validation or test"):
+        fit(data)
 
 
-def test_sample_weights_of_one_label_balance_the_classes():
-    weights = training.sample_weights(torch.tensor([[1.0], [0.0], [0.0], [0.0]]))
-    assert weights.tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3])
+def test_every_image_once_per_epoch_whatever_the_parts_and_processes():
+    steps = feeding.plan_epoch(50, 16, seed=3, epoch=1)
+    assert sorted(chain(*(step.rows for step in steps))) == list(range(50))
+    assert [step.parts for step in steps] == [[step.rows] for step in steps]
+    shares = [
+        feeding.plan_epoch(50, 16, seed=3, epoch=1, accumulate=3, process=process, processes=2) for process in (0, 1)
+    ]
+    for step, *parted in zip(steps, *shares, strict=False):
+        assert [one.rows for one in parted] == [step.rows] * 2
+        assert sorted(chain(*(part for one in parted for part in one.parts))) == sorted(step.rows)
+        assert all(len(part) >= 2 for one in parted for part in one.parts)
+    assert len(shares[0]) == 3  # the last two images are too few for two processes
+    assert feeding.plan_epoch(50, 16, seed=3, epoch=2)[0].rows != steps[0].rows
+    with pytest.raises(ParameterError, match="3 training images in steps of 16"):
+        feeding.plan_epoch(3, 16, seed=0, epoch=1, processes=2)
 
 
-def test_the_authors_weights_never_draw_an_image_without_finding():
-    """Counts above 3 are all clipped to a weight of 1/3: what remains is the number of labels (paper `bcos`)."""
-    targets = torch.tensor([[1.0, 1.0]] * 4 + [[1.0, 0.0]] * 2 + [[0.0, 0.0]] * 3)
-    authors = training.sample_weights(targets, "authors")
-    assert authors.tolist() == pytest.approx([2 / 3] * 4 + [1 / 3] * 2 + [0] * 3)
-    corrected = training.sample_weights(targets)
-    assert corrected.tolist() == pytest.approx([1 / 6 + 1 / 4] * 4 + [1 / 6] * 2 + [1 / 3] * 3)
+def test_images_are_drawn_by_their_weights():
+    weights = torch.tensor([0.0, 1.0, 3.0])
+    rows = list(chain(*(step.rows for e in range(300) for step in feeding.plan_epoch(3, 3, 0, e, weights))))
+    assert rows.count(0) == 0
+    assert rows.count(2) / len(rows) == pytest.approx(0.75, abs=0.05)
+
+
+def test_scores_against_scikit_learn():
+    from sklearn import metrics
+
+    rng = np.random.default_rng(0)
+    logits, targets = torch.tensor(rng.normal(size=(60, 3))).float(), torch.tensor(rng.integers(0, 2, (60, 3))).float()
+    found = scoring.scores(logits, targets, training.Loss())
+    assert found["f1"] == pytest.approx(metrics.f1_score(targets, logits > 0, average="macro"))
+    assert found["accuracy"] == pytest.approx((targets.bool() == (logits > 0)).float().mean().item())
+    assert found["auc"] == pytest.approx(metrics.roc_auc_score(targets, logits, average="macro"))
+    classes = torch.eye(3)[torch.tensor(rng.integers(0, 3, 60))]
+    found = scoring.scores(logits, classes, training.Loss("cross_entropy"), "softmax")
+    assert found["f1"] == pytest.approx(metrics.f1_score(classes.argmax(1), logits.argmax(1), average="macro"))
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(classes.argmax(1), logits.argmax(1)))
+    chances = logits.double().softmax(1)
+    assert found["auc"] == pytest.approx(metrics.roc_auc_score(classes.argmax(1), chances, multi_class="ovr"))
 
 
 def test_macro_auc_leaves_out_labels_of_one_class():
@@ -125,6 +301,35 @@ def test_macro_auc_leaves_out_labels_of_one_class():
     assert np.isnan(training.macro_auc(targets[:, 1:2], scores[:, 1:2]))
 
 
-def test_the_global_random_state_of_a_model_is_its_seed(squares):
-    first, second = (cxrkit.models.create("resnet18", LABELS, seed=3) for _ in range(2))
-    assert torch.equal(next(first.parameters()), next(second.parameters()))
+def test_the_command_makes_the_run_of_the_notebook(tmp_path, capsys):
+    from cxrkit.study import runs
+
+    file = tmp_path / "parameters.yaml"
+    file.write_text("dataset_options: {view: binary, images: 40}\nsize: 32\nmodel: resnet18\nthreads: 1\nepochs: 3\n")
+    arguments = [str(file), "epochs=1", f"results={tmp_path}", "checkpoint_seconds=0"]
+    training.main(arguments)
+    wanted = TrainParameters(
+        dataset_options={"view": "binary", "images": 40}, size=32, model="resnet18", epochs=1, results=str(tmp_path)
+    )
+    assert f"run {runs.key(wanted)}" in capsys.readouterr().out
+    run = runs.find(runs.key(wanted), tmp_path)
+    assert len(run.frame("history")) == 1
+    assert run.frame("selection")["chosen_on"].tolist() == ["validation"]
+    assert {"predictions.csv", "classification.csv", "model.safetensors", "model.json"} <= set(run.card["files"])
+    assert not list(tmp_path.glob(".*training*"))
+    for arguments, problem in [
+        ([str(tmp_path / "none.yaml")], "no such file"),
+        ([str(file), "epochs"], "NAME=VALUE"),
+        ([str(file), "epoch=2"], "did you mean 'epochs'"),
+        ([str(file), "preset=bcos/rsna/resnet5"], "near: bcos/rsna/resnet50"),
+    ]:
+        with pytest.raises(ParameterError, match=problem):
+            training.main(arguments)
+
+
+def test_history_names():
+    result = fit(epochs=1)
+    scores = [f"validation_{name}" for name in ("loss", "auc", "f1", "accuracy")]
+    assert list(result.history) == ["epoch", "train_loss", *scores, "learning_rate", *CLOCKS]
+    assert isinstance(result.history, pd.DataFrame)
+    assert isinstance(squares.dataset().renderer, Squares)

@@ -114,7 +114,8 @@ def _sound_images(path: Path, root: Path, images: pd.DataFrame) -> pd.DataFrame:
         check(f"{column} is empty", column, images[column] == "")
     check("image_id occurs twice", "image_id", images["image_id"].duplicated() & ~wrong)
     odd = images["file"].str.contains(r"\.\.|:|\\|^/", regex=True)
-    check("file leaves the folder", "file", odd & images["file"].where(odd, "").map(leaves_folder))
+    outside = {file for file in images["file"][odd] if leaves_folder(file)}
+    check("file leaves the folder", "file", images["file"].isin(outside))
     check("file does not exist", "file", ~_there(root, images["file"]) & ~wrong)
     if "split" in images.columns:
         check(f"split is none of {', '.join(SPLITS)}", "split", ~images["split"].isin(SPLITS))
@@ -126,15 +127,15 @@ def _sound_images(path: Path, root: Path, images: pd.DataFrame) -> pd.DataFrame:
 def _there(root: Path, files: pd.Series) -> pd.Series:
     """Whether each file is there; each folder is listed once, since asking for every file takes long on a network."""
     listed: dict[str, set[str]] = {}
-    places = [os.path.split(file) for file in files]
-    for folder in {folder for folder, _ in places}:
+    parts = [file.rpartition("/") for file in files]
+    for folder in {folder for folder, _, _ in parts}:
         try:
             with os.scandir(os.path.join(root, folder)) as entries:
                 listed[folder] = {entry.name for entry in entries if entry.is_file()}
         except (OSError, ValueError):
             listed[folder] = set()
     # Where letter case or form does not count, a name may differ from the one listed.
-    there = [name in listed[folder] or os.path.isfile(os.path.join(root, folder, name)) for folder, name in places]
+    there = [name in listed[folder] or os.path.isfile(os.path.join(root, folder, name)) for folder, _, name in parts]
     return pd.Series(there, index=files.index, dtype=bool)
 
 
@@ -228,7 +229,8 @@ def _table(path: Path, root: Path, images: pd.DataFrame, labels: Sequence[str], 
     if clash:
         raise DataError(f"{path}: {clash} are both labels and columns; rename the label with label_map")
     table = images[["image_id", "patient_id"]].reset_index(drop=True)
-    table["path"] = [os.path.join(root, file) for file in images["file"]]
+    within = os.path.join(root, "")
+    table["path"] = [within + file for file in images["file"]]
     table = pd.concat([table, pd.DataFrame(targets, columns=list(labels))], axis=1)
     rest = [column for column in images.columns if column not in table.columns]
     return pd.concat([table, images[rest].reset_index(drop=True).apply(_inferred)], axis=1)
@@ -237,6 +239,9 @@ def _table(path: Path, root: Path, images: pd.DataFrame, labels: Sequence[str], 
 def _inferred(column: pd.Series) -> pd.Series:
     """Numbers where all filled cells are numbers; text otherwise."""
     filled = column.where(column != "")
+    some = filled.dropna()
+    if len(some) and pd.isna(pd.to_numeric(some.iloc[:1], errors="coerce")).all():
+        return filled  # the others need not be tried
     numbers = pd.to_numeric(filled, errors="coerce")
     return numbers if numbers.notna().sum() == filled.notna().sum() > 0 else filled
 

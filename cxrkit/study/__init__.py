@@ -8,8 +8,13 @@ import importlib
 _HOMES = {
     "ExplainParameters": "experiment",
     "JudgeParameters": "experiment",
+    "SearchParameters": "experiment",
     "TrainParameters": "experiment",
+    "checkpoint_folder": "checkpoints",
+    "ensemble": "ensembles",
     "fit": "training",
+    "keep": "training",
+    "selections": "training",
     "load_data": "training",
     "make_model": "training",
     "predict": "training",
@@ -22,7 +27,21 @@ _HOMES = {
     "newest": "runs",
     "writing": "runs",
 }
-_MODULES = ("chapter", "experiment", "explaining", "grid", "judge", "paper", "report", "runs", "training")
+_MODULES = (
+    "chapter",
+    "comparing",
+    "ensembles",
+    "experiment",
+    "explaining",
+    "grid",
+    "judge",
+    "paper",
+    "presets",
+    "report",
+    "runs",
+    "search",
+    "training",
+)
 __all__ = sorted([*_HOMES, *_MODULES])
 
 

@@ -11,7 +11,7 @@ import cxrkit.models
 from cxrkit.errors import ParameterError
 from cxrkit.study import grid, report, runs
 
-__all__ = ["differences", "networks", "pair", "scores"]
+__all__ = ["choices", "differences", "networks", "pair", "scores"]
 
 Pair = tuple[runs.Run, runs.Run]
 
@@ -90,6 +90,29 @@ def _areas(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
         ranks = rankdata(logit[known])
         areas.append((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
     return np.array([*areas, np.nanmean(areas) if np.isfinite(areas).any() else np.nan])
+
+
+def choices(name: str) -> pd.DataFrame:
+    """What each choice of a grid does: a row per training run and method of its explanation, in the grid's order.
+
+    Columns: network, choice (the parameters in which the run differs from the grid's first run of that network), AUC
+    (macro, test images), method, EPG (precision, macro) with its 95 % interval, chance, and degenerate (maps left out).
+    """
+    explained = {train.key: explain for train, explain in report.explained_runs(name)}
+    first: dict[str, dict] = {}
+    rows = []
+    for run in (run for run in report.runs_of(name) if run.kind == "train"):
+        own = run.parameters.identity()
+        base = first.setdefault(own["model"], own)
+        changed = [f"{key}: {value}" for key, value in own.items() if base.get(key) != value]
+        row = {"network": own["model"], "choice": ", ".join(changed) or "as it is", "AUC": report.test_auc(run)}
+        if run.key not in explained:
+            rows.append(row)
+            continue
+        table = report.pointing_table(explained[run.key].frame("scores")).query("subset == 'all'")
+        columns = ["method", "EPG", "low", "high", "chance", "degenerate"]
+        rows += [row | found for found in table[columns].to_dict("records")]
+    return pd.DataFrame(rows)
 
 
 def networks(pair: Pair) -> dict[str, nn.Module]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import difflib
 import types
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cxrkit.errors import ParameterError
 
-__all__ = ["ExplainParameters", "JudgeParameters", "Parameters", "TrainParameters", "parameters_for"]
+__all__ = [
+    "ExplainParameters",
+    "JudgeParameters",
+    "Parameters",
+    "SearchParameters",
+    "TrainParameters",
+]
 
 # What a notebook's namespace holds besides its parameters.
 _NOTEBOOK_NAMES = {"In", "Out"}
@@ -65,16 +70,20 @@ class Parameters(BaseModel):
 
 
 class TrainParameters(Parameters):
-    """Parameters of `train.ipynb` (paper `bcos`, section 1.7 of its training protocol, scaled by the reader)."""
+    """Parameters of `train.ipynb`: data, network, and how it learns. `preset` gives those of the papers."""
 
     kind: ClassVar[str] = "train"
+    placement: ClassVar[frozenset[str]] = Parameters.placement | {"workers", "checkpoint_seconds"}
 
     dataset: str = Field("phantom", min_length=1, description="a source name of cxrkit.data")
     root: str | None = Field(None, description="folder of a downloaded source; none for the phantom")
     dataset_options: dict[str, Any] = Field(default_factory=dict, description="options of the source")
+    healthy_class: str = Field("", description="name of an added class: images without any finding; empty: none")
     size: int = Field(64, ge=32, le=2048, description="side of the square input, pixels")
     model: str = Field("bcos_resnet18", min_length=1, description="a network name of cxrkit.models")
     antialias: Literal["none", "flc", "flc_authors", "blur"] = "none"
+    antialias_stem: bool = Field(False, description="the first layers too, which the papers left aliased")
+    auxiliary: bool = Field(False, description="train with the auxiliary head, where the network has one")
     protocol: Literal["corrected", "paper", "authors"] = "corrected"
     weights: str | None = Field(None, description="'imagenet', a file, or none for a random start")
     copy_weights: bool = Field(False, description="copy weights into the convolutions that anti-aliasing replaces")
@@ -83,14 +92,96 @@ class TrainParameters(Parameters):
     fold: int = Field(0, ge=0, le=4)
     seed: int = Field(0, ge=0, le=2**31 - 1)
     epochs: int = Field(2, ge=1, le=10_000)
-    batch_size: int = Field(16, ge=1, le=65_536)
+    batch_size: int = Field(16, ge=1, le=65_536, description="images per step, over all processes and parts")
+    accumulate: int = Field(1, ge=1, le=4096, description="parts in which a step's images are computed (memory)")
+    loss: Literal["bce", "bce_uniform_off", "cross_entropy"] = "bce"
+    class_weights: Literal["none", "balanced"] = "none"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0, lt=1)
-    patience: int = Field(3, ge=0, description="epochs without a lower validation loss before the rate falls tenfold")
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="L2 in the gradient (adam, sgd) or decoupled (adamw)")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    schedule: Literal["plateau", "constant", "step", "cosine", "one_cycle", "inverse_time"] = "plateau"
+    patience: int = Field(3, ge=0, description="epochs without a lower loss before the rate falls (plateau)")
+    schedule_factor: float = Field(0.1, gt=0, lt=1, description="of each fall (plateau, step)")
+    schedule_epochs: int = Field(5, ge=1, description="epochs between two falls (step)")
+    schedule_decay: float = Field(0.0, ge=0, lt=1, description="d of rate / (1 + d t) after t steps (inverse_time)")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the rate rises from 0")
+    clip_norm: float = Field(0.0, ge=0, description="largest norm of a step's gradient; 0: any")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the running mean of weights that is kept; 0: none")
+    selection: Literal["auto", "validation", "test"] = Field(
+        "auto", description="split that chooses the epoch and the rate; auto: test with protocol 'authors'"
+    )
+    criterion: Literal["auc", "f1", "accuracy", "loss"] = Field("auc", description="by which the epoch is chosen")
+    stop_patience: int = Field(0, ge=0, description="epochs without a better criterion before training ends; 0: never")
     workers: int = Field(0, ge=0, le=256, description="processes that load images; 0 keeps the images in memory")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    compiled: bool = Field(False, description="torch.compile: a slow first step, then faster ones")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="between two checkpoints; 0: after every step")
 
+    @property
+    def selected_on(self) -> str:
+        """The split that chooses: "validation", or "test" as the code of paper `bcos` did."""
+        if self.selection != "auto":
+            return self.selection
+        return "test" if self.protocol == "authors" else "validation"
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> TrainParameters:
+        """The parameters of a paper's experiment, such as "bcos/rsna/bcos_resnet50", with `changes` on top.
+
+        `study.presets.table()` lists them with their sources. Raises ParameterError for an unknown name.
+        """
+        from cxrkit.study import presets
+
+        return cls(**presets.values(name, protocol=changes.get("protocol", "corrected")) | changes)
+
+
+class SearchParameters(Parameters):
+    """Parameters of `search.ipynb`: which training parameters are tried, and how many times (paper `bcos`, 1.7)."""
+
+    kind: ClassVar[str] = "search"
     placement: ClassVar[frozenset[str]] = Parameters.placement | {"workers"}
+
+    training: dict[str, Any] = Field(default_factory=dict, description="fixed training parameters, by name")
+    space: dict[str, list[Any]] = Field(
+        default_factory=lambda: {
+            "learning_rate": [1e-7, 1e-6, 1e-5, 1e-4],
+            "weight_decay": [0.0, 1e-6, 1e-5, 1e-4, 1e-3],
+            "patience": [3, 5, 10],
+        },
+        min_length=1,
+        description="training parameter: the values to try",
+    )
+    folds: list[int] = Field([0], min_length=1, description="folds whose scores are averaged")
+    evaluations: int = Field(10, ge=1, le=10_000, description="settings that are tried in all")
+    min_epochs: int = Field(1, ge=1, description="epochs of the cheapest trial")
+    max_epochs: int = Field(30, ge=2, description="epochs of the dearest trial")
+    eta: int = Field(3, ge=2, le=10, description="one in so many settings goes on to so many times the epochs")
+    criterion: Literal["auc", "f1", "accuracy", "loss"] = "f1"
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    workers: int = Field(0, ge=0, le=256, description="processes that load images; 0 keeps the images in memory")
+
+    @model_validator(mode="after")
+    def _trainable(self) -> SearchParameters:
+        own = {"epochs", "fold", "criterion", *Parameters.model_fields, "workers"}
+        if wrong := own & (set(self.training) | set(self.space)):
+            raise ValueError(f"{sorted(wrong)} can't stand in training or space: the search sets them itself")
+        if self.max_epochs <= self.min_epochs:
+            raise ValueError(f"max_epochs {self.max_epochs} must exceed min_epochs {self.min_epochs}")
+        for name, choices in self.space.items():
+            if not choices:
+                raise ValueError(f"space names no value for {name!r}")
+            for choice in choices:
+                self.trial({name: choice})
+        for fold in self.folds:
+            self.trial({}, fold=fold)
+        return self
+
+    def trial(self, choices: dict[str, Any], epochs: int = 1, fold: int = 0) -> TrainParameters:
+        """The training parameters of one trial. Raises ParameterError for names or values that don't fit."""
+        shared = {"criterion": self.criterion, "results": self.results, "device": self.device}
+        own = {"epochs": epochs, "fold": fold, "workers": self.workers, "threads": self.threads}
+        return TrainParameters(**self.training | choices | shared | own)
 
 
 class ExplainParameters(Parameters):
@@ -132,17 +223,6 @@ class JudgeParameters(Parameters):
     seed: int = Field(1, ge=0, le=2**31 - 1, description="seed of the judged patients; not that of the training images")
 
 
-def parameters_for(notebook: str | Path) -> type[Parameters]:
-    """The parameter class that belongs to a notebook, by its file name. Raises ParameterError for one that has none."""
-    classes = {cls.kind: cls for cls in (TrainParameters, ExplainParameters, JudgeParameters)}
-    stem = Path(notebook).stem
-    if stem not in classes:
-        raise ParameterError(
-            f"notebook {stem!r} has no known parameters; those that run in a grid: {', '.join(classes)}"
-        )
-    return classes[stem]
-
-
 def _explain(error: ValidationError, cls: type[Parameters]) -> str:
     known = sorted(cls.model_fields)
     lines = []
@@ -152,6 +232,8 @@ def _explain(error: ValidationError, cls: type[Parameters]) -> str:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             lines.append(f"unknown parameter {name!r} for {cls.kind}; {hint}")
+        elif not name:  # several parameters together
+            lines.append(f"{cls.kind}: {problem['msg'].removeprefix('Value error, ')}")
         else:
             lines.append(f"parameter {name!r} for {cls.kind}: {problem['msg']} (got {problem.get('input')!r})")
     return "; ".join(lines)

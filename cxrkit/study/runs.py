@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
+import errno
 import functools
-import hashlib
 import io
 import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,109 +23,35 @@ import numpy as np
 import pandas as pd
 
 import cxrkit
-from cxrkit.errors import DataError, ParameterError
-from cxrkit.study.experiment import ExplainParameters, JudgeParameters, Parameters, TrainParameters
+from cxrkit.errors import DataError
+from cxrkit.study.experiment import Parameters
+from cxrkit.study.keys import (
+    fingerprint,
+    in_project,
+    key,
+    origin,
+    project_folder,
+    results_folder,
+    sha256,
+)
+from cxrkit.study.notebook import CLASSES, NotebookParameters
 
-__all__ = ["Run", "find", "fingerprint", "key", "newest", "project_folder", "results_folder", "table", "writing"]
+__all__ = [
+    "Run",
+    "card_of",
+    "find",
+    "fingerprint",
+    "in_project",
+    "key",
+    "newest",
+    "project_folder",
+    "results_folder",
+    "table",
+    "writing",
+    "writing_card",
+]
 
-_KINDS: dict[str, type[Parameters]] = {
-    "train": TrainParameters,
-    "explain": ExplainParameters,
-    "judge": JudgeParameters,
-}
-# The parts of the package that decide what a run of a kind contains.
-_SOURCES = {
-    "train": ("data", "models", "metrics/classification.py", "study/training.py"),
-    "explain": ("data", "models", "attribution", "metrics", "study/training.py", "study/explaining.py"),
-    "judge": ("data", "models", "attribution", "metrics", "study/training.py", "study/judge.py"),
-}
 _PACKAGES = ("torch", "torchvision", "bcos", "numpy", "pandas", "scikit-learn", "accelerate")
-
-
-def project_folder() -> Path:
-    """The checkout one works in: the nearest folder, upwards from here, that holds `notebooks/grids`; else this one."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "notebooks" / "grids").is_dir()), here)
-
-
-def results_folder(name: str | Path = "results") -> Path:
-    """Where runs are kept: relative names count from the project, so that notebooks and commands share one store.
-
-    The environment variable CXRKIT_RESULTS moves the default folder elsewhere (a shared disk, a test's folder).
-    """
-    if str(name) == "results":
-        name = os.environ.get("CXRKIT_RESULTS", name)
-    return project_folder() / name
-
-
-@functools.cache  # the package doesn't change under a running program
-def fingerprint(kind: str) -> str:
-    """Hash of the code that decides a run's content; comments, docstrings and layout don't count.
-
-    A run made by other code is stale: it is made again rather than shown.
-    """
-    root = Path(cxrkit.__file__).parent
-    digest = hashlib.sha256()
-    for part in _SOURCES[kind]:
-        path = root / part
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-            digest.update(str(file.relative_to(root).as_posix()).encode())
-            digest.update(_meaning(file).encode())
-    return digest.hexdigest()[:12]
-
-
-def _meaning(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            body[0].value.value = ""
-    return ast.dump(tree)
-
-
-def key(parameters: Parameters) -> str:
-    """Name of the run that these parameters make: readable first, then a hash of all that decides its content.
-
-    That is: the parameters, the package's code, the notebook's cells, the tables of a data folder, and a weights file.
-    """
-    identity = {"kind": parameters.kind, **parameters.identity(), **_inputs(parameters)}
-    text = json.dumps(identity, sort_keys=True) + fingerprint(parameters.kind) + _cells(parameters.kind)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-    if isinstance(parameters, TrainParameters):
-        alias = "" if parameters.antialias == "none" else f"-{parameters.antialias}"
-        return f"train-{parameters.model}{alias}-fold{parameters.fold}-seed{parameters.seed}-{digest}"
-    return f"{parameters.kind}-{digest}"
-
-
-def in_project(path: str | Path) -> Path:
-    """A path as parameters name it: relative ones count from the project, whichever folder a notebook runs in."""
-    return project_folder() / Path(path).expanduser()
-
-
-def _inputs(parameters: Parameters) -> dict[str, str]:
-    # Data that lies in a folder may change under the same name; its tables are small enough to hash each time.
-    root, weights = getattr(parameters, "root", None), getattr(parameters, "weights", None)
-    files = sorted(in_project(root).glob("*.csv")) if root else []
-    if weights and in_project(weights).is_file():
-        files.append(in_project(weights))
-    return {f"file {path.name}": _sha256(path) for path in files}
-
-
-def _cells(kind: str) -> str:
-    """Hash of the code cells of a kind's notebook, without its parameters cell; empty where there is no notebook."""
-    path = project_folder() / "notebooks" / f"{kind}.ipynb"
-    if not path.is_file():
-        return ""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    code = [
-        c["source"] for c in cells if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
-    ]
-    return hashlib.sha256(json.dumps(["".join(source) for source in code]).encode()).hexdigest()[:10]
 
 
 class Run:
@@ -140,7 +67,7 @@ class Run:
         self.kind: str = self.card["kind"]
         self.key: str = self.card["key"]
         try:
-            self.parameters = _KINDS[self.kind](**self.json("parameters.json"))
+            self.parameters = _parameters(self.card, self.json("parameters.json"))
         except (ValueError, TypeError) as error:
             raise DataError(f"{self.folder / 'parameters.json'}: not a run's parameters ({error}); {_REMEDY}") from None
 
@@ -150,7 +77,7 @@ class Run:
     def verify(self) -> None:
         """Compare every file with the checksum in `run.json`. Raises DataError naming the first that differs."""
         for name, entry in self.card["files"].items():
-            if _sha256(self.folder / name) != entry["sha256"]:
+            if sha256(self.folder / name) != entry["sha256"]:
                 raise DataError(f"{self.folder / name}: content differs from its checksum in run.json; {_REMEDY}")
 
     def json(self, name: str) -> dict[str, Any]:
@@ -170,6 +97,12 @@ class Run:
         return self.card["fingerprint"] != fingerprint(self.kind)
 
 
+def _parameters(card: dict[str, Any], values: dict[str, Any]) -> Parameters | NotebookParameters:
+    if "notebook" in card:  # checked against its parameters cell when it was planned
+        return NotebookParameters(card["kind"], str(card["notebook"]), values, values.get("results", "results"))
+    return CLASSES[card["kind"]](**values)
+
+
 _REMEDY = "delete the folder and run it again"
 
 
@@ -187,8 +120,8 @@ def _read_card(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder}: run.json is missing, so the run was cut off; {_REMEDY}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path}: not a whole run card; {_REMEDY}") from None
-    if kind not in _KINDS:
-        raise DataError(f"{path}: unknown kind of run {kind!r}; known: {', '.join(_KINDS)}")
+    if kind not in CLASSES and "notebook" not in card:
+        raise DataError(f"{path}: unknown kind of run {kind!r}; known: {', '.join(CLASSES)}")
     for name, size in sizes.items():
         file = folder / name
         if not file.is_file():
@@ -221,51 +154,82 @@ class Writer:
 
 
 @contextlib.contextmanager
-def writing(parameters: Parameters) -> Iterator[Writer]:
+def writing(parameters: Parameters | NotebookParameters) -> Iterator[Writer]:
     """Write a run: yields a Writer; when the block ends well, the whole folder appears under its key at once.
 
     When the block fails, nothing is left. A run that is already there is replaced.
     """
-    results = results_folder(parameters.results)
+    with writing_card(results_folder(parameters.results), card_of(parameters), parameters.model_dump(mode="json")) as w:
+        yield w
+
+
+def card_of(parameters: Parameters | NotebookParameters) -> dict[str, Any]:
+    """What names a run before it is made: key, kind, hash of the package's code, and what else it is made from."""
+    card = {
+        "key": key(parameters),
+        "kind": parameters.kind,
+        "fingerprint": fingerprint(parameters.kind),
+        "origin": origin(parameters),
+    }
+    return card | ({"notebook": parameters.notebook} if isinstance(parameters, NotebookParameters) else {})
+
+
+@contextlib.contextmanager
+def writing_card(results: Path, card: dict[str, Any], values: dict[str, Any]) -> Iterator[Writer]:
+    """`writing` for a run that was named elsewhere: `card` as `card_of` gives it, `values` its parameters."""
     results.mkdir(parents=True, exist_ok=True)
-    name = key(parameters)
+    name = card["key"]
     place, hidden = results / name, results / f".{name}.{uuid.uuid4().hex[:8]}"
     hidden.mkdir()
     started = time.time()
     try:
         writer = Writer(hidden)
         yield writer
-        writer.json("parameters.json", parameters.model_dump(mode="json"))
+        writer.json("parameters.json", values)
         writer.json("environment.json", environment())
         files = {
-            file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(hidden.iterdir())
+            file.relative_to(hidden).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+            for file in sorted(hidden.rglob("*"))
+            if file.is_file()
         }
-        card = {
-            "key": name,
-            "kind": parameters.kind,
-            "fingerprint": fingerprint(parameters.kind),
-            "files": files,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds_writing": round(time.time() - started, 1),
-        }
-        writer.json("run.json", card)
+        finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        writer.json(
+            "run.json",
+            card | {"files": files, "finished": finished, "seconds_writing": round(time.time() - started, 1)},
+        )
+        for file in (*hidden.rglob("*"), hidden):
+            _settle(file)
         _replace(hidden, place)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def _settle(path: Path) -> None:
+    """Have the system write it out before it gets its name, so that a power cut can't leave a short file under it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _replace(hidden: Path, place: Path) -> None:
     old = hidden.with_name(hidden.name + ".old")
-    if place.exists():
-        os.replace(place, old)
-    os.replace(hidden, place)
+    for _ in range(10):
+        if place.exists():
+            os.replace(place, old)
+        try:
+            os.replace(hidden, place)
+            break
+        except OSError as error:  # another process put the same run there in between
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def environment() -> dict[str, Any]:
     """Versions and hardware class that a result depends on; no host name, user name or path."""
-    import torch
-
     versions = {}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -275,10 +239,22 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": _cuda_name(),
         "cpu_count": os.cpu_count(),
         "packages": versions,
     }
+
+
+@functools.cache
+def _cuda_name() -> str | None:
+    """The first graphics card that can be used here, if any; torch isn't loaded only to learn it."""
+    if torch := sys.modules.get("torch"):
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    tool = shutil.which("nvidia-smi")
+    if tool is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
+    told = subprocess.run([tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return told.stdout.split("\n")[0].strip() or None if told.returncode == 0 else None
 
 
 def find(name: str | Path, results: str | Path = "results") -> Run:
@@ -303,21 +279,6 @@ def newest(kind: str, results: str | Path = "results") -> Run:
 
 def table(results: str | Path = "results") -> pd.DataFrame:
     """All whole runs, a row each: key, kind, when finished, stale, and every parameter as a column."""
-    rows = []
-    for folder in sorted(results_folder(results).glob("*/run.json")):
-        if folder.parent.name.startswith("."):
-            continue
-        try:
-            run = Run(folder.parent)
-        except (DataError, ParameterError):
-            continue  # a cut-off or foreign folder is not a result; the grid makes the run again
-        rows.append(
-            {"key": run.key, "kind": run.kind, "finished": run.card["finished"], "stale": run.stale}
-            | run.parameters.identity()
-        )
-    return pd.DataFrame(rows)
+    from cxrkit.study import index
 
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return index.table(results)

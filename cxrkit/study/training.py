@@ -1,63 +1,69 @@
-"""Training a classifier: one loop to read at a sitting, on a CPU, one GPU or many (accelerate)."""
+"""Training a classifier: one loop to read at a sitting, on a CPU, one GPU, many GPUs or many machines (accelerate).
+
+`python -m cxrkit.study.training PARAMETERS.yaml` makes the same run as `train.ipynb`; with `accelerate launch` or
+`torchrun` in place of `python` it does so on many devices.
+"""
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import math
+import sys
+import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
-from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
 import cxrkit.data
 import cxrkit.models
 from cxrkit.data.augment import augmentation
-from cxrkit.data.dataset import SPLITS, collate
+from cxrkit.data.dataset import SPLITS
 from cxrkit.errors import DataError, ModelError, ParameterError
-from cxrkit.study.experiment import Parameters, TrainParameters
-from cxrkit.study.runs import in_project
+from cxrkit.study.checkpoints import Checkpoints, State, checkpoint_folder
+from cxrkit.study.devices import accelerator_for, chosen_device, own_random_state, precision_for, seed_global
+from cxrkit.study.experiment import TrainParameters
+from cxrkit.study.feeding import Feed, Step, plan_epoch, seed_of, target_table
+from cxrkit.study.losses import Loss, loss_for, sample_weights
+from cxrkit.study.optimisation import LearningRate, optimizer_for, running_mean
+from cxrkit.study.preparing import load_data, make_model
+from cxrkit.study.scoring import logits_of, macro_auc, predict, scores
 
-__all__ = ["Fit", "fit", "load_data", "make_model", "predict", "print_epoch", "sample_weights"]
+__all__ = [
+    "Fit",
+    "chosen_device",
+    "fit",
+    "keep",
+    "load_data",
+    "macro_auc",
+    "make_model",
+    "predict",
+    "print_epoch",
+    "selections",
+    "target_table",
+]
+
+_PATIENT_SECONDS = 5.0  # epochs shorter than this don't complain of waiting
+_WAITING = 0.2
 
 
 @dataclass
 class Fit:
-    """What training gives: the best model by validation AUC, the history by epoch, and which epoch was best."""
+    """What training gives: the chosen model, the history by epoch, which epoch was best, and how it was computed.
+
+    `card`: precision, selection, criterion, loss, epoch; also in the model's card under "training".
+    """
 
     model: nn.Module
     history: pd.DataFrame
     best_epoch: int
-
-
-def load_data(parameters: TrainParameters) -> cxrkit.data.Dataset:
-    """The data set that the parameters name, every image, with its fold's split column."""
-    return cxrkit.data.load(
-        parameters.dataset,
-        root=in_project(parameters.root) if parameters.root else None,
-        size=parameters.size,
-        fold=parameters.fold,
-        **parameters.dataset_options,
-    )
-
-
-def make_model(parameters: TrainParameters, labels: tuple[str, ...]) -> nn.Module:
-    """The untrained network that the parameters name, with one logit per label."""
-    return cxrkit.models.create(
-        parameters.model,
-        labels=labels,
-        weights=str(local) if (local := in_project(parameters.weights or ".")).is_file() else parameters.weights,
-        antialias=parameters.antialias,
-        protocol=parameters.protocol,
-        seed=parameters.seed,
-        copy_weights=parameters.copy_weights,
-    )
+    card: dict[str, Any] = field(default_factory=dict)
 
 
 def print_epoch(row: dict) -> None:
@@ -73,189 +79,311 @@ def fit(
     dataset: cxrkit.data.Dataset,
     parameters: TrainParameters,
     report: Callable[[dict], None] | None = None,
+    folder: str | Path | None = None,
 ) -> Fit:
-    """Train `model` on the training split, choose the epoch on the validation split; the test split stays untouched.
+    """Train `model` on the training split and choose the epoch on the validation split; the test split stays untouched
+    unless `parameters.selected_on` says that it chooses, as in the papers' code.
 
-    Binary cross-entropy per label, Adam, learning rate down tenfold when the validation loss stalls (paper `bcos`,
-    1.7). `report` is called with each epoch's row. Raises ModelError when the loss stops being a number.
+    `report` is called with each epoch's row. With a `folder` (`study.checkpoint_folder(parameters)`) the state is kept
+    there every so often, and a training that was cut off goes on from it to the same result, on a CPU to the last bit.
+    History: a row per epoch with train_loss, loss, AUC, F1 and accuracy of the validation (and test) split,
+    learning_rate, seconds, images_per_second, waiting_share (of the time, for data). Raises DataError for an empty
+    split, ModelError when the loss stops being a number.
     """
+    splits = _splits(dataset)
+    images = splits["train"].batch(range(min(4, len(splits["train"])))).images
+    precision, note = precision_for(model, images, parameters)
+    accelerator = accelerator_for(parameters, precision)
+    with own_random_state(accelerator.device):
+        return _Training(model, splits, parameters, accelerator, note, folder).run(report)
+
+
+def _splits(dataset: cxrkit.data.Dataset) -> dict[str, cxrkit.data.Dataset]:
     if missing := [name for name in SPLITS if not (dataset.table["split"] == name).any()]:
         raise DataError(
             f"{dataset.name}: no image is in the split {' or '.join(missing)}; training needs all of {SPLITS}"
         )
-    set_seed(parameters.seed)
-    accelerator = accelerator_for(parameters)
-    train, validation = dataset.split("train"), dataset.split("validation")
-    if parameters.workers == 0:
-        train, validation = train.cached(), validation.cached()
-    targets = target_table(train)
-    # Two streams: processes that draw batches of different sizes must still agree on the order of images.
-    generator = torch.Generator().manual_seed(parameters.seed)
-    noise = torch.Generator().manual_seed(parameters.seed + 1_000_003 * (1 + accelerator.process_index))
-    augment = augmentation(parameters.augment)
+    return {name: dataset.split(name) for name in SPLITS}
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=parameters.learning_rate, weight_decay=parameters.weight_decay)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=parameters.patience)
-    network, optimizer = accelerator.prepare(model, optimizer)
-    weights = sample_weights(targets, parameters.protocol) if parameters.oversample else None
 
-    history, best_auc, best_state, best_epoch = [], -np.inf, None, 0
-    for epoch in range(1, parameters.epochs + 1):
-        network.train()
-        losses = []
-        order = _order(len(train), parameters.batch_size, generator, weights, accelerator)
-        for batch in _loader(train, order, parameters.workers):
-            batch = batch.to(accelerator.device)
-            with accelerator.autocast():
-                logits = network(augment(batch.images, noise))
-            loss = masked_bce(logits.float(), batch.targets)
-            if not torch.isfinite(loss):
-                rate = parameters.learning_rate
-                raise ModelError(f"the loss became {loss.item()} in epoch {epoch}; lower learning_rate ({rate:g})")
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            optimizer.step()
-            losses.append(loss.item())
+class _Network(nn.Module):
+    """What accelerate may wrap and patch, so that the model itself stays as it came."""
 
-        score = _validate(accelerator.unwrap_model(network), validation, parameters)
-        row = {
-            "epoch": epoch,
-            "train_loss": float(np.mean(losses)),
-            **score,
-            "learning_rate": scheduler.get_last_lr()[0],
+    def __init__(self, model: nn.Module, has_extra: bool):
+        super().__init__()
+        self.model, self.options = model, {"auxiliary": True} if has_extra else {}
+
+    def forward(self, images: torch.Tensor):
+        found = self.model(images, **self.options)
+        return found if self.options else (found, ())
+
+
+class _Training:
+    """One training: what stays the same throughout (`State` holds what doesn't), and the loop."""
+
+    def __init__(self, model, splits, parameters: TrainParameters, accelerator, precision: str, folder):
+        self.parameters, self.accelerator = parameters, accelerator
+        self.lag = accelerator.device.type != "cpu"  # steps; to read a loss at once would make a GPU wait
+        self.decider = parameters.selected_on
+        self.splits = {name: splits[name] for name in dict.fromkeys(("validation", self.decider))}
+        self.count = len(splits["train"])
+        self.targets = target_table(splits["train"])
+        self.loss: Loss = loss_for(parameters.loss, self.targets, parameters.class_weights)
+        exclusive = parameters.loss == "cross_entropy" and self.targets.shape[1] > 1
+        self.activation = "softmax" if exclusive else "sigmoid"
+        self.weights = sample_weights(self.targets, parameters.protocol, exclusive) if parameters.oversample else None
+        self.augment = augmentation(parameters.augment) if parameters.augment != "none" else None
+        self.feed = Feed(splits["train"], parameters.workers, accelerator.device)
+        self.feeds = {name: Feed(part, parameters.workers, accelerator.device) for name, part in self.splits.items()}
+        self.card = {
+            "precision": precision,
+            "selection": self.decider,
+            "criterion": parameters.criterion,
+            "loss": parameters.loss,
         }
-        history.append(row)
-        scheduler.step(score["validation_loss"])
-        # Without both classes in the validation split there is no AUC: then the loss decides.
-        criterion = score["validation_auc"] if np.isfinite(score["validation_auc"]) else -score["validation_loss"]
-        if criterion > best_auc:
-            best_auc, best_epoch = criterion, epoch
-            best_state = copy.deepcopy(accelerator.unwrap_model(network).state_dict())
-        if report is not None and accelerator.is_main_process:
-            report(row)
+        optimizer = optimizer_for(model.to(accelerator.device), parameters)
+        mean = running_mean(model, parameters.ema) if parameters.ema else None
+        has_extra = bool(getattr(model, "card", {}).get("auxiliary"))
+        network = _Network(torch.compile(model) if parameters.compiled else model, has_extra)
+        self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        rate = LearningRate(optimizer, parameters, len(self._plan(1)))
+        self.state = State(model, optimizer, rate, mean, accelerator.scaler)
+        self.checkpoints = None
+        if folder is not None:
+            self.checkpoints = Checkpoints(folder, parameters.checkpoint_seconds, parameters.identity())
 
-    trained = accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # full precision from here on
-    trained.load_state_dict(best_state)
-    return Fit(trained.eval(), pd.DataFrame(history), best_epoch)
+    def run(self, report: Callable[[dict], None] | None) -> Fit:
+        state, parameters = self.state, self.parameters
+        self._resume()
+        while state.epoch <= parameters.epochs and not self._patience_is_over():
+            self._train_epoch()
+            row = self._close_epoch()
+            if report is not None and self.accelerator.is_main_process:
+                report(row)
+        trained = state.model
+        trained.load_state_dict(state.best)
+        self.card["epoch"] = state.best_epoch
+        if isinstance(trained, cxrkit.models.Classifier):
+            trained.card |= {"training": self.card, "activation": self.activation}
+        return Fit(trained.eval(), pd.DataFrame(state.history), state.best_epoch, self.card)
+
+    def _train_epoch(self) -> None:
+        state, start, waited = self.state, time.perf_counter(), self.feed.waited
+        plan = self._plan(state.epoch)
+        parts = self.feed.batches([part for step in plan[state.step :] for part in step.parts])
+        unread = []
+        self.network.train()
+        while state.step < len(plan):
+            number = (state.epoch - 1) * len(plan) + state.step
+            state.rate.before(number)
+            unread.append((state.epoch, state.step + 1, state.rate.value, self._step(plan[state.step], parts)))
+            state.step += 1
+            due = self.checkpoints is not None and self.accelerator.is_main_process and self.checkpoints.due()
+            done = due or state.step == len(plan)
+            while len(unread) > self.lag or (done and unread):
+                self._read(*unread.pop(0))
+            if due:
+                self._clock(start, waited)
+                self.checkpoints.write(state)
+                start, waited = time.perf_counter(), self.feed.waited
+        self._clock(start, waited)
+
+    def _step(self, step: Step, parts) -> torch.Tensor:
+        """One step of the weights, its images computed in parts; returns the mean loss over them."""
+        state, parameters, world = self.state, self.parameters, self.accelerator.num_processes
+        weight = self.loss.weight(self.targets[step.rows]).clamp(min=1e-12).item()
+        total = torch.zeros((), device=self.accelerator.device)
+        for number in range(len(step.parts)):
+            images, targets = next(parts)
+            place = (parameters.seed, state.epoch, state.step, number, self.accelerator.process_index)
+            seed_global(seed_of(*place, 0), self.accelerator.device)  # for what the network itself draws
+            if self.augment is not None:
+                images = self.augment(images, torch.Generator().manual_seed(seed_of(*place, 1)))
+            last = number == len(step.parts) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.network):
+                logits, extra = self.network(images)
+                share = self.loss.total(logits.float(), targets)
+                for factor, other in extra:
+                    share = share + factor * self.loss.total(other.float(), targets)
+                # Gradients are averaged over processes: `world` makes a sum of it.
+                self.accelerator.backward(share * (world / weight))
+            total += share.detach() / weight
+        if world > 1:
+            total = self.accelerator.reduce(total, "sum")
+        if not self.lag and not torch.isfinite(total):
+            return total  # the weights stay good
+        if parameters.clip_norm:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), parameters.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if state.mean is not None and not self.accelerator.optimizer_step_was_skipped:
+            state.mean.update_parameters(state.model)
+        self.feed.working()
+        return total
+
+    def _read(self, epoch: int, step: int, rate: float, loss: torch.Tensor) -> None:
+        value = loss.item()
+        if not math.isfinite(value):
+            kept = self._keep_last_good()
+            raise ModelError(
+                f"the loss became {value} in epoch {epoch}, step {step}, at learning rate {rate:g}; "
+                f"lower learning_rate, or name clip_norm or warmup_epochs{kept}"
+            )
+        self.state.losses.append(value)
+
+    def _keep_last_good(self) -> str:
+        """Write the best weights so far beside the checkpoints; says where."""
+        if self.checkpoints is None or self.state.best is None or not self.accelerator.is_main_process:
+            return ""
+        model = self.state.model
+        if not isinstance(model, cxrkit.models.Classifier):
+            return ""
+        model.load_state_dict(self.state.best)
+        path = cxrkit.models.save(model, self.checkpoints.folder / "last_good.safetensors")
+        return f". The last good weights, of epoch {self.state.best_epoch}, are in {path}"
+
+    def _close_epoch(self) -> dict:
+        """Validate, let the rate and the choice of the epoch follow, and say how it went."""
+        state, parameters = self.state, self.parameters
+        row = {"epoch": state.epoch, "train_loss": float(np.mean(state.losses))}
+        self._agree_on_buffers()
+        judged = state.mean.module if state.mean is not None else state.model
+        for name, part in self.splits.items():
+            logits = logits_of(judged, self.feeds[name], 2 * parameters.batch_size, self.accelerator)
+            found = scores(logits, target_table(part), self.loss, self.activation)
+            row |= {f"{name}_{key}": value for key, value in found.items()}
+        row["learning_rate"] = state.rate.value
+        row |= self._speed()
+        state.history.append(row)
+        state.rate.after_epoch(row[f"{self.decider}_loss"])
+        value = _value(row, self.decider, parameters.criterion)
+        if value > state.best_value or state.best is None:
+            state.best_value, state.best_epoch = value, state.epoch
+            state.best = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
+        state.epoch, state.step, state.losses, state.seconds, state.waited = state.epoch + 1, 0, [], 0.0, 0.0
+        if self.checkpoints is not None and self.accelerator.is_main_process and self.checkpoints.due():
+            self.checkpoints.write(state)
+        return row
+
+    def _plan(self, epoch: int) -> list[Step]:
+        here, accelerator = self.parameters, self.accelerator
+        place = {"process": accelerator.process_index, "processes": accelerator.num_processes}
+        return plan_epoch(self.count, here.batch_size, here.seed, epoch, self.weights, here.accumulate, **place)
+
+    def _resume(self) -> None:
+        if self.checkpoints is None:
+            return
+        self.accelerator.wait_for_everyone()
+        if (found := self.checkpoints.read_newest()) is not None:
+            self.state.restore(*found)
+        self.accelerator.wait_for_everyone()  # nobody writes before all have read
+
+    def _patience_is_over(self) -> bool:
+        patience = self.parameters.stop_patience
+        return bool(patience) and self.state.epoch - 1 - self.state.best_epoch >= patience
+
+    def _agree_on_buffers(self) -> None:
+        # Each process has met its own images; that of the first is what a checkpoint holds.
+        if self.accelerator.num_processes > 1:
+            models = [self.state.model, *([self.state.mean.module] if self.state.mean is not None else [])]
+            for buffer in (buffer for model in models for buffer in model.buffers()):
+                torch.distributed.broadcast(buffer, 0)
+
+    def _clock(self, start: float, waited: float) -> None:
+        self.state.seconds += time.perf_counter() - start
+        self.state.waited += self.feed.waited - waited
+
+    def _speed(self) -> dict[str, float]:
+        seconds, waited = self.state.seconds, self.state.waited
+        share = min(waited / seconds, 1.0)
+        # What is kept in memory is drawn in the first epoch.
+        first = self.state.epoch == 1 and self.parameters.workers == 0
+        if share > _WAITING and seconds > _PATIENT_SECONDS and not first:
+            warnings.warn(
+                f"epoch {self.state.epoch}: the device waited {share:.0%} of the time for images; raise workers "
+                f"(now {self.parameters.workers})",
+                stacklevel=2,
+            )
+        return {"seconds": seconds, "images_per_second": self.count / seconds, "waiting_share": share}
 
 
-def accelerator_for(parameters: TrainParameters) -> Accelerator:
-    """The accelerator for the wanted device; mixed precision (bfloat16) is switched on where the device has it."""
-    device = chosen_device(parameters)
-    precision = parameters.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
-    AcceleratorState._reset_state(True)  # a notebook may train again in the same kernel, on another device
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+def _value(row: dict, split: str, criterion: str) -> float:
+    """What the choice of the epoch looks at: higher is better. Without both classes there is no AUC: then the loss."""
+    value = row[f"{split}_{criterion}"]
+    if criterion == "loss" or not math.isfinite(value):
+        return -row[f"{split}_loss"]
+    return value
 
 
-def chosen_device(parameters: Parameters) -> torch.device:
-    """The device that the parameters ask for; also sets the number of CPU threads. Raises ParameterError if it isn't
-    there."""
-    if parameters.threads:
-        torch.set_num_threads(parameters.threads)
-    if parameters.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(parameters.device)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ParameterError(f"device {parameters.device!r}: there is no CUDA device here; use 'auto' or 'cpu'")
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise ParameterError(f"device {parameters.device!r}: there are only {torch.cuda.device_count()} of them")
-        torch.cuda.set_device(device)
-    return device
+def selections(history: pd.DataFrame, criterion: str = "auc") -> pd.DataFrame:
+    """The epoch that each split would choose, and what each split then shows: how much a choice on the test split
+    flatters.
 
-
-def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy with logits, mean over the known targets; NaN targets don't count."""
-    known = ~targets.isnan()
-    loss = nn.functional.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), reduction="none")
-    return (loss * known).sum() / known.sum().clamp(min=1)
-
-
-def sample_weights(targets: Tensor, protocol: str = "corrected") -> Tensor:
-    """Weight of each training image when images are drawn with replacement; targets [N, L] -> [N].
-
-    One label: 1 / size of the image's class. Several labels: the sum over an image's positive labels of 1 / their
-    count; with `protocol="authors"` each is clipped to [1/3, 3] as in the code of paper `bcos`, which makes all of
-    them 1/3 and leaves images without finding undrawn. Otherwise images without finding form a class of their own,
-    drawn like a label.
+    A row per split of the history: chosen_on, epoch, and the criterion and AUC on every split in that epoch. Test
+    columns are there only in a training that was chosen on the test split.
     """
-    positive = targets.nan_to_num() > 0.5
-    if targets.shape[1] == 1:
-        counts = torch.stack([(~positive).sum(), positive.sum()]).clamp(min=1)
-        return (1.0 / counts)[positive[:, 0].long()]
-    inverse = 1.0 / positive.sum(0).clamp(min=1)
-    if protocol == "authors":
-        return (positive * inverse.clamp(1 / 3, 3)).sum(1)
-    healthy = ~positive.any(1)
-    return (positive * inverse).sum(1) + healthy / healthy.sum().clamp(min=1)
+    splits = [name for name in ("validation", "test") if f"{name}_loss" in history]
+    rows = []
+    for split in splits:
+        values = [_value(row, split, criterion) for row in history.to_dict("records")]
+        row = history.iloc[int(np.argmax(values))]
+        shown = {f"{name}_{key}": row[f"{name}_{key}"] for name in splits for key in dict.fromkeys((criterion, "auc"))}
+        rows.append({"chosen_on": split, "epoch": int(row["epoch"])} | shown)
+    return pd.DataFrame(rows)
 
 
-def target_table(dataset: cxrkit.data.Dataset) -> Tensor:
-    """All targets, float32 [N, L], without reading an image."""
-    return torch.tensor(dataset.table[list(dataset.labels)].to_numpy(dtype=np.float32))
+def keep(parameters: TrainParameters, result: Fit, **tables: pd.DataFrame) -> str:
+    """Write the run: history, selection, the tables given, and the weights; then drop its checkpoints. Returns its
+    key."""
+    from cxrkit.study import runs
+
+    with runs.writing(parameters) as store:
+        store.frame("history", result.history)
+        store.frame("selection", selections(result.history, parameters.criterion))
+        for name, table in tables.items():
+            store.frame(name, table)
+        cxrkit.models.save(result.model, store.folder / "model.safetensors")
+    Checkpoints(checkpoint_folder(parameters)).remove()
+    return runs.key(parameters)
 
 
-def _order(
-    count: int, size: int, generator: torch.Generator, weights: Tensor | None, accelerator: Accelerator
-) -> list[list[int]]:
-    """The batches of one epoch as lists of rows; of several processes each takes its share of every batch."""
-    if weights is None:
-        rows = torch.randperm(count, generator=generator)
-    else:
-        rows = torch.multinomial(weights, count, replacement=True, generator=generator)
-    # Batch norm has nothing to work with in a rest of one image.
-    batches = [batch for batch in rows.split(size) if len(batch) > accelerator.num_processes]
-    if not batches:
-        raise ParameterError(f"{count} training images are too few: every process needs two or more in a batch")
-    return [batch[accelerator.process_index :: accelerator.num_processes].tolist() for batch in batches]
+def train(parameters: TrainParameters, report: Callable[[dict], None] | None = None) -> str:
+    """All of `train.ipynb` without the pictures: load, train, predict the test split, keep the run. Returns its key."""
+    from accelerate.state import PartialState
+
+    from cxrkit.study import report as tables
+    from cxrkit.study import runs
+
+    data = load_data(parameters)
+    result = fit(make_model(parameters, data.labels), data, parameters, report, checkpoint_folder(parameters))
+    if not PartialState().is_main_process:
+        return runs.key(parameters)
+    predictions = predict(result.model, data.split("test"))
+    return keep(parameters, result, predictions=predictions, classification=tables.classification_of(predictions))
 
 
-def _loader(dataset: cxrkit.data.Dataset, order: list[list[int]], workers: int = 0) -> DataLoader:
-    return DataLoader(dataset, batch_sampler=order, num_workers=workers, collate_fn=collate)
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: a YAML file of parameters (`preset: NAME` starts from a paper's), then NAME=VALUE for others."""
+    import yaml
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        raise SystemExit("usage: python -m cxrkit.study.training PARAMETERS.yaml [NAME=VALUE ...]")
+    path = Path(arguments[0])
+    if not path.is_file():
+        raise ParameterError(f"{path}: there is no such file of parameters")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ParameterError(f"{path}: expected parameters as NAME: VALUE, found a {type(values).__name__}")
+    for word in arguments[1:]:
+        name, mark, value = word.partition("=")
+        if not mark:
+            raise ParameterError(f"{word!r}: expected NAME=VALUE")
+        values[name] = yaml.safe_load(value)
+    preset = values.pop("preset", None)
+    parameters = TrainParameters.preset(preset, **values) if preset else TrainParameters(**values)
+    print("run", train(parameters, print_epoch))
 
 
-@torch.no_grad()
-def predict(model: nn.Module, dataset: cxrkit.data.Dataset, batch_size: int = 32) -> pd.DataFrame:
-    """Logits and probabilities of every image and label, computed where the model is.
-
-    A row per image and label: image_id, patient_id, split, label, target, logit, probability.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    order = [rows.tolist() for rows in torch.arange(len(dataset)).split(batch_size)]
-    logits = torch.cat([model(batch.images.to(device)).float().cpu() for batch in _loader(dataset, order)])
-    count, labels = len(dataset), list(dataset.labels)
-    names = {
-        name: np.repeat(dataset.table[name].to_numpy(), len(labels)) for name in ("image_id", "patient_id", "split")
-    }
-    return pd.DataFrame(
-        names
-        | {
-            "label": labels * count,
-            "target": target_table(dataset).numpy().ravel(),
-            "logit": logits.numpy().ravel(),
-            "probability": logits.sigmoid().numpy().ravel(),
-        }
-    )
-
-
-def _validate(model: nn.Module, dataset: cxrkit.data.Dataset, parameters: TrainParameters) -> dict[str, float]:
-    frame = predict(model, dataset, 2 * parameters.batch_size)
-    shape = (len(dataset), len(dataset.labels))
-    logits, targets = (torch.tensor(frame[name].to_numpy()).view(shape) for name in ("logit", "target"))
-    return {
-        "validation_loss": masked_bce(logits, targets).item(),
-        "validation_auc": macro_auc(targets.numpy(), logits.numpy()),
-    }
-
-
-def macro_auc(targets: np.ndarray, scores: np.ndarray) -> float:
-    """Mean area under the ROC curve over the labels that have both classes; nan when none has."""
-    values = []
-    for target, score in zip(targets.T, scores.T, strict=True):
-        known = np.isfinite(target)
-        if len(np.unique(target[known])) == 2:
-            values.append(roc_auc_score(target[known], score[known]))
-    return float(np.mean(values)) if values else float("nan")
+if __name__ == "__main__":
+    main()

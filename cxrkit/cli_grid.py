@@ -1,0 +1,232 @@
+"""The commands `cxrkit grid …`: run the combinations of a grid file, and see what has become of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cxrkit.errors import ParameterError
+from cxrkit.terminal import console, print_frame
+
+if TYPE_CHECKING:
+    from cxrkit.study.grid.state import State
+
+__all__ = ["Workers", "grid_app", "run_grid"]
+
+grid_app = typer.Typer(no_args_is_help=True, help="Grids of notebook runs.")
+
+GridName = Annotated[str, typer.Argument(help="a grid file, or the name of one in notebooks/grids")]
+Workers = Annotated[int, typer.Option(help="notebooks at a time; 0: one per core, at most 2", min=0)]
+Profile = Annotated[str | None, typer.Option(help="a named variant of the grid, as its file defines it")]
+Scheduler = Annotated[str | None, typer.Option(help="address of a dask scheduler whose workers make the runs")]
+Slurm = Annotated[Path | None, typer.Option(help="YAML file of the resources to ask SLURM for")]
+Serial = Annotated[bool, typer.Option("--serial", help="one after the other, in this process")]
+TimeLimit = Annotated[str | None, typer.Option(help="longest time of a run, such as '30 min'")]
+MemoryLimit = Annotated[str | None, typer.Option(help="most memory of a run, such as '4 GB'")]
+_LONG = 200
+
+
+@grid_app.command("run")
+def grid_run(
+    file: GridName = "quick",
+    workers: Workers = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would run, and how long")] = False,
+    profile: Profile = None,
+    scheduler: Scheduler = None,
+    slurm: Slurm = None,
+    serial: Serial = False,
+    time_limit: TimeLimit = None,
+    memory_limit: MemoryLimit = None,
+) -> None:
+    """Run what isn't done of a grid; killed at any moment, the same command goes on."""
+    if dry_run:
+        return _foretell(file, profile, 1 if serial else workers or _few())
+    limits = _limits(time_limit, memory_limit)
+    run_grid(file, workers, profile=profile, limits=limits, scheduler=scheduler, slurm=slurm, serial=serial)
+
+
+@grid_app.command("retry")
+def grid_retry(
+    file: GridName = "quick",
+    workers: Workers = 0,
+    profile: Profile = None,
+    scheduler: Scheduler = None,
+    slurm: Slurm = None,
+    serial: Serial = False,
+    time_limit: TimeLimit = None,
+    memory_limit: MemoryLimit = None,
+) -> None:
+    """Run what isn't done of a grid, and what failed once more."""
+    limits = _limits(time_limit, memory_limit)
+    run_grid(file, workers, True, profile=profile, limits=limits, scheduler=scheduler, slurm=slurm, serial=serial)
+
+
+@grid_app.command("status")
+def grid_status(file: GridName = "quick", profile: Profile = None) -> None:
+    """Print the runs of a grid and what has become of them; of a large grid those that are not done."""
+    from cxrkit.study import grid
+
+    states = grid.states(grid.plan(file, profile))
+    listed = states if len(states) <= _LONG else [state for state in states if state.name != "done"]
+    _print_rows(("state", "run", ""), [(state.name, state.task.key, state.detail) for state in listed[:_LONG]])
+    if len(listed) > _LONG:
+        console.print(f"and {len(listed) - _LONG} more that are not done")
+    console.print(", ".join(f"{count} {name}" for name, count in _counts(states).items() if count), markup=False)
+
+
+@grid_app.command("show")
+def grid_show(
+    key: Annotated[str, typer.Argument(help="a run's key, or how it begins")],
+    results: Annotated[str, typer.Option(help="folder that holds the runs")] = "results",
+    lines: Annotated[int, typer.Option(help="lines of the log to print", min=0)] = 40,
+) -> None:
+    """Print what is known of one run: state, place, parameters, log, traceback."""
+    from cxrkit.study import grid
+
+    told = grid.show(key, results)
+    for name, value in told.items():
+        if name not in ("log", "traceback"):
+            console.print(f"{name:10} {value}", markup=False)
+    for name, kept in (("log", lines), ("traceback", None)):
+        if told.get(name) and kept != 0:
+            console.rule(name)
+            console.print("\n".join(told[name].splitlines()[-kept if kept else None :]), markup=False)
+
+
+@grid_app.command("clean")
+def grid_clean(
+    file: GridName = "quick",
+    profile: Profile = None,
+    everything: Annotated[bool, typer.Option("--all", help="the done runs of the grid too")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="don't ask")] = False,
+) -> None:
+    """Delete stale and failed runs of a grid, and what killed runners left; done runs stay."""
+    from cxrkit.study import grid
+
+    found = grid.leftovers(file, profile, everything)
+    if not found:
+        console.print("Nothing to delete.")
+        return
+    _print_rows(("why", "what is deleted"), [(left.why, str(left.path)) for left in found])
+    if yes or typer.confirm(f"Delete these {len(found)}?"):
+        grid.remove(found)
+        console.print(f"{len(found)} deleted.")
+
+
+def run_grid(
+    file: str,
+    workers: int = 0,
+    again: bool = False,
+    *,
+    profile: str | None = None,
+    limits: dict[str, float] | None = None,
+    scheduler: str | None = None,
+    slurm: Path | None = None,
+    serial: bool = False,
+) -> None:
+    """Run a grid with progress, the failed runs as well where `again`. Exits with status 1 when runs aren't done."""
+    from cxrkit.study import grid
+    from cxrkit.study.grid import progress
+
+    if sum(map(bool, (scheduler, slurm, serial))) > 1:
+        raise ParameterError("choose one of --scheduler, --slurm and --serial")
+    workers = 1 if serial else workers or _few()
+    for name in ("SIGTERM", "SIGHUP"):  # what a queue or a closing terminal sends: ends as Ctrl-C does
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+    try:
+        engine = _engine(scheduler, slurm, serial)
+        with progress.reporter(console, workers, f"grid {file}") as report:
+            state = grid.run(file, workers, report, profile=profile, engine=engine, retry=again, **(limits or {}))
+    except KeyboardInterrupt:
+        console.print("Stopped. Nothing is left running; the same command goes on.")
+        raise SystemExit(130) from None
+    missing = state[state["state"] != "done"]
+    if not len(missing):
+        console.print(f"{len(state)} runs are done.")
+        return
+    print_frame(missing[["state", "key", "detail"]])
+    told = f"{len(missing)} of {len(state)} runs are not done. `cxrkit grid show KEY` prints the log and the traceback"
+    console.print(f"{told} of one, `cxrkit grid retry {file}` tries the failed ones again.", markup=False)
+    raise SystemExit(1)
+
+
+def _engine(scheduler: str | None, slurm: Path | None, serial: bool):
+    from cxrkit.study import grid
+
+    if slurm:
+        from cxrkit.study.grid import slurm as cluster
+
+        return cluster.start(slurm, grid.make_settings())
+    if scheduler:
+        from cxrkit.study.grid import engines_dask
+
+        return engines_dask.connect(scheduler, grid.make_settings())
+    return "serial" if serial else "local"
+
+
+def _few() -> int:
+    return min(2, os.cpu_count() or 1)
+
+
+def _limits(time_limit: str | None, memory_limit: str | None) -> dict[str, float]:
+    from cxrkit.study.grid import spec
+
+    limits = {}
+    for name, text, read in (("time_limit", time_limit, spec.duration), ("memory_limit", memory_limit, spec.memory)):
+        try:
+            limits |= {name: read(text)} if text is not None else {}
+        except ValueError as error:
+            raise ParameterError(f"--{name.replace('_', '-')} {text!r}: {error}") from None
+    return limits
+
+
+def _foretell(file: str, profile: str | None, workers: int) -> None:
+    """What a run of the grid would do: counts by step and state, and the time that it would take."""
+    from cxrkit.study import grid
+
+    states = grid.states(grid.plan(file, profile))
+    grid.check_names([state.task for state in states if state.name != "done"])
+    shown = [name for name, count in _counts(states).items() if count]
+    rows = []
+    for step in dict.fromkeys(state.task.step for state in states):
+        own = [state for state in states if state.task.step == step]
+        rows.append((step, str(len(own)), *(str(_counts(own)[name]) for name in shown)))
+    _print_rows(("step", "runs", *shown), rows)
+    named = [state for state in states if state.name in ("failed", "stale")]
+    for state in named[:_LONG]:
+        console.print(f"{state.name}: {state.task.key}: {state.detail}", markup=False)
+    if len(named) > _LONG:
+        console.print(f"and {len(named) - _LONG} more failed or stale")
+    expected = grid.estimate([state.task for state in states if state.name in ("open", "stale")])
+    unknown = expected.count(None)
+    told = "unknown" if expected and unknown == len(expected) else str(timedelta(seconds=_sum(expected) // workers))
+    told += f", and {unknown} runs of unknown length" if 0 < unknown < len(expected) else ""
+    console.print(f"{len(expected)} runs would start; estimated time, {workers} at a time: {told}", markup=False)
+
+
+def _sum(seconds: list[float | None]) -> int:
+    return round(sum(one for one in seconds if one is not None))
+
+
+def _counts(states: list[State]) -> dict[str, int]:
+    from cxrkit.study import grid
+
+    names = [state.name for state in states]
+    return {name: names.count(name) for name in grid.STATES}
+
+
+def _print_rows(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, markup=False)

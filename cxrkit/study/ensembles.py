@@ -1,0 +1,84 @@
+"""Several runs together: votes of an ensemble, and means over folds and seeds as the papers give them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from cxrkit.errors import DataError, ParameterError
+from cxrkit.metrics import classification_report, hard_vote, soft_vote
+from cxrkit.study import runs
+
+__all__ = ["ensemble", "over_folds_and_seeds", "scores_of"]
+
+_ID = ["image_id", "patient_id", "split", "label"]
+
+
+def ensemble(members: Sequence[runs.Run], cutoff: float = 0.5) -> pd.DataFrame:
+    """What training runs find together, on the test images of each fold: a row per image and label.
+
+    Runs of the same fold vote together, so that no image is judged by a network that has learnt from it. Columns:
+    image_id, patient_id, split, label, target, fold, members, probability (the soft vote: the mean) and votes (the hard
+    vote: the share of members above `cutoff`; more than 0.5 is the majority). Source: paper `covid`, which writes of
+    majority and codes the mean. Raises DataError when runs of one fold have other images, labels or targets,
+    ParameterError without runs or for one that is no training.
+    """
+    if not members:
+        raise ParameterError("an ensemble needs at least one run")
+    for run in members:
+        if run.kind != "train":
+            raise ParameterError(f"{run.key} is a run of kind {run.kind!r}; only training runs make an ensemble")
+    folds: dict[int, list[runs.Run]] = {}
+    for run in members:
+        folds.setdefault(run.parameters.fold, []).append(run)
+    return pd.concat([_of_fold(fold, folds[fold], cutoff) for fold in sorted(folds)], ignore_index=True)
+
+
+def _of_fold(fold: int, members: list[runs.Run], cutoff: float) -> pd.DataFrame:
+    first = members[0].frame("predictions")
+    parts = []
+    for run in members:
+        frame = run.frame("predictions")
+        if len(frame) != len(first) or not frame[[*_ID, "target"]].equals(first[[*_ID, "target"]]):
+            raise DataError(f"{run.key} and {members[0].key} of fold {fold} differ in images, labels or targets")
+        parts.append(frame["probability"].to_numpy())
+    found = np.stack(parts)[:, :, None]
+    return first[[*_ID, "target"]].assign(
+        fold=fold,
+        members=len(members),
+        probability=soft_vote(found)[:, 0],
+        votes=hard_vote(found, cutoff)[:, 0],
+    )
+
+
+def scores_of(predictions: pd.DataFrame, cutoff: float = 0.5, column: str = "probability") -> pd.DataFrame:
+    """Classification metrics per label of an ensemble's votes: `column="probability"` (soft) or `"votes"` (hard)."""
+    labels = list(dict.fromkeys(predictions["label"]))
+    shape = (-1, len(labels))
+    targets, found = (predictions[name].to_numpy().reshape(shape) for name in ("target", column))
+    return classification_report(targets, found, labels, cutoff=0.5 if column == "votes" else cutoff)
+
+
+def over_folds_and_seeds(table: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+    """Mean over the folds of each seed, then mean and standard deviation over the seeds, as paper `bcos` gives them.
+
+    `table`: a row per run with columns fold, seed, the `values`, and any others, which name the group. The standard
+    deviation is that of a population (two seeds: half their difference). Columns: the group, folds, seeds, and for each
+    value NAME_mean and NAME_std. Raises DataError when a seed lacks a fold that another one has, or has it twice.
+    """
+    group = [name for name in table.columns if name not in ("fold", "seed", *values)]
+    rows = []
+    for place, part in table.groupby(group, sort=False, dropna=False) if group else [((), table)]:
+        folds = {seed: sorted(of_seed["fold"]) for seed, of_seed in part.groupby("seed")}
+        wanted = sorted(set(part["fold"]))
+        if wrong := [seed for seed, found in folds.items() if found != wanted]:
+            called = dict(zip(group, place, strict=True))
+            raise DataError(f"seed {wrong[0]} has the folds {folds[wrong[0]]}, others {wanted}; {called}")
+        by_seed = part.groupby("seed")[list(values)].mean()
+        row = dict(zip(group, place, strict=True)) | {"folds": len(wanted), "seeds": len(by_seed)}
+        for name in values:
+            row |= {f"{name}_mean": by_seed[name].mean(), f"{name}_std": by_seed[name].std(ddof=0)}
+        rows.append(row)
+    return pd.DataFrame(rows)

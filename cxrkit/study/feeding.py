@@ -1,0 +1,170 @@
+"""From a data set to batches on the device: the order of images as a function of seed and epoch, and time lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from cxrkit.data import Dataset
+from cxrkit.errors import ParameterError
+
+__all__ = ["Feed", "Step", "plan_epoch", "seed_of", "target_table"]
+
+_DEVICE_SHARE = 0.25  # of a GPU's free memory: images that fit there are kept there
+_AHEAD = 4  # batches that each loading process prepares in advance
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the weights: the `rows` of all its images, and this process's `parts` of them, one after another."""
+
+    rows: list[int]
+    parts: list[list[int]]
+
+
+def seed_of(*place: int) -> int:
+    """A seed for a place in a training (seed, epoch, step, …); near places have unrelated seeds.
+
+    Because every random choice is drawn from the seed of its place, a resumed training needs no generator's state.
+    """
+    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def plan_epoch(
+    count: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    weights: Tensor | None = None,
+    accumulate: int = 1,
+    process: int = 0,
+    processes: int = 1,
+) -> list[Step]:
+    """The steps of an epoch over `count` images, in an order drawn from seed and epoch.
+
+    With `weights` [N] images are drawn with replacement. Every part of a step holds two images or more (batch norm has
+    nothing to work with in one): a smaller rest is computed in fewer parts, or dropped. Raises ParameterError when no
+    step is left.
+    """
+    generator = torch.Generator().manual_seed(seed_of(seed, epoch))
+    if weights is None:
+        order = torch.randperm(count, generator=generator)
+    else:
+        order = torch.multinomial(weights, count, replacement=True, generator=generator)
+    steps = []
+    for batch in order.split(batch_size):
+        rows, parts = batch.tolist(), min(accumulate, len(batch) // (2 * processes))
+        if parts:
+            shares = [rows[part * processes + process :: parts * processes] for part in range(parts)]
+            steps.append(Step(rows, shares))
+    if not steps:
+        raise ParameterError(
+            f"{count} training images in steps of {batch_size} (batch_size) are too few for {processes} process(es): "
+            "each needs two images or more"
+        )
+    return steps
+
+
+def target_table(dataset: Dataset) -> Tensor:
+    """All targets, float32 [N, L], without reading an image."""
+    return torch.tensor(dataset.table[list(dataset.labels)].to_numpy(dtype=np.float32))
+
+
+class Feed:
+    """Batches (images [B, 1, H, W], targets [B, L]) of a data set on a device, and the seconds `waited` for them.
+
+    `workers=0` draws each image once and keeps it: on a GPU where a quarter of the free memory holds all of them, else
+    in main memory, 4 x size x size bytes an image. Otherwise so many processes read every image anew, ahead of the
+    device. `keep=False`: what is read once only need not be kept. A GPU that is still busy when a batch arrives has not
+    waited for it.
+    """
+
+    def __init__(self, dataset: Dataset, workers: int = 0, device: torch.device | str = "cpu", keep: bool = True):
+        self.device = torch.device(device)
+        self.waited = 0.0
+        self._images = _Images(dataset)
+        self._busy: torch.cuda.Event | None = None
+        self._order: list[list[int]] = []
+        self._loader = self._memory = None
+        if workers:
+            self._loader = DataLoader(
+                self._images,
+                batch_sampler=self._order,
+                num_workers=workers,
+                pin_memory=self.device.type == "cuda",
+                persistent_workers=True,
+                prefetch_factor=_AHEAD,
+                generator=torch.Generator(),  # of its own: else it draws from the global one
+            )
+        elif keep:
+            self._memory = _Memory(self._images, dataset.size, self.device)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batches(self, order: Sequence[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images of each list of rows."""
+        if self._loader is not None:
+            self._order[:] = order
+            source = iter(self._loader)
+        else:
+            source = map(self._images.batch if self._memory is None else self._memory.batch, order)
+        while True:
+            start = time.perf_counter()
+            batch = next(source, None)
+            if self._busy is None or self._busy.query():
+                self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
+
+    def working(self) -> None:
+        """Tell that all work on the last batch has been handed to the device."""
+        if self.device.type == "cuda":
+            self._busy = self._busy or torch.cuda.Event()
+            self._busy.record()
+
+
+class _Images(TorchDataset):
+    """Image and target alone: training needs no masks."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self.targets = target_table(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return self.dataset[row].image, self.targets[row]
+
+    def batch(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        return torch.stack([self.dataset[row].image for row in rows]), self.targets[rows]
+
+
+class _Memory:
+    """Keeps every image once drawn."""
+
+    def __init__(self, images: _Images, size: int, device: torch.device):
+        self.images = images
+        home = torch.device("cpu")
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+            home = device if 4 * size * size * len(images) < _DEVICE_SHARE * free else home
+        self.kept = torch.empty((len(images), 1, size, size), device=home)
+        self.targets = images.targets.to(home)
+        self.drawn = np.zeros(len(images), dtype=bool)
+
+    def batch(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        for row in dict.fromkeys(row for row in rows if not self.drawn[row]):
+            self.kept[row] = self.images[row][0].to(self.kept.device)
+            self.drawn[row] = True
+        index = torch.as_tensor(rows, device=self.kept.device)
+        return self.kept[index], self.targets[index]

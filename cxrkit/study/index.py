@@ -1,0 +1,152 @@
+"""One tidy table of all runs, kept beside them as a parquet file that can be made again from them at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cxrkit.errors import CxrkitError
+from cxrkit.study import experiment, keys, notebook, runs
+
+__all__ = ["FILE", "table"]
+
+FILE = ".index.parquet"
+_MARK = b"cxrkit"
+_SCALARS = (bool, int, float, str)
+_ABSENT = object()
+
+# A run's row: its columns of the table; names with an underscore are the index's own.
+Row = dict[str, Any]
+
+
+def table(results: str | Path = "results") -> pd.DataFrame:
+    """All whole runs of a folder, a row each: key, kind, when finished, stale, and every parameter as a column.
+
+    Only folders that are new, or whose files have changed in size or time since the last call, are read; the rest
+    comes from the index. A missing, damaged or foreign index, or one made by other code, is made again; where pyarrow
+    is missing, or the folder can't be written to, every run is read each time. Several processes may ask at once: each
+    checks what it was told against the folders, and the index is replaced whole. A run that has no such parameter has
+    NaN in its column.
+    """
+    folder = runs.results_folder(results)
+    stamps = dict(_stamps(folder))
+    known = _read(folder / FILE)
+    rows = [row for row in known if stamps.get(row["_folder"]) == row["_stamp"]]
+    kept = {row["_folder"] for row in rows}
+    fresh = [row for name, stamp in stamps.items() if name not in kept and (row := _row(folder, name, stamp))]
+    if fresh or len(rows) != len(known):
+        rows = sorted(rows + fresh, key=lambda row: row["_folder"])
+        _write(folder / FILE, rows)
+    return _frame(rows)
+
+
+def _frame(rows: list[Row]) -> pd.DataFrame:
+    current = {kind: runs.fingerprint(kind) for kind in {row["kind"] for row in rows}}
+    columns: dict[str, list[Any]] = {}
+    for name in _names(rows):
+        if not name.startswith("_"):
+            columns[name] = [row.get(name, np.nan) for row in rows]
+        if name == "finished":
+            columns["stale"] = [row["_fingerprint"] != current[row["kind"]] for row in rows]
+    return pd.DataFrame(columns)
+
+
+def _names(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _stamps(results: Path) -> Iterator[tuple[str, str]]:
+    """Every folder with a run card, and what tells whether it has changed: the names, sizes and times of its files."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(results) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        for name in names:
+            with contextlib.suppress(OSError), os.scandir(os.path.join(results, name)) as files:
+                found = {file.name: file.stat() for file in files}
+                if "run.json" in found:
+                    state = [(file, at.st_size, at.st_mtime_ns, at.st_ino) for file, at in sorted(found.items())]
+                    yield name, hashlib.blake2b(repr(state).encode(), digest_size=12).hexdigest()
+
+
+def _row(results: Path, name: str, stamp: str) -> Row | None:
+    try:
+        run = runs.Run(results / name)
+    except (CxrkitError, OSError):
+        return None  # a cut-off or foreign folder is not a result; it is looked at again next time
+    own = {"_folder": name, "_stamp": stamp, "_fingerprint": run.card["fingerprint"]}
+    own |= {"key": run.key, "kind": run.kind, "finished": run.card["finished"]}
+    # A notebook of one's own may call a parameter what the table calls a column.
+    taken = {*own, "stale"}
+    values = run.parameters.identity()
+    return own | {f"parameter {n}" if n in taken or n.startswith("_") else n: value for n, value in values.items()}
+
+
+@functools.cache
+def _code() -> str:
+    """Hash of the code that decides what a row holds: how runs are read, and what their parameters are."""
+    files = (__file__, *(module.__file__ for module in (experiment, keys, notebook, runs)))
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:12]
+
+
+def _read(path: Path) -> list[Row]:
+    """The index's rows; none where there is no index, or none that this code has written and nothing has damaged."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        return []
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            content = file.read()
+        card = json.loads(content.schema.metadata[_MARK])
+        if card["code"] != _code() or list(card["columns"]) != content.column_names:
+            return []
+        rows: list[Row] = [{} for _ in range(content.num_rows)]
+        for name, encoded in card["columns"].items():
+            for row, value in zip(rows, content[name].to_pylist(), strict=True):
+                if value is not None:
+                    row[name] = json.loads(value) if encoded else value
+        return rows
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException):
+        return []
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+    """Replace the index. A column of one plain type stays as it is, others hold JSON; a null means: no such cell."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        return
+    arrays, encoded = {}, {}
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        for name in _names(rows):
+            values = [row.get(name, _ABSENT) for row in rows]
+            types = {type(value) for value in values if value is not _ABSENT}
+            encoded[name] = not (len(types) == 1 and types <= set(_SCALARS))
+            arrays[name] = pa.array([_cell(value, encoded[name]) for value in values])
+        card = json.dumps({"code": _code(), "columns": encoded}).encode()
+        content = pa.table(arrays).replace_schema_metadata({_MARK: card})
+        pq.write_table(content, temporary, write_page_checksum=True)
+        os.replace(temporary, path)
+    except (OSError, ValueError, OverflowError, pa.ArrowException):
+        pass  # the index only saves time: what can't be written is read again
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _cell(value: Any, encoded: bool) -> Any:
+    if value is _ABSENT:
+        return None
+    return json.dumps(value, ensure_ascii=False) if encoded else value

@@ -1,0 +1,218 @@
+"""The parameters of a notebook: a class of the package where there is one, else types inferred from its parameters
+cell."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    create_model,
+)
+
+from cxrkit.errors import ParameterError
+from cxrkit.study import experiment
+from cxrkit.study.experiment import Parameters
+from cxrkit.study.keys import project_folder
+
+__all__ = ["CLASSES", "NotebookParameters", "parameter_names", "parameters_for"]
+
+CLASSES: dict[str, type[Parameters]] = {
+    cls.kind: cls
+    for cls in vars(experiment).values()
+    if isinstance(cls, type) and issubclass(cls, Parameters) and hasattr(cls, "kind")
+}
+PLACEMENT = Parameters.placement
+
+_Number = Annotated[StrictInt | StrictFloat, Field(allow_inf_nan=False)]
+_TYPES = {bool: StrictBool, int: StrictInt, float: _Number, str: StrictStr}
+_NAMED = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict, "tuple": list}
+
+
+@dataclass(frozen=True)
+class NotebookParameters:
+    """Checked parameters of a notebook for which the package has no class; each is an attribute too.
+
+    `kind` is the notebook's file name without its ending, `notebook` its path inside the project.
+    """
+
+    kind: str
+    notebook: str
+    values: dict[str, Any] = field(hash=False)
+    results: str = "results"
+
+    placement = PLACEMENT
+
+    def identity(self) -> dict[str, Any]:
+        """The parameters that decide the result, JSON-able, in a fixed order."""
+        return {name: self.values[name] for name in sorted(self.values) if name not in self.placement}
+
+    def model_dump(self, mode: str = "json") -> dict[str, Any]:
+        return dict(self.values)
+
+    def __getattr__(self, name: str) -> Any:
+        values = self.__dict__.get("values", {})
+        if name in values:
+            return values[name]
+        raise AttributeError(name)
+
+
+class Checked:
+    """The parameters cell of one notebook as a class of parameters: call it with values, as one calls the others.
+
+    Names that the cell doesn't assign are refused, and values whose type differs from the cell's: a number may be
+    whole where the cell has a fraction, and where the cell says None anything plain will do. `results` is always
+    known: it says where the grid keeps the run. Raises ParameterError.
+    """
+
+    def __init__(self, notebook: Path):
+        self.kind = notebook.stem
+        self.path = notebook.relative_to(project_folder()).as_posix()
+        self.defaults = _parameters_cell(notebook)
+        fields: dict[str, Any] = {}
+        for number, (name, (default, annotation)) in enumerate(self.defaults.items()):
+            fields[f"value_{number}"] = (annotation, Field(default, alias=name))
+        if "results" not in self.defaults:
+            fields["results_"] = (StrictStr, Field("results", alias="results", min_length=1))
+        config = ConfigDict(extra="forbid", protected_namespaces=())
+        self._model: type[BaseModel] = create_model(f"Parameters of {self.kind}", __config__=config, **fields)
+        self.names = frozenset(self.defaults) | {"results"}
+
+    def __call__(self, **values: Any) -> NotebookParameters:
+        try:
+            checked = self._model(**values).model_dump(by_alias=True)
+        except ValidationError as error:
+            raise ParameterError(self._explain(error)) from None
+        try:
+            json.dumps(checked, allow_nan=False)
+        except (TypeError, ValueError):
+            wrong = [name for name, value in checked.items() if not _plain(value)]
+            raise ParameterError(
+                f"parameters {wrong} for {self.kind}: only text, finite numbers, true/false, lists and mappings"
+            ) from None
+        results = checked["results"] if "results" in self.defaults else checked.pop("results")
+        return NotebookParameters(self.kind, self.path, checked, results)
+
+    def _explain(self, error: ValidationError) -> str:
+        lines = []
+        for problem in error.errors():
+            name = str(problem["loc"][0])
+            if problem["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(name, self.names, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(self.names))}"
+                lines.append(f"unknown parameter {name!r} for {self.kind}; {hint}")
+            else:
+                lines.append(f"parameter {name!r} for {self.kind}: {problem['msg']} (got {problem.get('input')!r})")
+        return "; ".join(dict.fromkeys(lines))
+
+
+def parameters_for(notebook: str | Path) -> type[Parameters] | Checked:
+    """What checks the parameters of a notebook: the class that belongs to its file name, else its parameters cell.
+
+    Raises ParameterError for a notebook without a parameters cell, or with one that isn't a list of plain values.
+    """
+    path = Path(notebook)
+    if path.stem in CLASSES:
+        return CLASSES[path.stem]
+    path = (project_folder() / path).resolve()
+    if not path.is_file():
+        raise ParameterError(f"there is no notebook {str(notebook)!r}")
+    return _checked(path, path.stat().st_mtime_ns)
+
+
+def parameter_names(cls: type[Parameters] | Checked) -> frozenset[str]:
+    return cls.names if isinstance(cls, Checked) else frozenset(cls.model_fields)
+
+
+@functools.lru_cache(maxsize=64)
+def _checked(path: Path, changed: int) -> Checked:
+    return Checked(path)
+
+
+def _parameters_cell(notebook: Path) -> dict[str, tuple[Any, Any]]:
+    """Name → (default, type) of each assignment in the cell that is tagged `parameters`."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+        source = "".join(tagged[0]["source"]) if tagged else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ParameterError(f"{notebook.name}: not a notebook") from None
+    if source is None:
+        raise ParameterError(f"{notebook.name}: no cell is tagged 'parameters', so nothing can be set from outside")
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise ParameterError(f"{notebook.name}: the parameters cell isn't Python: {error.msg}") from None
+    found = {}
+    for node in tree.body:
+        name, value, annotation = _assignment(node)
+        if name is None or (name.startswith("_") or not _plain(value)):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                continue  # a docstring
+            raise ParameterError(
+                f"{notebook.name}: line {node.lineno} of the parameters cell is no plain 'name = value': "
+                f"{ast.unparse(node)[:80]}"
+            )
+        found[name] = (value, _type_of(value, annotation))
+    return found
+
+
+def _assignment(node: ast.stmt) -> tuple[str | None, Any, str | None]:
+    annotation = None
+    match node:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            pass
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value, annotation=hint):
+            annotation = ast.unparse(hint)
+        case _:
+            return None, None, None
+    try:
+        return name, ast.literal_eval(value), annotation
+    except ValueError:
+        return None, None, None
+
+
+def _type_of(default: Any, annotation: str | None) -> Any:
+    names = [part.strip().split("[")[0] for part in (annotation or "").split("|")]
+    named = [_NAMED[name] for name in names if name in _NAMED]
+    if named and len(named) + ("None" in names) == len(names):
+        found = _TYPES.get(named[0], named[0])
+        for one in named[1:]:
+            found = found | _TYPES.get(one, one)
+        return found | None if "None" in names or default is None else found
+    if default is None:
+        return None | StrictBool | StrictInt | _Number | StrictStr
+    if isinstance(default, list | tuple):
+        kinds = {type(item) for item in default}
+        if kinds == {int, float}:
+            kinds = {float}
+        only = kinds.pop() if len(kinds) == 1 else None
+        return list[_TYPES[only]] if only in _TYPES else list[Any]
+    return dict[str, Any] if isinstance(default, dict) else _TYPES[type(default)]
+
+
+def _plain(value: Any) -> bool:
+    match value:
+        case None | bool() | int() | str():
+            return True
+        case float():
+            return math.isfinite(value)
+        case list() | tuple():
+            return all(map(_plain, value))
+        case dict():
+            return all(isinstance(name, str) for name in value) and all(map(_plain, value.values()))
+    return False

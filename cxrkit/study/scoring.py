@@ -1,0 +1,94 @@
+"""What a network says of a split, and how good that is: predictions, AUC, F1, accuracy, loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from cxrkit.data import Dataset
+from cxrkit.study.feeding import Feed, target_table
+from cxrkit.study.losses import Loss, probabilities
+
+__all__ = ["activation_of", "logits_of", "macro_auc", "predict", "scores"]
+
+
+def activation_of(model: nn.Module) -> str:
+    """What turns the model's logits into probabilities: "softmax" after training by cross-entropy, else "sigmoid"."""
+    return getattr(model, "card", {}).get("activation", "sigmoid")
+
+
+def predict(model: nn.Module, dataset: Dataset, batch_size: int = 32) -> pd.DataFrame:
+    """Logits and probabilities of every image and label, computed where the model is.
+
+    A row per image and label: image_id, patient_id, split, label, target, logit, probability.
+    """
+    logits = logits_of(model, Feed(dataset, device=next(model.parameters()).device, keep=False), batch_size)
+    count, labels = len(dataset), list(dataset.labels)
+    names = {
+        name: np.repeat(dataset.table[name].to_numpy(), len(labels)) for name in ("image_id", "patient_id", "split")
+    }
+    return pd.DataFrame(
+        names
+        | {
+            "label": labels * count,
+            "target": target_table(dataset).numpy().ravel(),
+            "logit": logits.numpy().ravel(),
+            "probability": probabilities(logits, activation_of(model)).numpy().ravel(),
+        }
+    )
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, feed: Feed, batch_size: int, accelerator=None) -> Tensor:
+    """Logits float32 [N, L] on the CPU, in the order of the images; several processes share the work."""
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
+    rows = torch.arange(len(feed))
+    # All processes get equally many rows, so that they can be gathered; the surplus is cut off.
+    mine = rows.repeat(2)[: -(-len(rows) // world) * world][rank::world]
+    was_training = model.training
+    model.eval()
+    parts = [model(images).float() for images, _ in feed.batches([part.tolist() for part in mine.split(batch_size)])]
+    model.train(was_training)
+    logits = torch.cat(parts)
+    if world > 1:
+        gathered = accelerator.gather(logits.contiguous())  # rank after rank
+        logits = gathered.view(world, len(mine), -1).transpose(0, 1).flatten(0, 1)[: len(rows)]
+    return logits.cpu()
+
+
+def scores(logits: Tensor, targets: Tensor, loss: Loss, activation: str = "sigmoid") -> dict[str, float]:
+    """Loss, macro AUC, macro F1 and accuracy (share of right decisions) of logits [N, L].
+
+    A label is decided at probability 0.5, exclusive classes by the largest probability. F1: mean over the labels that
+    have a positive; without a true positive it is 0.
+    """
+    known = ~targets.isnan()
+    ranks = logits.log_softmax(1) if activation == "softmax" else logits  # probabilities may tie at 1
+    positive = targets.nan_to_num() > 0.5
+    if activation == "softmax":
+        found = torch.zeros_like(positive).scatter_(1, logits.argmax(1, keepdim=True), True)
+        right = (found == positive).all(1)[known.all(1)]
+    else:
+        found = logits > 0
+        right = (found == positive)[known]
+    hits, wrong = (found & positive & known).sum(0), ((found != positive) & known).sum(0)
+    f1 = (2 * hits / (2 * hits + wrong).clamp(min=1))[(positive & known).any(0)]
+    return {
+        "loss": loss(logits, targets).item(),
+        "auc": macro_auc(targets.numpy(), ranks.numpy()),
+        "f1": f1.mean().item() if len(f1) else float("nan"),
+        "accuracy": right.float().mean().item() if len(right) else float("nan"),
+    }
+
+
+def macro_auc(targets: np.ndarray, scores: np.ndarray) -> float:
+    """Mean area under the ROC curve over the labels that have both classes; nan when none has."""
+    values = []
+    for target, score in zip(targets.T, scores.T, strict=True):
+        known = np.isfinite(target)
+        if len(np.unique(target[known])) == 2:
+            values.append(roc_auc_score(target[known], score[known]))
+    return float(np.mean(values)) if values else float("nan")

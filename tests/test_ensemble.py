@@ -1,0 +1,94 @@
+"""Ensembles and means over folds and seeds: by hand, and refused where runs don't belong together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxrkit import DataError, ParameterError, study
+from cxrkit.study import ensembles
+from cxrkit.study.experiment import TrainParameters
+
+
+class Trained:
+    """What an ensemble reads of a run."""
+
+    kind = "train"
+
+    def __init__(self, probabilities, fold=0, seed=0, images=("a", "b"), labels=("x", "y")):
+        self.key = f"train-fold{fold}-seed{seed}"
+        self.parameters = TrainParameters(fold=fold, seed=seed)
+        count = len(images) * len(labels)
+        self._frame = pd.DataFrame(
+            {
+                "image_id": np.repeat(images, len(labels)),
+                "patient_id": np.repeat(images, len(labels)),
+                "split": "test",
+                "label": list(labels) * len(images),
+                "target": [1.0, 0.0] * (count // 2),
+                "logit": 0.0,
+                "probability": probabilities,
+            }
+        )
+
+    def frame(self, name):
+        assert name == "predictions"
+        return self._frame
+
+
+def test_soft_and_hard_votes_differ_as_in_the_papers_example():
+    chances = [[0.9] * 4, [0.9] * 4, [0.05] * 4, [0.05] * 4, [0.55] * 4]
+    found = study.ensemble([Trained(values, seed=seed) for seed, values in enumerate(chances)])
+    assert found["probability"].tolist() == pytest.approx([0.49] * 4)
+    assert found["votes"].tolist() == pytest.approx([0.6] * 4)
+    assert found["members"].unique().tolist() == [5]
+    soft, hard = (ensembles.scores_of(found, column=name) for name in ("probability", "votes"))
+    assert soft.loc[0, "recall"] == 0
+    assert hard.loc[0, "recall"] == 1
+    assert ensembles.scores_of(found, cutoff=0.48).loc[0, "recall"] == 1
+
+
+def test_only_runs_of_the_same_fold_vote_together():
+    members = [
+        Trained([0.2, 0.4, 0.6, 0.8], fold=1, images=("c", "d")),
+        Trained([0.0, 0.0, 1.0, 1.0], seed=0),
+        Trained([1.0, 0.0, 1.0, 0.0], seed=1),
+    ]
+    found = study.ensemble(members)
+    assert found["fold"].tolist() == [0] * 4 + [1] * 4
+    assert found["members"].tolist() == [2] * 4 + [1] * 4
+    assert found["probability"].tolist() == pytest.approx([0.5, 0, 1, 0.5, 0.2, 0.4, 0.6, 0.8])
+    assert found["votes"].tolist() == pytest.approx([0.5, 0, 1, 0.5, 0, 0, 1, 1])
+    assert found["image_id"].tolist() == ["a", "a", "b", "b", "c", "c", "d", "d"]
+
+
+def test_runs_that_do_not_belong_together_are_refused():
+    with pytest.raises(DataError, match="train-fold0-seed1 and train-fold0-seed0 of fold 0 differ"):
+        study.ensemble([Trained([0.1] * 4), Trained([0.1] * 4, seed=1, images=("a", "c"))])
+    with pytest.raises(ParameterError, match="at least one run"):
+        study.ensemble([])
+    other = Trained([0.1] * 4)
+    other.kind = "explain"
+    with pytest.raises(ParameterError, match="only training runs"):
+        study.ensemble([other])
+
+
+def test_mean_over_folds_then_population_deviation_over_seeds():
+    table = pd.DataFrame(
+        {
+            "network": "n",
+            "fold": [0, 1, 0, 1],
+            "seed": [0, 0, 1, 1],
+            "auc": [0.6, 0.8, 0.7, 0.9],
+        }
+    )
+    row = ensembles.over_folds_and_seeds(table, ["auc"]).iloc[0]
+    assert (row["network"], row["folds"], row["seeds"]) == ("n", 2, 2)
+    assert row["auc_mean"] == pytest.approx(0.75)
+    assert row["auc_std"] == pytest.approx(0.05)  # |0.7 - 0.8| / 2
+    two = pd.concat([table, table.assign(network="m", auc=1.0)])
+    assert ensembles.over_folds_and_seeds(two, ["auc"])["auc_std"].tolist() == pytest.approx([0.05, 0])
+    assert len(ensembles.over_folds_and_seeds(table.drop(columns="network"), ["auc"])) == 1
+    with pytest.raises(DataError, match=r"seed 1 has the folds \[0\], others \[0, 1\]"):
+        ensembles.over_folds_and_seeds(table[:3], ["auc"])

@@ -1,0 +1,290 @@
+"""The grid file: what it may say, and how what is wrong is told, all of it at once."""
+
+from __future__ import annotations
+
+import pytest
+from grid_project import Project, notebook
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cxrkit import ParameterError
+from cxrkit.study import grid
+from cxrkit.study.experiment import TrainParameters
+from cxrkit.study.grid import spec
+from cxrkit.study.notebook import parameters_for
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Project:
+    monkeypatch.delenv("CXRKIT_RESULTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return Project(tmp_path)
+
+
+def values(tasks, *names):
+    return [tuple(task.parameters.values[name] for name in names) for task in tasks]
+
+
+def problems(path, **options) -> str:
+    with pytest.raises(ParameterError) as error:
+        grid.plan(path, **options)
+    return str(error.value)
+
+
+def test_products_zips_cases_seeds_and_folds_multiply(project):
+    project.square = notebook(project.square, "seed = 0\nfold = 0\na = 0\nb = 0\nc = 0\nd = ''\n", "1")
+    path = project.grid(
+        one={
+            "product": {"a": [1, 2]},
+            "zip": {"b": [1, 2], "c": [3, 4]},
+            "cases": [{"d": "x"}, {"d": "y"}],
+            "seeds": 2,
+            "folds": "all",
+        }
+    )
+    tasks = grid.plan(path)
+    expected = [
+        (a, b, c, d, fold, seed)
+        for a in (1, 2)
+        for b, c in ((1, 3), (2, 4))
+        for d in "xy"
+        for fold in range(5)
+        for seed in range(2)
+    ]
+    assert values(tasks, "a", "b", "c", "d", "fold", "seed") == expected
+    assert len({task.key for task in tasks}) == len(expected)
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcd"), st.lists(st.integers(), min_size=1, max_size=4), max_size=3),
+    st.lists(st.fixed_dictionaries({"case": st.integers()}), min_size=1, max_size=3),
+)
+def test_combinations_agree_with_counting(product, cases):
+    rows = spec.combinations(spec.Step(notebook="x", product=product, cases=cases))
+    count = len(cases)
+    for axis in product.values():
+        count *= len(axis)
+    assert len(rows) == count
+    assert all(set(row) == {*product, "case"} for row in rows)
+
+
+def test_seeds_and_folds_may_be_lists(project):
+    assert values(grid.plan(project.grid(one={"seeds": [3, 7]})), "seed") == [(3,), (7,)]
+
+
+def test_conditions_choose_among_the_combinations(project):
+    notebook(project.square, "seed = 0\nsize = 0\nmodel = ''\noptions = {}\n", "1")
+    product = {"model": ["plain", "bcos"], "size": [32, 64, 128]}
+    when = {"product": product, "when": "model == bcos and size >= 64"}
+    assert values(grid.plan(project.grid(one=when)), "model", "size") == [("bcos", 64), ("bcos", 128)]
+    unless = {"product": product, "unless": ["model == bcos and size != 64", "size in [32, 128]"]}
+    assert values(grid.plan(project.grid(one=unless)), "model", "size") == [("plain", 64), ("bcos", 64)]
+    cases = [{"options": {"view": "binary"}}, {"options": {"view": "multilabel"}}, {"options": {}}]
+    nested = {"cases": cases, "when": "options.view not in [binary]"}
+    assert [task.parameters.options for task in grid.plan(project.grid(one=nested))] == [{"view": "multilabel"}, {}]
+
+
+def test_a_condition_may_ask_about_the_run_that_is_needed(project):
+    notebook(project.folder / "notebooks" / "look.ipynb", "run = ''\nmethod = ''\n", "1")
+    path = project.grid(
+        one={"seeds": 3},
+        two={
+            "notebook": "../look.ipynb",
+            "after": "one",
+            "product": {"method": ["cam", "rap"]},
+            "unless": "method == rap and run.seed > 0",
+        },
+    )
+    tasks = grid.plan(path)
+    assert [(task.parameters.method, task.needs[:12]) for task in tasks[3:]] == [
+        ("cam", "square-seed0"),
+        ("cam", "square-seed1"),
+        ("cam", "square-seed2"),
+        ("rap", "square-seed0"),
+    ]
+
+
+def test_steps_may_stand_in_any_order(project):
+    notebook(project.folder / "notebooks" / "all.ipynb", "runs = []\n", "1")
+    path = project.grid(
+        last={"notebook": "../all.ipynb", "after": ["one", "two"]},
+        two={"after": "one", "parameters": {"seed": 9}},
+        one={"seeds": 2},
+    )
+    tasks = grid.plan(path)
+    assert [task.step for task in tasks] == ["one", "one", "two", "last"]
+    assert tasks[2].after == (tasks[0].key, tasks[1].key)
+    assert tasks[2].needs is None
+    assert tasks[3].parameters.runs == [task.key for task in tasks[:3]]
+
+
+def test_a_profile_changes_steps(project):
+    path = project.grid(
+        one={"seeds": 5, "parameters": {"nap": 1.0}, "cases": [{"name": "a"}, {"name": "b"}]},
+        two={"product": {"seed": [11, 12]}, "parameters": {"nap": 0.2}},
+        profiles={
+            "quick": {"all": {"parameters": {"nap": 0}, "time_limit": "10 s"}, "one": {"seeds": 1}},
+            "one": {"two": {"skip": True}, "one": {"parameters": {"seed": 4, "name": "c"}}},
+        },
+    )
+    assert len(grid.plan(path)) == 12
+    quick = grid.plan(path, "quick")
+    assert values(quick, "seed", "nap", "name") == [(0, 0, "a"), (0, 0, "b"), (11, 0, None), (12, 0, None)]
+    assert {task.time_limit for task in quick} == {10.0}
+    assert values(grid.plan(path, "one"), "seed", "nap", "name") == [(4, 1.0, "c")]
+
+
+def test_limits_are_read_with_their_units(project):
+    task = grid.plan(project.grid(one={"time_limit": "2 h", "memory_limit": "1.5 GB", "estimate": 90}))[0]
+    assert (task.time_limit, task.memory_limit, task.estimate) == (7200.0, 1_500_000_000, 90.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [(5, 5), ("5", 5), ("5 s", 5), ("1.5 min", 90), ("2h", 7200), ("1 d", 86400)]
+)
+def test_times_have_units(text, seconds):
+    assert spec.duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "-5 s", "0", True, "5 weeks", ""])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ValueError, match="a time is"):
+        spec.duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("one: [", "not YAML"),
+        ("[]", "expected step names"),
+        ("", "expected step names"),
+        ("one: {}", "must name its notebook"),
+        ("one: {notebook: x}\none: {notebook: y}", r"line 2: 'one' is there twice"),
+        ("one: {notebook: ../square.ipynb, parameters: {seed: 1, seed: 2}}", "'seed' is there twice"),
+    ],
+)
+def test_a_file_that_is_no_grid_is_refused(project, text, message):
+    with pytest.raises(ParameterError, match=message):
+        grid.plan(project.grid(text))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"product": {"seed": []}}, "'product.seed' must have something in it"),
+        ({"cases": []}, "'cases' must have something in it"),
+        ({"product": {"seed": 3}}, "'product.seed'"),
+        ({"products": {"seed": [1]}}, "unknown part 'products'; did you mean 'product'?"),
+        ({"zip": {"seed": [1, 2], "nap": [1.0]}}, "lists in 'zip' must be equally long: seed 2, nap 1"),
+        ({"seeds": 2, "product": {"seed": [1]}}, "'seed' varied in more than one of"),
+        ({"seeds": 0}, "'seeds'"),
+        ({"folds": "some"}, "'folds'"),
+        ({"time_limit": "soon"}, "'time_limit': a time is a number of seconds"),
+        ({"memory_limit": "a lot"}, "'memory_limit': a memory limit is text such as"),
+        ({"when": "seed = 3"}, "expected 'name == value'"),
+        ({"when": "__import__('os')"}, "expected 'name == value'"),
+        ({"when": "sede == 3"}, "'sede' is no parameter"),
+        ({"when": "seed in 3"}, "'in' needs a list"),
+        ({"when": "seed < x"}, "which has no order with 'x'"),
+        ({"when": "seed == 3"}, "its conditions leave no run"),
+        ({"product": {"seed": [1, 1]}}, "the same run comes twice"),
+        ({"after": "one"}, "steps wait for each other: one → one"),
+        ({"after": "zero"}, "'after' names 'zero', which is no step here"),
+        ({"notebook": "nowhere.ipynb"}, "there is no notebook 'nowhere.ipynb'"),
+        ({"notebook": "../../../square.ipynb"}, "lies outside the project"),
+        ({"parameters": {"results": "../elsewhere"}}, "'../elsewhere' leads out of the project"),
+        ({"parameters": {"seed": "many"}}, "parameter 'seed' for square"),
+        ({"parameters": {"seed": True}}, "parameter 'seed' for square"),
+        ({"parameters": {"nap": "x"}}, "parameter 'nap' for square"),
+        ({"parameters": {"sede": 1}}, "unknown parameter 'sede' for square; did you mean 'seed'?"),
+    ],
+)
+def test_a_step_that_is_not_right_is_refused(project, step, message):
+    assert message in problems(project.grid(one=step))
+
+
+def test_every_problem_is_told_at_once(project):
+    told = problems(
+        project.grid(
+            one={"cases": [{"sede": 3}, {"seed": 0.5}], "after": "three"},
+            two={"notebook": "nowhere.ipynb"},
+            three={"after": "one", "product": {"seed": []}},
+            four={"parameters": {"root": 1}, "tme_limit": 3},
+            five={"parameters": {"results": "a/../../b", "seed": 8}, "when": "model == x"},
+            six={"seeds": 2},
+            seven={"seeds": 1},
+            profiles={"quick": {"eight": {}, "one": {"sedes": 2}}},
+        ),
+        profile="qick",
+    )
+    for part in (
+        "'sede'",
+        "'seed'",
+        "nowhere.ipynb",
+        "'product.seed' must have something in it",
+        "'tme_limit'; did you mean 'time_limit'",
+        "'model' is no parameter",
+        "steps 'six' and 'seven': the same run comes twice",
+        "profile 'quick': there is no step 'eight'",
+        "unknown part 'sedes'; did you mean 'seeds'",
+        "unknown profile 'qick'; known: quick",
+    ):
+        assert part in told, part
+
+
+def test_a_circle_of_steps_is_named(project):
+    told = problems(project.grid(one={"after": "two"}, two={"after": "three"}, three={"after": "one"}))
+    assert "steps wait for each other: one → two → three → one" in told
+
+
+def test_an_unknown_grid_names_the_known(project):
+    project.grid(one={})
+    with pytest.raises(ParameterError, match="known: mine"):
+        grid.plan("quik")
+
+
+def test_types_are_those_of_the_parameters_cell(project):
+    cell = "a = 1\nb = 0.5\nc = 'x'\nd = False\ne = None\nf = [1.5]\ng = []\nh = {}\ni: float | None = None\nj = -2\n"
+    check = parameters_for(notebook(project.square, cell, "1"))
+    good = {"a": 2, "b": 1, "c": "y", "d": True, "e": 3.5, "f": [2], "g": ["x", 1], "h": {"k": [1]}, "i": 2, "j": 4}
+    assert check(**good).values == good
+    assert check(results="elsewhere").results == "elsewhere"
+    assert check().values["f"] == [1.5]
+    assert check(e="text").values["e"] == "text"
+    plain = {"a": 1.5, "b": True, "c": 1, "d": 1, "e": [1], "f": ["x"], "g": 3, "h": [], "i": "x", "j": None}
+    cases = [{name: value} for name, value in plain.items()]
+    for wrong in (*cases, {"a": "1"}, {"b": float("nan")}, {"g": [float("inf")]}, {"h": {1: 2}}):
+        with pytest.raises(ParameterError, match=next(iter(wrong))):
+            check(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (None, "no cell is tagged 'parameters'"),
+        ("a = ", "isn't Python"),
+        ("a = 2 * 3", r"line 1 of the parameters cell is no plain 'name = value': a = 2 \* 3"),
+        ("import os", "line 1 of the parameters cell"),
+        ("a = 1\na.b = 2", "line 2 of the parameters cell"),
+    ],
+)
+def test_a_parameters_cell_that_is_no_list_of_values_is_refused(project, cell, message):
+    with pytest.raises(ParameterError, match=message):
+        parameters_for(notebook(project.square, cell, "1"))
+
+
+def test_a_notebook_that_is_none_is_refused(project):
+    project.square.write_text("{")
+    assert "square.ipynb: not a notebook" in problems(project.grid(one={}))
+    notebook(project.square, "seed = 0", "1", language="R")
+    assert "is written in r; a grid runs Python" in problems(project.grid(one={}))
+
+
+def test_notebooks_with_a_class_of_parameters_use_it(project):
+    assert parameters_for("anywhere/train.ipynb") is TrainParameters
+    notebook(project.folder / "notebooks" / "other" / "train.ipynb", "seed = 0", "1")
+    assert "kept for notebooks/train.ipynb" in problems(project.grid(one={"notebook": "../other/train.ipynb"}))
+    notebook(project.folder / "notebooks" / "train.ipynb", "seed = 0", "1")
+    told = problems(project.grid(one={"notebook": "../train.ipynb", "parameters": {"epohcs": 3, "fold": 7}}))
+    assert "did you mean 'epochs'" in told
+    assert "'fold'" in told

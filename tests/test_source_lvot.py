@@ -36,5 +36,5 @@ def test_the_stand_in_has_the_same_shape():
 
 
 def test_load_without_a_folder_says_what_serves_instead():
-    with pytest.raises(cxrkit.DataError, match="view=\"quality\""):
+    with pytest.raises(cxrkit.DataError, match='view="quality"'):
         cxrkit.data.load("lvot")

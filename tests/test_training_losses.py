@@ -11,8 +11,9 @@ from squares import parameters
 from torch.nn import functional as F
 
 from cxrkit import DataError, ParameterError
+from cxrkit.data.sampling import sample_weights
 from cxrkit.study import optimisation
-from cxrkit.study.losses import Loss, loss_for, masked_bce, probabilities, sample_weights
+from cxrkit.study.losses import Loss, loss_for, masked_bce, probabilities
 
 LOGITS = torch.tensor([[0.3, -1.2, 2.0], [1.5, 0.1, -0.4], [-2.0, 0.7, 0.2], [0.9, -0.3, 1.1]])
 TARGETS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropies over the known targets, and how often each image is drawn."""
+"""What training minimises: cross-entropies over the known targets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cxrkit.errors import DataError, ParameterError
 
-__all__ = ["Loss", "loss_for", "masked_bce", "probabilities", "sample_weights"]
+__all__ = ["Loss", "loss_for", "masked_bce", "probabilities"]
 
 
 @dataclass(frozen=True)
@@ -92,22 +92,3 @@ def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
 def probabilities(logits: Tensor, activation: str = "sigmoid") -> Tensor:
     """Probabilities of logits [N, L]: a sigmoid for each label, or a softmax over classes."""
     return logits.softmax(1) if activation == "softmax" else logits.sigmoid()
-
-
-def sample_weights(targets: Tensor, protocol: str = "corrected", exclusive: bool = False) -> Tensor:
-    """Weight of each training image when images are drawn with replacement; targets [N, L] -> [N].
-
-    One label, or classes that exclude each other: 1 / size of the image's class. Several labels: the sum over an
-    image's positive labels of 1 / their count; with `protocol="authors"` each is clipped to [1/3, 3] as in the code of
-    paper `bcos`, which makes all of them 1/3 and leaves images without finding undrawn. Otherwise images without
-    finding form a class of their own, drawn like a label.
-    """
-    positive = targets.nan_to_num() > 0.5
-    if targets.shape[1] == 1:
-        counts = torch.stack([(~positive).sum(), positive.sum()]).clamp(min=1)
-        return (1.0 / counts)[positive[:, 0].long()]
-    inverse = 1.0 / positive.sum(0).clamp(min=1)
-    if protocol == "authors" and not exclusive:
-        return (positive * inverse.clamp(1 / 3, 3)).sum(1)
-    healthy = ~positive.any(1)
-    return (positive * inverse).sum(1) + healthy / healthy.sum().clamp(min=1)

@@ -25,12 +25,13 @@ import cxrkit.data
 import cxrkit.models
 from cxrkit.data.augment import augmentation
 from cxrkit.data.dataset import SPLITS
+from cxrkit.data.sampling import sample_weights
 from cxrkit.errors import DataError, ModelError, ParameterError
 from cxrkit.study.checkpoints import Checkpoints, State, checkpoint_folder
 from cxrkit.study.devices import accelerator_for, chosen_device, own_random_state, precision_for, seed_global
 from cxrkit.study.experiment import TrainParameters
 from cxrkit.study.feeding import Feed, Step, plan_epoch, seed_of, target_table
-from cxrkit.study.losses import Loss, loss_for, sample_weights
+from cxrkit.study.losses import Loss, loss_for
 from cxrkit.study.optimisation import LearningRate, optimizer_for, running_mean
 from cxrkit.study.preparing import load_data, make_model
 from cxrkit.study.scoring import logits_of, macro_auc, predict, scores

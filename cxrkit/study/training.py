@@ -156,6 +156,7 @@ class _Training:
     def run(self, report: Callable[[dict], None] | None) -> Fit:
         state, parameters = self.state, self.parameters
         self._resume()
+        self.first_epoch = state.epoch
         while state.epoch <= parameters.epochs and not self._patience_is_over():
             self._train_epoch()
             row = self._close_epoch()
@@ -297,8 +298,8 @@ class _Training:
     def _speed(self) -> dict[str, float]:
         seconds, waited = self.state.seconds, self.state.waited
         share = min(waited / seconds, 1.0)
-        # What is kept in memory is drawn in the first epoch.
-        first = self.state.epoch == 1 and self.parameters.workers == 0
+        # What is kept in memory is drawn in the first epoch, and anew in the first after a restart.
+        first = self.state.epoch == self.first_epoch and self.parameters.workers == 0
         if share > _WAITING and seconds > _PATIENT_SECONDS and not first:
             warnings.warn(
                 f"epoch {self.state.epoch}: the device waited {share:.0%} of the time for images; raise workers "

@@ -6,6 +6,7 @@ are frozen, and their ``repr`` says everything about them, so that it may serve 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -65,7 +66,7 @@ class Place:
     top: int = 0
 
 
-class _Placed:
+class _Placed(ABC):
     """Pixels, masks and boxes by :meth:`place`, so that they can't disagree."""
 
     interpolation: str
@@ -74,9 +75,9 @@ class _Placed:
         if self.interpolation not in INTERPOLATIONS:
             raise ParameterError(f"interpolation={self.interpolation!r} is unknown; use one of {list(INTERPOLATIONS)}")
 
+    @abstractmethod
     def place(self, frame: Frame, size: int) -> Place:
         """Where an image of ``frame`` = (width, height) lands in a square of ``size``."""
-        raise NotImplementedError
 
     def image(self, pixels: Tensor, size: int) -> Tensor:
         # Bicubic and Lanczos overshoot; 8-bit images clip that too.

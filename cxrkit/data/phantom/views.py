@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import ndtri
 
+from cxrkit.data import covid_labels
 from cxrkit.errors import ParameterError
 
 __all__ = ["VIEWS", "Assignment", "View"]
@@ -169,24 +170,8 @@ _BINARY = View(
     loadings={**_LOADINGS, "Pneumonia": (0.1, 0.4, 0.0)},
 )
 
-_BACTERIAL = ("Chlamydophila", "Klebsiella", "Legionella", "Streptococcus")
 _COVID = View(
-    labels=(
-        "ARDS",
-        "Bacterial Pneumonia",
-        "COVID-19",
-        "Chlamydophila",
-        "Fungal Pneumonia",
-        "Klebsiella",
-        "Legionella",
-        "MERS",
-        "No Finding",
-        "Pneumocystis",
-        "Pneumonia",
-        "SARS",
-        "Streptococcus",
-        "Viral Pneumonia",
-    ),
+    labels=covid_labels.LABELS,
     prevalence={
         "COVID-19": 0.2,
         "SARS": 0.04,
@@ -199,12 +184,7 @@ _COVID = View(
         "Pneumocystis": 0.03,
         "ARDS": 0.02,
     },
-    hierarchy={
-        **dict.fromkeys(_BACTERIAL, "Bacterial Pneumonia"),
-        **dict.fromkeys(("COVID-19", "SARS", "MERS"), "Viral Pneumonia"),
-        "Pneumocystis": "Fungal Pneumonia",
-        **dict.fromkeys(("ARDS", "Viral Pneumonia", "Bacterial Pneumonia", "Fungal Pneumonia"), "Pneumonia"),
-    },
+    hierarchy=covid_labels.HIERARCHY,
     exclusive=True,
 )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cxrkit.data.covid_labels import HIERARCHY, LABELS
 from cxrkit.data.dataset import Dataset
 from cxrkit.data.files import FileRenderer
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
@@ -21,28 +22,6 @@ from cxrkit.errors import DataError, ParameterError
 
 __all__ = ["HIERARCHY", "LABELS", "SAMPLE", "SEEDS", "finding_labels", "load_covid", "published_parts"]
 
-LABELS = (
-    "ARDS",
-    "Bacterial Pneumonia",
-    "COVID-19",
-    "Chlamydophila",
-    "Fungal Pneumonia",
-    "Klebsiella",
-    "Legionella",
-    "MERS",
-    "No Finding",
-    "Pneumocystis",
-    "Pneumonia",
-    "SARS",
-    "Streptococcus",
-    "Viral Pneumonia",
-)
-HIERARCHY = {
-    **dict.fromkeys(("COVID-19", "MERS", "SARS"), "Viral Pneumonia"),
-    **dict.fromkeys(("Chlamydophila", "Klebsiella", "Legionella", "Streptococcus"), "Bacterial Pneumonia"),
-    "Pneumocystis": "Fungal Pneumonia",
-    **dict.fromkeys(("ARDS", "Bacterial Pneumonia", "Fungal Pneumonia", "Viral Pneumonia"), "Pneumonia"),
-}
 SAMPLE = {"No Finding": 500, "Viral Pneumonia": 250, "Bacterial Pneumonia": 250}
 SEEDS = (1701, 1801, 806, 18011993, 8061994)
 # Steps of a label path, in the words of the labels.

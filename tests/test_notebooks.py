@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxrkit.study.experiment import ExplainParameters, JudgeParameters, TrainParameters
+from cxrkit.study.experiment import ExplainParameters, JudgeParameters, SearchParameters, TrainParameters
 from cxrkit.view.viewer import Bundle
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
@@ -73,7 +73,9 @@ def test_every_notebook_checks_something_and_says_what_it_is_not(path):
     assert "Not a medical device" in prose
 
 
-@pytest.mark.parametrize("cls", [TrainParameters, ExplainParameters, JudgeParameters], ids=lambda cls: cls.kind)
+@pytest.mark.parametrize(
+    "cls", [TrainParameters, ExplainParameters, JudgeParameters, SearchParameters], ids=lambda cls: cls.kind
+)
 def test_parameters_cells_name_every_parameter_in_range(cls):
     values = literals(code_cells(read(FOLDER / f"{cls.kind}.ipynb"))[0].source)
     assert set(values) == set(cls.model_fields)

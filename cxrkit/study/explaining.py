@@ -17,6 +17,8 @@ import cxrkit.models
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.study import grid, report, runs
 from cxrkit.study.experiment import ExplainParameters
+from cxrkit.study.losses import probabilities
+from cxrkit.study.scoring import activation_of
 from cxrkit.study.training import chosen_device, load_data, target_table
 
 __all__ = ["Subject", "example", "kept_maps", "score", "subject"]
@@ -102,14 +104,15 @@ def _score_chunk(subject: Subject, rows: torch.Tensor, column: int, method: str)
     device = next(subject.model.parameters()).device
     maps = _attribute(subject, images.to(device), method, [label])[:, 0].cpu()
     with torch.no_grad():
-        logits = subject.model(images.to(device))[:, list(subject.model.labels).index(label)].cpu()
+        logits = subject.model(images.to(device)).cpu()
+    place = list(subject.model.labels).index(label)
     frame = {
         "image_id": np.asarray(batch.image_ids)[boxed.numpy()],
         "patient_id": np.asarray(batch.patient_ids)[boxed.numpy()],
         "label": label,
         "method": method,
-        "logit": logits.numpy(),
-        "probability": logits.sigmoid().numpy(),
+        "logit": logits[:, place].numpy(),
+        "probability": probabilities(logits, activation_of(subject.model))[:, place].numpy(),
         "chance": cxrkit.metrics.chance_level(masks).numpy(),
         "signed": cxrkit.metrics.energy_pointing_game(maps, masks, kind="signed").numpy(),
         "grid": _coarse(cxrkit.metrics.grid_energy, maps),

@@ -35,7 +35,7 @@ _MODULES = (
     "explaining",
     "grid",
     "judge",
-    "paper",
+    "papers",
     "presets",
     "report",
     "runs",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cxrkit.study.notebook import NotebookParameters
 
 __all__ = [
+    "KINDS",
     "Names",
     "fingerprint",
     "identity_of",
@@ -35,13 +36,16 @@ __all__ = [
 _TRAINING = ("checkpoints", "devices", "feeding", "losses", "optimisation", "preparing", "scoring", "training")
 _TRAINED = ("data", "models", "metrics/classification.py", *(f"study/{name}.py" for name in _TRAINING))
 _EXPLAINED = ("data", "models", "attribution", "metrics", "study/devices.py", "study/feeding.py", "study/preparing.py")
+_MEASURED = ("normgrad", "covid", "path", "relevance", "synthesis")
 # The parts of the package that decide what a run of a kind contains.
 _SOURCES = {
     "train": _TRAINED,
     "search": (*_TRAINED, "study/search.py"),
     "explain": (*_EXPLAINED, "study/explaining.py"),
     "judge": (*_EXPLAINED, "study/judge.py"),
+    **{f"{paper}_scores": (*_EXPLAINED, f"study/measuring/{paper}.py") for paper in _MEASURED},
 }
+KINDS = frozenset(_SOURCES)  # of runs that their notebooks write themselves
 # What any other notebook can't depend on: these only start runs, name them, or draw.
 _NEVER = ("cli", "terminal.py", "book.py", "view/", "study/grid/", "study/index.py", "study/keys.py")
 _KEY = re.compile(r"^(?P<identity>.+-[0-9a-f]{12})-(?P<origin>[0-9a-f]{8})$")

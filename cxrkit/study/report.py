@@ -7,17 +7,15 @@ import pandas as pd
 
 from cxrkit.data import Dataset
 from cxrkit.errors import ParameterError
-from cxrkit.metrics import Accumulator, LocalisationScores, bootstrap, classification_report
+from cxrkit.metrics import Accumulator, LocalisationScores, classification_report
 from cxrkit.study import grid, runs
 from cxrkit.study.training import load_data
 
 __all__ = [
     "classification_of",
     "curves",
-    "curves_of",
     "enlarge",
     "explained_runs",
-    "grid_energies",
     "images_of",
     "kept_of",
     "names",
@@ -28,6 +26,7 @@ __all__ = [
     "runs_of",
     "summary",
     "surest",
+    "synthetic",
     "variant",
     "view",
 ]
@@ -160,10 +159,18 @@ def notice(name: str) -> str:
     return text
 
 
+def synthetic(name: str) -> bool:
+    """Whether every network of a grid was trained on the phantom: then only the direction of a claim can be judged."""
+    return all(run.parameters.dataset == "phantom" for run in runs_of(name) if run.kind == "train")
+
+
 def origin(run: runs.Run) -> str:
     """What a run's images are, for captions."""
-    synthetic = run.parameters.dataset == "phantom"
-    return "synthetic radiographs" if synthetic else f"images of the source {run.parameters.dataset!r}"
+    return (
+        "synthetic radiographs"
+        if run.parameters.dataset == "phantom"
+        else f"images of the source {run.parameters.dataset!r}"
+    )
 
 
 def names(pairs: list[tuple[runs.Run, runs.Run]]) -> list[str]:
@@ -209,40 +216,7 @@ def enlarge(maps: np.ndarray, size: int) -> np.ndarray:
     return maps.repeat(factor, axis=-1).repeat(factor, axis=-2)
 
 
-def curves_of(name: str, view_name: str) -> pd.DataFrame:
-    """Threshold curves of every network of one view, each by its own method; column method holds the network's name."""
-    parts = []
-    for train, explain in explained_runs(name):
-        if view(train.parameters) == view_name:
-            found = curves(explain.frame("scores")).query(
-                "method == @own", local_dict={"own": own_method(train.parameters)}
-            )
-            parts.append(found.assign(method=variant(train.parameters)))
-    if not parts:
-        raise ParameterError(f"grid {name!r} has no explained network of the view {view_name!r}")
-    return pd.concat(parts, ignore_index=True)
-
-
 def own_method(parameters) -> str:
     """The method that stands for a network: its own explanation for B-cos, LayerCAM for the baseline (as the paper
     has it)."""
     return "bcos" if parameters.model.startswith("bcos_") else "layercam"
-
-
-def grid_energies(name: str) -> pd.DataFrame:
-    """Share of the maps' spectral energy on the coarse grid (periods from 8 pixels on), per view, network and method.
-
-    `grid`: mean share with its 95 % interval; `without a grid`: the share that the same maps would have if their
-    spectrum were smooth; `ratio`: one by the other, 1 where there is no grid.
-    """
-    rows = []
-    for train, explain in explained_runs(name):
-        scores = explain.frame("scores")
-        scores = scores[np.isclose(scores["threshold"], 0.0) & scores["method"].isin(["bcos", "input_x_gradient"])]
-        for method, part in scores.groupby("method", sort=False):
-            found = bootstrap(part["grid"].to_numpy(), part["patient_id"].to_numpy(), n=1000, seed=0)
-            row = {"view": view(train.parameters), "network": variant(train.parameters), "method": method}
-            smooth = part["smooth"].mean()
-            row |= {"grid": found.mean, "low": found.low, "high": found.high, "without a grid": smooth}
-            rows.append(row | {"ratio": found.mean / smooth})
-    return pd.DataFrame(rows).sort_values(["view", "method"], kind="stable")

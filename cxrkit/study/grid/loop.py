@@ -21,7 +21,6 @@ from cxrkit.study.grid.execute import Job, Outcome, Settings
 from cxrkit.study.grid.planning import Task, check_names, plan
 from cxrkit.study.grid.state import estimate, states, status, whole
 from cxrkit.study.grid.store import Claim, Runner, Store, disk_full
-from cxrkit.study.notebook import CLASSES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,7 +221,7 @@ class _Loop:
             work=str(store.work / name),
             claim=str(claim.path),
             heartbeat=str(store.runners / self.runner.name),
-            own_run=task.notebook.stem in CLASSES,
+            own_run=task.notebook.stem in keys.KINDS,
             time_limit=task.time_limit,
             memory_limit=task.memory_limit,
         )

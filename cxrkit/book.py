@@ -13,9 +13,10 @@ from pathlib import Path
 from cxrkit.errors import CxrkitError
 from cxrkit.study import grid, runs
 
-__all__ = ["GRIDS", "build", "changes", "contents"]
+__all__ = ["GRIDS", "build", "changed", "changes", "contents"]
 
-GRIDS = ("quick", "benchmark", "training")  # whose results the pages show
+# Whose results the pages show; a run that several of them hold is made once.
+GRIDS = ("quick", "benchmark", "training", "bcos", "normgrad", "covid", "path", "relevance", "synthesis")
 _SHOWN = (
     "_config.yml",
     "_toc.yml",
@@ -55,6 +56,12 @@ def build() -> Path:
     return index
 
 
+def changed(index: Path) -> dict[str, list[str]]:
+    """The pages that changed, are new or gone since the build before, as the last whole build of `index` noted them."""
+    path = index.parent.parent / "changed-pages.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def contents(html: Path) -> dict[str, str]:
     """A hash of what each built page says, without menus, and without the foot, which tells the time."""
     found = {}
@@ -78,7 +85,7 @@ def changes(before: dict[str, str], after: dict[str, str]) -> dict[str, list[str
 
 def _state(project: Path) -> str:
     digest = hashlib.sha256()
-    for task in (task for name in GRIDS for task in grid.plan(name)):
+    for task in grid.plan(GRIDS):
         card = task.place / "run.json"
         digest.update(card.read_bytes() if card.is_file() else task.key.encode())
     for pattern in _SHOWN:

@@ -7,13 +7,15 @@ import typer
 from cxrkit.cli_data import data_app
 from cxrkit.cli_grid import Workers, grid_app, run_grid
 from cxrkit.errors import CxrkitError
-from cxrkit.terminal import console, print_frame
+from cxrkit.terminal import console
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Explain chest X-ray classifiers. Not a medical device."
 )
 app.add_typer(data_app, name="data")
 app.add_typer(grid_app, name="grid")
+
+_LONG = 12  # pages that a line names
 
 
 def main() -> None:
@@ -30,10 +32,12 @@ def main() -> None:
 def build_book(workers: Workers = 0) -> None:
     """Run the grids that the pages show where they aren't done, then build the book where anything changed."""
     from cxrkit import book
-    from cxrkit.study import report
 
-    for name in book.GRIDS:
-        run_grid(name, workers, again=True)
-        print_frame(report.summary(name, digits=3).dropna(axis=1, how="all"))
+    run_grid(book.GRIDS, workers, again=True)
     index = book.build()
+    for kind, pages in book.changed(index).items():
+        if pages:
+            told = ", ".join(page.removesuffix(".html") for page in pages[:_LONG])
+            more = f" and {len(pages) - _LONG} more" if len(pages) > _LONG else ""
+            console.print(f"{kind}: {told}{more}", markup=False)
     console.print(f"The book: {index}", markup=False)

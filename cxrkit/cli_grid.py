@@ -119,7 +119,7 @@ def grid_clean(
 
 
 def run_grid(
-    file: str,
+    file: str | tuple[str, ...],
     workers: int = 0,
     again: bool = False,
     *,
@@ -141,7 +141,7 @@ def run_grid(
             signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         engine = _engine(scheduler, slurm, serial)
-        with progress.reporter(console, workers, f"grid {file}") as report:
+        with progress.reporter(console, workers, _called(file)) as report:
             state = grid.run(file, workers, report, profile=profile, engine=engine, retry=again, **(limits or {}))
     except KeyboardInterrupt:
         console.print("Stopped. Nothing is left running; the same command goes on.")
@@ -152,8 +152,13 @@ def run_grid(
         return
     print_frame(missing[["state", "key", "detail"]])
     told = f"{len(missing)} of {len(state)} runs are not done. `cxrkit grid show KEY` prints the log and the traceback"
-    console.print(f"{told} of one, `cxrkit grid retry {file}` tries the failed ones again.", markup=False)
+    command = "the same command" if isinstance(file, tuple) else f"`cxrkit grid retry {file}`"
+    console.print(f"{told} of one, {command} tries the failed ones again.", markup=False)
     raise SystemExit(1)
+
+
+def _called(file: str | tuple[str, ...]) -> str:
+    return f"grids {', '.join(file)}" if isinstance(file, tuple) else f"grid {file}"
 
 
 def _engine(scheduler: str | None, slurm: Path | None, serial: bool):

@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -109,6 +111,66 @@ def pages_of(book: Path) -> list[Path]:
     """Every page but those that Sphinx makes for itself and the one that only leads on."""
     left_out = {book / name for name in ("genindex.html", "search.html", "index.html")}
     return sorted(path for path in book.rglob("*.html") if "_static" not in path.parts and path not in left_out)
+
+
+class Links(HTMLParser):
+    """What a page points to, and the places in it that others may point to."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.targets, self.places = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        self.targets += [named[name] for name in ("href", "src") if named.get(name)]
+        self.places |= {named[name] for name in ("id", "name") if named.get(name)}
+
+
+def test_every_link_inside_the_book_leads_somewhere(book):
+    found = {
+        path: Links(path.read_text(encoding="utf-8")) for path in book.rglob("*.html") if "_static" not in path.parts
+    }
+    broken = []
+    for path, links in found.items():
+        for target in links.targets:
+            parts = urlsplit(target)
+            if parts.scheme or parts.netloc:
+                continue  # data inside the page, or another site's address that a reader may follow
+            place = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            missing = not place.exists() or (
+                parts.fragment and place in found and unquote(parts.fragment) not in found[place].places | {"", "top"}
+            )
+            if missing and target != "#":
+                broken.append(f"{path.relative_to(book)}: {target}")
+    assert broken == []
+
+
+def test_pages_are_accessible(book, page):
+    from axe_playwright_python.sync_playwright import Axe
+
+    axe, found = Axe(), []
+    for path in pages_of(book):
+        page.goto(path.as_uri())
+        page.wait_for_load_state("load")
+        for violation in axe.run(page).response["violations"]:
+            if violation["impact"] in ("serious", "critical"):
+                places = [node["target"][0] for node in violation["nodes"]][:3]
+                found.append(f"{path.relative_to(book)}: {violation['id']}: {places}")
+    assert found == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_fit_a_phone(book, browser, scheme):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
+    page, wide = context.new_page(), []
+    for path in pages_of(book):
+        page.goto(path.as_uri())
+        page.wait_for_load_state("load")
+        if (width := page.evaluate("document.documentElement.scrollWidth")) > 390:
+            wide.append(f"{path.relative_to(book)}: {width}")
+    context.close()
+    assert wide == []
 
 
 def test_every_page_tells_how_it_was_made(book):

@@ -11,7 +11,7 @@ import pytest
 from grid_project import PARAMETERS, RESULT, SQUARE, Instant, Project, notebook
 from typer.testing import CliRunner
 
-from cxrkit import DataError
+from cxrkit import DataError, ParameterError
 from cxrkit.cli import app
 from cxrkit.study import grid, keys, runs
 from cxrkit.study.experiment import ExplainParameters, TrainParameters
@@ -78,6 +78,21 @@ def test_explanations_of_a_network_made_anew_are_the_same_explanations_made_anew
     first, second = (runs.key(ExplainParameters(run=run)) for run in (old, new))
     assert first != second
     assert keys.identity_of(first) == keys.identity_of(second)
+
+
+def test_a_name_may_hold_the_profile(project):
+    path = project.grid(one={"parameters": {"seed": 1}}, profiles={"large": {"one": {"parameters": {"seed": 7}}}})
+    assert grid.plan(f"{path}:large") == grid.plan(path, "large") != grid.plan(path)
+    with pytest.raises(ParameterError, match="unknown profile 'huge'; known: large"):
+        grid.plan(f"{path}:huge")
+
+
+def test_runs_that_two_grids_share_are_planned_once(project):
+    first = project.grid(one={"parameters": {}, "product": {"seed": [0, 1]}})
+    second = first.with_name("second.yaml")
+    second.write_text(first.read_text().replace("- 0\n", ""))
+    assert [task.parameters.seed for task in grid.plan(second)] == [1]
+    assert grid.plan((str(first), str(second))) == grid.plan(first)
 
 
 def test_notebooks_of_the_same_name_make_different_runs(project):

@@ -254,7 +254,8 @@ def standin(tmp_path, monkeypatch):
     monkeypatch.setenv("STANDIN", str(folder))
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     yield folder
-    left = [process for process in psutil.process_iter() if in_groups(process, jobs(folder))]
+    running = [process for process in psutil.process_iter() if in_groups(process, jobs(folder))]
+    _, left = psutil.wait_procs(running, timeout=15)  # a job that was told to end may need a moment on a busy machine
     for process in left:
         process.kill()
     assert not left, "a job was left running"

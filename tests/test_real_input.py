@@ -44,10 +44,9 @@ def test_a_dicom_radiograph_is_explained_by_every_method(name, antialias):
 @pytest.mark.parametrize("name", ["nih", "covid_cohen", "kermany", "brain_mri"])
 def test_images_of_every_set_are_explained_by_every_method(shared_data, name):
     data = cxrkit.data.load("folder", root=shared_data / name, size=SIZE)
-    rows = range(0, len(data), max(1, len(data) // 5))
-    batch = data.batch(list(rows)[:5])
+    batch = data.batch([0, len(data) // 2])
     from cxrkit.models import calibrate
 
     model = cxrkit.models.create("bcos_resnet18", data.labels[:2], antialias="blur")
     check_every_method(calibrate(model, batch.images).eval(), batch.images)
-    assert batch.masks.shape == (5, len(data.labels), SIZE, SIZE)
+    assert batch.masks.shape == (2, len(data.labels), SIZE, SIZE)

@@ -68,14 +68,19 @@ def find_grid(file: str | Path) -> Path:
     raise ParameterError(f"there is no grid {str(file)!r}; known: {known or 'none'}")
 
 
-def plan(file: str | Path, profile: str | None = None) -> list[Task]:
-    """Every run of a grid file, in an order that respects what needs what. Nothing is executed.
+def plan(file: str | Path | list[str] | tuple[str, ...], profile: str | None = None) -> list[Task]:
+    """Every run of a grid file, or of several, in an order that respects what needs what. Nothing is executed.
 
     The file maps step names to what `spec.Step` holds, and `profiles` to named changes of steps. A step that comes
     `after` others is repeated for each of their runs with `run` set, or made once with all of them in `runs`, where its
-    notebook has such a parameter; else it only waits for them. Raises ParameterError listing every problem of the file
-    at once.
+    notebook has such a parameter; else it only waits for them. A name may hold the profile, as in "bcos:full", so that
+    a page's parameter can; a run that several files hold is there once. Raises ParameterError listing every problem of
+    the file at once.
     """
+    if isinstance(file, list | tuple):
+        return list({task.key: task for one in file for task in plan(one, profile)}.values())
+    if profile is None and not Path(file).is_file() and ":" in str(file):
+        file, profile = str(file).rsplit(":", 1)
     path = find_grid(file)
     steps, problems = spec.read(path, profile)
     order, tangled = _ordered(steps)

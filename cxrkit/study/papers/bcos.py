@@ -99,7 +99,9 @@ def _cells(name: str) -> dict[tuple[str, str, str], list[tuple[runs.Run, runs.Ru
 
 
 def _predictions(train: runs.Run) -> pd.DataFrame:
-    return train.frame("predictions")
+    """Without the added class of healthy images: where there is one, the finding's row is the paper's."""
+    found = train.frame("predictions")
+    return found[found["label"] != train.parameters.healthy_class] if train.parameters.healthy_class else found
 
 
 def _macro(predictions: pd.DataFrame, average: str = "macro") -> Mapping[str, float]:

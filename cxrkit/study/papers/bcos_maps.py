@@ -12,13 +12,24 @@ from torch import Tensor, nn
 import cxrkit.attribution
 import cxrkit.models
 from cxrkit import metrics
+from cxrkit.attribution.inherent import bcos_rgba
 from cxrkit.data import Dataset
 from cxrkit.errors import ParameterError
 from cxrkit.study.papers.bcos import network, regime
 from cxrkit.study.report import runs_of, view
 from cxrkit.study.training import load_data
 
-__all__ = ["Gallery", "comparison", "gallery", "healthy_and_ill", "per_label", "pools", "properties"]
+__all__ = [
+    "Gallery",
+    "colours",
+    "comparison",
+    "gallery",
+    "healthy_and_ill",
+    "per_label",
+    "pools",
+    "properties",
+    "which_map",
+]
 
 _SEEN = 64  # test images among which the shown ones are looked for
 _ORDER = ("B-cos", "B-cos + FLC", "B-cos + BlurPool")
@@ -140,6 +151,18 @@ def healthy_and_ill(shown: Gallery) -> dict:
     }
 
 
+def colours(shown: Gallery) -> dict:
+    """The inherent map of one positive in colour, enlarged, for `figures.show_colours`; of BlurPool if it is there."""
+    row, column = _surest(shown)
+    title = next((name for name in reversed(_ORDER) if name in shown.networks), "")
+    if not title:
+        raise ParameterError(f"none of {list(shown.networks)} is a B-cos network")
+    batch, label = shown.data.batch([row]), shown.data.labels[column]
+    drawn = bcos_rgba(shown.networks[title], batch.images, [label])[0, 0]
+    truth = None if batch.truth is None else batch.truth[0, column]
+    return {"image": batch.images[0, 0], "colours": drawn, "truth": truth, "caption": f"{label}, {title}"}
+
+
 def properties(shown: Gallery, images: int = 8) -> pd.DataFrame:
     """What can be said of each kind of map without knowing the truth, measured on a few images.
 
@@ -168,4 +191,28 @@ def properties(shown: Gallery, images: int = 8) -> pd.DataFrame:
                 "coarse grid": float(np.nanmean((coarse / smooth).numpy())) if method == "bcos" else np.nan,
             }
         )
+    return pd.DataFrame(rows)
+
+
+def which_map(shown: Gallery) -> pd.DataFrame:
+    """EPG of positives that a network found and missed: by the finding's own map, and by that of the highest logit.
+
+    The published code takes the second for B-cos networks on RSNA (see `metrics.explained_maps`). Rows: network
+    and subset; `maps`: how many, of boxed positives of every label.
+    """
+    batch = shown.data.batch(range(len(shown.data)))
+    boxed = (batch.targets == 1) & batch.masks.flatten(2).any(2)
+    rows = []
+    for title in (name for name in _ORDER if name in shown.networks):
+        model = shown.networks[title]
+        with torch.no_grad():
+            logits = model(batch.images)
+        maps = cxrkit.attribute(model, batch.images, "bcos")
+        highest = metrics.explained_maps(maps, logits, "predicted")[:, None].expand_as(maps)
+        own, other = (metrics.energy_pointing_game(one, batch.masks) for one in (maps, highest))
+        chance = metrics.chance_level(batch.masks)
+        for subset, chosen in (("found", boxed & (logits > 0)), ("missed", boxed & (logits <= 0))):
+            scores = {"own map": own, "map of the highest": other, "chance": chance}
+            means = {name: float(value[chosen].nanmean()) for name, value in scores.items()}
+            rows.append({"network": title, "positives": subset, **means, "maps": int(chosen.sum())})
     return pd.DataFrame(rows)

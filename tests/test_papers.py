@@ -1,0 +1,137 @@
+"""Papers beside our runs: claims, checklists, effort, and the synthesis, from tables whose numbers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxrkit import ParameterError
+from cxrkit.metrics import Interval
+from cxrkit.study.papers import PAPERS, checklist, effort, published, synthesis
+from cxrkit.study.papers.claims import Claim, table, verdict
+
+
+@pytest.mark.parametrize(
+    ("interval", "synthetic", "word"),
+    [
+        (Interval(2, 1, 3), False, "reproduced"),
+        (Interval(-2, -3, -1), False, "not reproduced"),
+        (Interval(2, 0, 3), False, "undecided here"),
+        (Interval(2, 1, 3), True, "same direction"),
+    ],
+)
+def test_the_words_of_a_verdict_say_whose_images_they_rest_on(interval, synthetic, word):
+    assert verdict(interval, 5.0, synthetic) == word
+
+
+def test_a_claim_that_cannot_be_tested_says_why():
+    claims = [
+        Claim("a", 2.5, Interval(0.01, 0.005, 0.02)),
+        Claim("b", -1, None, printed="in prose", why="the data are private"),
+    ]
+    found = table(claims)
+    assert list(found["verdict"]) == ["same direction", "can't be tested here: the data are private"]
+    assert list(found["paper"]) == ["+2.5", "in prose"]
+    assert found["ours"][0] == pytest.approx(1.0)
+    assert np.isnan(found["ours"][1])
+
+
+def test_single_numbers_of_a_paper_are_read_by_key():
+    assert float(published.scalars("covid")["threshold"]) == 0.51
+    with pytest.raises(ParameterError, match="there is no paper table 'nobody_scalars'"):
+        published.scalars("nobody")
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_item_of_a_checklist_is_made_or_explained(paper):
+    assert len(checklist.items(paper)) >= 8
+    assert checklist.problems(paper) == []
+
+
+def write(folder, text, cells):
+    (folder / "notebooks" / "grids").mkdir(parents=True)
+    (folder / "book" / "bcos").mkdir(parents=True)
+    (folder / "book" / "bcos" / "checklist.yaml").write_text(text)
+    (folder / "book" / "page.md").write_text("".join(f"```{{code-cell}}\n:tags: [{cell}]\n1\n```\n" for cell in cells))
+
+
+def test_a_checklist_and_its_cells_must_agree(tmp_path, monkeypatch):
+    rows = ("{id: one, item: A}", "{id: two, item: B, why: no data}", "{id: three, item: C, why: it can't}")
+    text = "".join(f"- {row}\n" for row in (*rows, "{id: four, item: D}"))
+    write(tmp_path, text, ["item-bcos-one, hide-input", "item-bcos-three", "item-bcos-five"])
+    monkeypatch.chdir(tmp_path)
+    found = " | ".join(checklist.problems("bcos"))
+    assert "'three' is made by ['book/page.md'], yet" in found
+    assert "'four' is made by no cell tagged item-bcos-four" in found
+    assert "tagged 'five', which is not in the list" in found
+    assert found.count("|") == 2
+    shown = checklist.page("bcos")
+    assert "2 of 4 items are made" in shown
+    assert "| ✓ | A | [page](../../book/page.md) |  |" in shown
+    assert "| – | B |  | no data |" in shown
+
+
+def test_an_item_without_a_text_is_refused(tmp_path, monkeypatch):
+    write(tmp_path, "- {id: one}\n", [])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParameterError, match=r"book/bcos/checklist.yaml, item 1: has \['id'\]"):
+        checklist.items("bcos")
+    with pytest.raises(ParameterError, match="'nobody' has no checklist"):
+        checklist.items("nobody")
+
+
+def test_hours_follow_from_images_epochs_and_the_area_of_the_input():
+    found = effort.table({"one": 1e12, "two": 2e12}, ("bcos",)).set_index("profile")
+    assert list(found.index[:2]) == ["quick", "full"]
+    quick = found.loc["quick"]
+    costs = {"resnet18": 3.63, "bcos_resnet18": None}
+    assert quick["hours, one"] == pytest.approx(2 * quick["hours, two"])
+    assert quick["hours, one"] == pytest.approx(quick["10^15 operations"] * 1e15 / 1e12 / 3600)
+    work = 3 * costs["resnet18"] * 1e9 * (64 / 224) ** 2 * 0.64 * (4 * 1000 * 3 + 1500 * 5)
+    assert quick["10^15 operations"] * 1e15 > work  # the baseline's part of it
+    assert found.loc["full", "10^15 operations"] > 1000 * quick["10^15 operations"]
+
+
+def frame() -> pd.DataFrame:
+    """Two methods on ten images of five patients: b scores 0.2 more than a in EPG, and less in IoU."""
+    rows = []
+    for number in range(10):
+        for method, shift in (("a", 0.0), ("b", 0.2)):
+            for score, value in {"EPG precision": 0.3 + shift, "IoU": 0.5 - shift, "deletion": 0.4 + shift}.items():
+                row = {"network": "n", "image_id": f"i{number}", "patient_id": f"p{number // 2}", "label": "A"}
+                row |= {"method": method, "score": score, "value": value + number / 100, "chance": 0.1}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_metrics_that_rank_methods_in_opposite_order_disagree():
+    found = synthesis.agreement(frame())
+    assert found.loc["EPG precision", "IoU"] == pytest.approx(-1)
+    assert found.loc["IoU", "deletion"] == pytest.approx(1)  # the lower deletion, the better
+
+
+def test_methods_are_compared_on_the_same_images():
+    row = synthesis.against(frame(), "EPG precision", "a").iloc[0]
+    assert row["method"] == "b"
+    assert row[["difference", "low", "high"]].astype(float).tolist() == pytest.approx([0.2] * 3)
+    with pytest.raises(ParameterError, match="metric 'beauty' is unknown"):
+        synthesis.against(frame(), "beauty", "a")
+    with pytest.raises(ParameterError, match="reference 'c' explains no image of n"):
+        synthesis.against(frame(), "IoU", "c")
+
+
+def test_the_overview_ends_with_chance():
+    shown = synthesis.overview(frame())["n"]
+    assert shown["rows"] == ["b", "a", "chance"]
+    assert shown["columns"] == ["EPG precision", "IoU", "deletion"]
+    assert shown["values"][0] == pytest.approx([0.545, 0.345, 0.645])
+    assert shown["values"][2] == pytest.approx([0.1, 0.1, 0.1])
+
+
+def test_reasons_count_as_one_verdict():
+    claims = pd.DataFrame({"paper": ["bcos", "bcos", "path"], "claim": list("xyz")})
+    claims["verdict"] = ["same direction", "can't be tested here: private", "can't be tested here: no number"]
+    found = synthesis.counted(claims).set_index("paper")
+    assert found.loc["bcos", "can't be tested here"] == found.loc["bcos", "same direction"] == 1
+    assert found.loc["path", "claims"] == 1

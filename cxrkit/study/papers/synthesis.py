@@ -17,6 +17,8 @@ from cxrkit.study.report import runs_of, variant
 
 __all__ = ["BETTER", "against", "agreement", "claims", "costs", "counted", "overview", "scores"]
 
+# Where the claims of a paper are, if not in the module of its name.
+_CLAIMS = {"covid": "covid_claims", "relevance": "relevance_maps"}
 # +1: the higher the better.
 BETTER = {name: -1 if name in ("deletion", "likeness to random") else 1 for name in CALLED.values()}
 
@@ -100,7 +102,7 @@ def claims() -> pd.DataFrame:
     """The claims of all papers with their verdicts, from the grid of each (paper, claim, ours, low, high, verdict)."""
     parts = []
     for paper in PAPERS:
-        module = importlib.import_module(f"cxrkit.study.papers.{paper}")
+        module = importlib.import_module(f"cxrkit.study.papers.{_CLAIMS.get(paper, paper)}")
         parts.append(module.claims(grid.shown(paper)).assign(source=paper))
     frame = pd.concat(parts, ignore_index=True)
     columns = ["claim", "ours", "low", "high", "verdict"]

@@ -1,0 +1,308 @@
+"""Paper `relevance` beside our runs: its two tables, what Table 2 can and can't say, and the cells of our networks.
+
+`relevance_maps` holds what is asked of the maps themselves, and the claims.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import rankdata
+
+from cxrkit.errors import ParameterError
+from cxrkit.metrics import Accumulator, Interval, LocalisationScores, bootstrap
+from cxrkit.study import grid, report, runs
+from cxrkit.study.keys import project_folder
+from cxrkit.study.papers.published import table
+
+__all__ = [
+    "CLASSES",
+    "METHODS",
+    "aurocs",
+    "aurocs_of_two",
+    "box_areas",
+    "cells",
+    "first_network",
+    "first_scores",
+    "foreground_bound",
+    "least_cover",
+    "limits",
+    "limits_by_method",
+    "network",
+    "overlap_table",
+    "real_images",
+    "scored",
+    "side_by_side",
+    "table2",
+    "told",
+    "two_classes",
+]
+
+# The paper's classes, and what other sets call them.
+CLASSES = {
+    "Atelectasis": ("Atelectasis",),
+    "Cardiomegaly": ("Cardiomegaly",),
+    "Effusion": ("Effusion", "Pleural effusion"),
+    "Infiltration": ("Infiltration",),
+    "Mass": ("Mass", "Nodule/Mass"),
+    "Nodule": ("Nodule", "Nodule/Mass"),
+    "Pneumonia": ("Pneumonia",),
+    "Pneumothorax": ("Pneumothorax",),
+}
+METHODS = {"cam": "CAM", "lrp": "LRP", "rap": "RAP"}
+_NETWORKS = {
+    "densenet121": "DenseNet-121",
+    "resnet18": "ResNet-18",
+    "resnet34": "ResNet-34",
+    "resnet50": "ResNet-50",
+    "vgg16": "VGG-16",
+}
+
+
+def first_network() -> runs.Run:
+    """The first trained network of the grid that the pages show."""
+    return next(run for run in report.runs_of(grid.shown("relevance")) if run.kind == "train")
+
+
+def scored(name: str) -> list[tuple[runs.Run, runs.Run]]:
+    """The finished pairs (training run, its scores) of a grid. Raises ParameterError where there is none."""
+    found = report.runs_of(name)
+    trained = {run.key: run for run in found if run.kind == "train"}
+    pairs = [
+        (trained[run.parameters.run], run)
+        for run in found
+        if run.kind == "relevance_scores" and run.parameters.run in trained
+    ]
+    if not pairs:
+        raise ParameterError(f"grid {name!r} has no scores of notebook relevance_scores")
+    return pairs
+
+
+def network(parameters: Any) -> str:
+    """How a network is called in tables: its name, and whether it knows many findings or two classes."""
+    kind = "two classes" if two_classes(parameters) else "findings"
+    return f"{_NETWORKS.get(parameters.model, parameters.model)}, {kind}"
+
+
+def two_classes(parameters: Any) -> bool:
+    """Whether a network was trained on a finding and a class of the normal, as those for RSNA."""
+    return bool(parameters.healthy_class)
+
+
+# The published table and its limits
+
+
+def box_areas() -> pd.DataFrame:
+    """By class of the paper: boxes, their mean share of the image, and what an empty and a full map score there for
+    two classes. From the published list of boxes, as the package torchxrayvision carries it; DataError without it."""
+    from cxrkit.data.public.carried import annotations
+
+    boxes = annotations("nih").boxes
+    # An image has at most one box of a label, so a box is an image and a class.
+    area = (boxes["x_max"] - boxes["x_min"]) * (boxes["y_max"] - boxes["y_min"]) / 1024**2
+    found = area.groupby(boxes["label"]).agg(["size", "mean"]).reindex(list(CLASSES))
+    found = found.rename(columns={"size": "boxes", "mean": "area"}).rename_axis("class").reset_index()
+    return found.assign(empty=(1 - found["area"]) / 2, full=found["area"] / 2)
+
+
+def limits(areas: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The 120 cells of Table 2, each with its class's `empty` and `full`, and `above`: whether it beats the empty
+    map."""
+    cells = table("relevance_tab2_miou").merge(box_areas() if areas is None else areas, on="class")
+    return cells.assign(above=cells["mean_iou"] > cells["empty"])
+
+
+def limits_by_method(found: pd.DataFrame) -> pd.DataFrame:
+    """`limits` by method and threshold: mean over the classes, that of an empty map, and how many classes beat it."""
+    grouped = found.groupby(["method", "threshold"], sort=False)
+    columns = {"paper": ("mean_iou", "mean"), "empty map": ("empty", "mean"), "classes above": ("above", "sum")}
+    rows = grouped.agg(**columns).reset_index()
+    return rows.sort_values(["method", "threshold"]).rename(columns={"threshold": "T"})
+
+
+def least_cover(threshold: float, cells: int = 7, size: int = 224) -> float:
+    """The least share of the image that a CAM without negative values can cover at a threshold: one cell is 1, the
+    others are 0, enlarged as CAM is (bilinear); the best place of the cell."""
+    single = torch.eye(cells**2).view(cells**2, 1, cells, cells)
+    maps = torch.nn.functional.interpolate(single, size=(size, size), mode="bilinear", align_corners=False)[:, 0]
+    return float((maps >= threshold * maps.amax((1, 2), keepdim=True)).double().mean((1, 2)).min())
+
+
+def foreground_bound(cover: float) -> pd.Series:
+    """By class: the highest mean IoU of the finding alone that regions of at least this share of the image can have
+    with the published boxes."""
+    from cxrkit.data.public.carried import annotations
+
+    boxes = annotations("nih").boxes
+    area = (boxes["x_max"] - boxes["x_min"]) * (boxes["y_max"] - boxes["y_min"]) / 1024**2
+    return (area / cover).clip(upper=1).groupby(boxes["label"]).mean().reindex(list(CLASSES))
+
+
+# Ours
+
+
+def _gathered(name: str, percentile: float = 100.0) -> pd.DataFrame:
+    """Scores of all networks of a grid, with their name, whether they know two classes, and the paper's class."""
+    parts = []
+    for train, run in scored(name):
+        frame = run.frame("scores")
+        frame = frame[np.isclose(frame["percentile"], percentile)]
+        parts.append(frame.assign(network=network(train.parameters), two=two_classes(train.parameters)))
+    found = pd.concat(parts, ignore_index=True)
+    return found.assign(empty=(1 - found["area"]) / 2, full=found["area"] / 2)
+
+
+def first_scores(name: str, two: bool = False, percentile: float = 100.0) -> pd.DataFrame:
+    """The scores of the first network that knows many findings (or two classes); empty where there is none."""
+    found = _gathered(name, percentile)
+    found = found[found["two"] == two]
+    return found[found["network"] == found["network"].iloc[0]] if len(found) else found
+
+
+def table2(name: str, percentile: float = 100.0) -> pd.DataFrame:
+    """Table 2 in short: by method and threshold the mean over classes, two-class IoU published and ours with its
+    interval, what an empty map scores on ours, and ours of the finding alone beside chance."""
+    paper = table("relevance_tab2_miou").groupby(["method", "threshold"])["mean_iou"].mean()
+    ours = overlap_table(first_scores(name, percentile=percentile))
+    published = [paper.get((row.method, round(row.T, 3)), np.nan) for row in ours.itertuples()]
+    ours.insert(2, "paper", published)
+    return ours.rename(columns={"two classes": "ours"})
+
+
+def overlap_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Scores as `measuring.relevance.scores` gives them (one percentile), by method and threshold: the mean over labels
+    for two classes with its interval, that of an empty map, and of the finding alone with its chance."""
+    frame = frame.assign(empty=(1 - frame["area"]) / 2)
+    gathered = Accumulator()
+    values = {"two_class": frame["two_class"], "foreground": frame["foreground"]}
+    chance = {"two_class": frame["empty"], "foreground": frame["foreground_chance"]}
+    scores = LocalisationScores(*({k: v.to_numpy() for k, v in of.items()} for of in (values, chance)))
+    columns = {name: frame[name] for name in ("method", "threshold", "label")}
+    gathered.add(scores, frame["patient_id"].to_numpy(), **columns)
+    found = gathered.table().query("label == 'macro'").set_index(["score", "method", "threshold"])
+    rows = []
+    for method, threshold in found.loc["two_class"].index:
+        both, alone = (found.loc[(score, method, threshold)] for score in ("two_class", "foreground"))
+        row = {"method": METHODS[method], "T": threshold, "two classes": both["mean"]}
+        row |= {"low": both["low"], "high": both["high"], "empty": both["chance"]}
+        rows.append(row | {"finding alone": alone["mean"], "chance": alone["chance"], "degenerate": both["degenerate"]})
+    return pd.DataFrame(rows)
+
+
+def cells(name: str, percentile: float = 100.0) -> pd.DataFrame:
+    """All cells of Table 2, a row per class, threshold and method: paper, ours (two classes) with its interval, empty
+    (an empty map on ours), alone (the finding alone), network. Pneumonia is that of a network with two classes where
+    no other knows it."""
+    frames = [first_scores(name, two, percentile) for two in (False, True)]
+    rows = []
+    for cell in table("relevance_tab2_miou").to_dict("records"):
+        row = {"class": cell["class"], "T": cell["threshold"], "method": cell["method"], "paper": cell["mean_iou"]}
+        for frame in frames:
+            part = frame[
+                frame["label"].isin(CLASSES[cell["class"]]) & np.isclose(frame["threshold"], cell["threshold"])
+            ]
+            part = part[part["method"].map(METHODS) == cell["method"]]
+            if len(part):
+                found = bootstrap(part["two_class"].to_numpy(), part["patient_id"].to_numpy(), n=300)
+                row |= {"ours": found.mean, "low": found.low, "high": found.high, "empty": part["empty"].mean()}
+                row |= {"alone": part["foreground"].mean(), "network": part["network"].iloc[0]}
+                break
+        rows.append(row)
+    columns = ["class", "T", "method", "paper", "ours", "low", "high", "empty", "alone", "network"]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def side_by_side(found: pd.DataFrame) -> pd.DataFrame:
+    """`cells` with a row per class and threshold, and per method the paper's number and ours."""
+    wide = found.pivot(index=["class", "T"], columns="method", values=["paper", "ours"])
+    wide = wide.reindex(columns=[(who, m) for m in METHODS.values() for who in ("paper", "ours")])
+    wide.columns = [f"{m}{' ours' if who == 'ours' else ''}" for who, m in wide.columns]
+    return wide.reset_index()
+
+
+def aurocs(name: str) -> pd.DataFrame:
+    """Table 1, NIH: AUC by class, published and ours with its interval; the last row is the mean over all labels."""
+    published = table("relevance_tab1_auroc_nih").iloc[0]
+    train = next((train for train, _ in scored(name) if not two_classes(train.parameters)), None)
+    frame = train.frame("predictions") if train else pd.DataFrame(columns=["label"])
+    rows = []
+    for paper_class, known in CLASSES.items():
+        part = frame[frame["label"].isin(known)]
+        ours = _auc(part["target"], part["logit"], part["patient_id"]) if len(part) else Interval(*[np.nan] * 3)
+        label = part["label"].iloc[0] if len(part) else "–"
+        row = {"class": paper_class, "paper": published[paper_class], "our label": label}
+        rows.append(row | {"ours": ours.mean, "low": ours.low, "high": ours.high})
+    parts = (part for _, part in frame.groupby("label"))
+    drawn = [_auc_of(part["target"].to_numpy(), part["logit"].to_numpy()) for part in parts]
+    mean = float(np.nanmean(drawn)) if np.isfinite(drawn).any() else np.nan
+    last = f"all {int(np.isfinite(drawn).sum())}"
+    return pd.DataFrame([*rows, {"class": "mean of 14", "paper": published["mean14"], "our label": last, "ours": mean}])
+
+
+def aurocs_of_two(name: str) -> pd.DataFrame:
+    """Table 1, RSNA: AUC for pneumonia of networks with two classes, and of one that learnt many findings."""
+    published = table("relevance_tab1_auroc_rsna").set_index("model")["auroc"]
+    rows = []
+    for train, run in scored(name):
+        if (run.folder / "predictions.csv").is_file():
+            frame = run.frame("predictions")
+            ours = _auc(frame["target"], frame["logit"], frame["patient_id"])
+            called = _NETWORKS.get(train.parameters.model, train.parameters.model)
+            row = {"paper's network": called if two_classes(train.parameters) else "CheXNet"}
+            row |= {"our network": network(train.parameters), "ours": ours.mean, "low": ours.low, "high": ours.high}
+            rows.append(row)
+    columns = ["paper's network", "paper", "our network", "ours", "low", "high"]
+    found = pd.DataFrame(rows).reindex(columns=columns)
+    found["paper"] = found["paper's network"].map(published)
+    left = [name for name in published.index if name not in set(found["paper's network"])]
+    rest = pd.DataFrame({"paper's network": left, "paper": published[left].to_numpy()}).reindex(columns=columns)
+    found.loc[found["paper"].isna(), "paper's network"] = "–"
+    return pd.concat([found, rest.assign(**{"our network": "–"})], ignore_index=True)
+
+
+def _auc(target: Any, value: Any, patients: Any, n: int = 300, seed: int = 0) -> Interval:
+    """AUC with its 95 % interval, patients resampled; nan without both classes."""
+    target, value = np.asarray(target, dtype=float), np.asarray(value, dtype=float)
+    rows = list(pd.Series(range(len(target))).groupby(np.asarray(patients)).indices.values())
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(0, len(rows), len(rows)) for _ in range(n if len(rows) > 1 else 0))
+    picked = (np.concatenate([rows[i] for i in draw]) for draw in draws)
+    drawn = [_auc_of(target[pick], value[pick]) for pick in picked]
+    bounds = np.nanquantile(drawn, [0.025, 0.975]) if np.isfinite(drawn).any() else (np.nan, np.nan)
+    return Interval(_auc_of(target, value), float(bounds[0]), float(bounds[1]))
+
+
+def _auc_of(target: np.ndarray, value: np.ndarray) -> float:
+    """From the ranks of the positives: a resample needs no thresholds."""
+    known = ~np.isnan(target)
+    positive = target[known] > 0.5
+    count, rest = positive.sum(), (~positive).sum()
+    if not count or not rest:
+        return np.nan
+    return float((rankdata(value[known])[positive].sum() - count * (count + 1) / 2) / (count * rest))
+
+
+def real_images() -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A small table from real radiographs, as it was measured once (`book/results`), and the card that says on what:
+    source, licence, images, patients, boxes, network, epochs, seeds, version, commit, date."""
+    folder = project_folder() / "book" / "results"
+    return pd.read_csv(folder / "relevance_real.csv"), json.loads((folder / "relevance_real.json").read_text("utf-8"))
+
+
+def told(card: dict[str, Any]) -> str:
+    """The card of `real_images` as a sentence."""
+    boxes = f"{card['positives']} pairs of an image and a finding with a box ({', '.join(card['labels'])})"
+    trained = f"{card['network']}, {card['size']} x {card['size']} pixels, {card['epochs']} epochs"
+    seeds = f"seed {', '.join(map(str, card['seeds']))}"
+    return (
+        f"{card['source']} ({card['licence']}). {trained}, {seeds}, learnt from {card['trained_on']} images of "
+        f"patients without boxes; {card['images']} images of {card['patients']} other patients test it: mean AUC "
+        f"{card['auc']:.2f}. Scored are {boxes}. Boxes by {card['other_readers']} are of a finding that the image's "
+        f"own label has in {card['agree']:.0%} of cases; only those count. LRP maps of two findings of one image "
+        f"correlate by {card['another_label']['lrp']:.2f} on average, CAM maps by {card['another_label']['cam']:.2f}. "
+        f"cxrkit {card['version']}, {card['date']}."
+    )

@@ -242,6 +242,29 @@ def test_the_quality_view_has_a_small_artefact_near_the_centre_in_half_of_the_im
             assert np.abs(change[~truth.numpy()]).max() < 0.2 * np.abs(change).max()
 
 
+def test_the_objects_view_has_metal_on_half_of_the_images_and_a_box_for_each_object():
+    dataset = load_phantom(view="objects", images=200, images_per_patient=(1, 1), size=224)
+    assert dataset.labels == ("Foreign object",)
+    positive = dataset.table["Foreign object"].to_numpy() == 1
+    assert abs(positive.mean() - 0.5) < 0.1
+    assert set(dataset.boxes["image_id"]) == set(dataset.table["image_id"][positive])
+    assert dataset.boxes.groupby("image_id").size().between(1, 4).all()
+    kinds = set()
+    for row in np.flatnonzero(positive)[:24].tolist():
+        case = replace(dataset.renderer.case(row), noise=(0, 0, 0, 5))
+        drawing = draw(case, 224, noise=False)
+        objects = [(finding, mask) for finding, (label, mask) in zip(case.findings, drawing.truth, strict=True)
+                   if label == "Foreign object"]  # fmt: skip
+        kinds |= {part.shape for finding, _ in objects for part in finding.parts}
+        truth = np.any([mask for _, mask in objects], axis=0)
+        assert 0.0005 < truth.mean() < 0.1
+        if len(objects) == len(case.findings):
+            change = drawing.attenuation - draw(case.healthy(), 224, noise=False).attenuation
+            assert (change[truth] > 0).all()
+            assert np.abs(change[~truth]).max() < 0.2 * change.max()
+    assert kinds == {"slab", "specks", "line"}
+
+
 def test_a_further_view_has_changed_no_image_of_the_others():
     """The place of a look in MAKERS seeds its findings: one inserted would draw every later look anew."""
     from cxrkit.data.phantom.repertoire import MAKERS
@@ -249,7 +272,7 @@ def test_a_further_view_has_changed_no_image_of_the_others():
     known = "Cardiomegaly, Aortic enlargement, Consolidation, Infiltration, Lung Opacity, Pneumonia, Nodule/Mass, "
     known += "Calcification, Pleural effusion, Pleural thickening, Pneumothorax, Atelectasis, ILD, Pulmonary fibrosis, "
     known += "Other lesion, COVID-19, SARS, ARDS, Viral Pneumonia, Bacterial Pneumonia, Streptococcus, Klebsiella, "
-    known += "Legionella, Chlamydophila, Pneumocystis, Local artefact"
+    known += "Legionella, Chlamydophila, Pneumocystis, Local artefact, Foreign object"
     assert list(MAKERS) == known.split(", ")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from cxrkit.data.phantom.anatomy import PER_CM, ROWS, START, Anatomy, Ellipse
 from cxrkit.data.phantom.findings import Finding, Part
+from cxrkit.data.phantom.foreign import curve, foreign_objects, wire
 
 __all__ = ["MAKERS", "enlarge", "make"]
 
@@ -275,21 +276,6 @@ def _other(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Findi
     return (_pacemaker, _tube, _object)[rng.integers(0, 3)](label, rng, anatomy)
 
 
-def _curve(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The line through the points with its corners cut twice (Chaikin's algorithm)."""
-    line = np.array(points)
-    for _ in range(2):
-        cut = np.stack([0.75 * line[:-1] + 0.25 * line[1:], 0.25 * line[:-1] + 0.75 * line[1:]], axis=1)
-        line = np.concatenate([line[:1], cut.reshape(-1, 2)[1:-1], line[-1:]])
-    return [tuple(point) for point in line.tolist()]
-
-
-def _line_part(points: list[tuple[float, float]], radius: float, amount: float, material: str = "metal") -> Part:
-    corners = np.array(points)
-    bounds = (*(corners.min(axis=0) - radius), *(corners.max(axis=0) + radius))
-    return Part("line", {"points": points, "radius": radius}, bounds, material, amount)
-
-
 def _pacemaker(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Finding]:
     side = 1 if rng.random() < 0.75 else -1
     x, y = side * rng.uniform(8.0, 10.5), anatomy.apex[0] + rng.uniform(3.5, 6.0)
@@ -297,7 +283,7 @@ def _pacemaker(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[F
     tip = anatomy.heart[0]
     points = [(x - side * 1.5, y - 1.2), (side * 5.0, anatomy.apex[0] + 2.2), (-1.4, anatomy.apex[0] + 5.5)]
     points += [(-2.3, tip.y - 4.0), (-1.0, tip.y + 2.0), (tip.x + 2.0, tip.y + 2.6)]
-    lead = _line_part(_curve(points), 0.18, 0.4)
+    lead = wire(curve(points), 0.18, 0.4)
     return [Finding(label, (Part("slab", {"ellipse": case}, case.bounds(), "metal", 0.7), lead))]
 
 
@@ -308,7 +294,7 @@ def _tube(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Findin
     entry = anatomy.place(side, 1.0, rng.uniform(0.6, 0.8))
     bend = anatomy.place(side, 0.9, rng.uniform(0.38, 0.5))
     points = [(entry[0] + sign * 4, entry[1] + 2.5), entry, bend, (x, y)]
-    return [Finding(label, (_line_part(_curve(points), rng.uniform(0.4, 0.55), 0.42),))]
+    return [Finding(label, (wire(curve(points), rng.uniform(0.4, 0.55), 0.42),))]
 
 
 def _object(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Finding]:
@@ -393,3 +379,6 @@ def _artefact(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Fi
     ellipse = Ellipse(x, y, rng.uniform(1.8, 3.0), rng.uniform(1.8, 3.0), rng.uniform(0, 3))
     at = {"ellipse": ellipse, "period": rng.uniform(0.9, 1.4), "angle": rng.uniform(0, 3)}
     return [Finding(label, (Part("ripple", at, ellipse.bounds(), "air", rng.uniform(3.5, 5.0)),))]
+
+
+_maker("Foreign object")(foreign_objects)

@@ -63,9 +63,11 @@ def load_phantom(
     """Synthetic frontal chest radiographs: every image is drawn by a program, none shows a person.
 
     ``view``: "multilabel" (the 14 labels of VinBigData), "binary" (Pneumonia, like RSNA), "covid" (the 14
-    labels of paper `covid` with their hierarchy) or "quality" (a small artefact near the centre in half of the
-    images, in place of the private LVOT set of paper `normgrad`). ``images``: how many; image i is the same
-    however many there are. ``conspicuity``: factor on what the findings change, 0 makes them invisible.
+    labels of paper `covid` with their hierarchy), "diagnosis" (one of COVID-19, Lung Opacity and No Finding, as in
+    paper `path`), "quality" (a small artefact near the centre in half of the images, in place of the private LVOT
+    set of paper `normgrad`) or "objects" (coins, buttons, a necklace, a safety pin or a zip on half of the images,
+    in place of its Object-CXR). ``images``: how many; image i is the same however many there are.
+    ``conspicuity``: factor on what the findings change, 0 makes them invisible.
     ``prevalence``: {label: share of the images}, or a number in a view of one label. ``images_per_patient``:
     fewest and most; a patient's images share the anatomy and the chronic findings.
 

@@ -1,9 +1,9 @@
-"""Which labels an image gets: four views of the phantom, with plausible prevalences and correlations."""
+"""Which labels an image gets: six views of the phantom, with plausible prevalences and correlations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.special import ndtri
@@ -108,7 +108,7 @@ class View:
             )
         ]
         worse = image.random() < 0.1
-        return [name, "ARDS"] if name == "COVID-19" and worse else [name]
+        return [name, "ARDS"] if name == "COVID-19" and worse and "ARDS" in prevalence else [name]
 
 
 _VINBIG = {
@@ -202,4 +202,25 @@ _QUALITY = View(
     loadings={name: _LOADINGS[name] for name in ("Cardiomegaly", "Aortic enlargement", "Pleural effusion")},
 )
 
-VIEWS = {"multilabel": _MULTILABEL, "binary": _BINARY, "covid": _COVID, "quality": _QUALITY}
+# Objects on half of the images, in place of the set Object-CXR of paper `normgrad`.
+_OBJECTS = replace(
+    _QUALITY,
+    labels=("Foreign object",),
+    prevalence={"Foreign object": 0.5, **{name: share for name, share in _QUALITY.prevalence.items() if share < 0.5}},
+)
+
+# One of three, as paper `path` uses the COVID-19 Radiography Database.
+_DIAGNOSIS = View(
+    labels=("COVID-19", "Lung Opacity", "No Finding"),
+    prevalence={"COVID-19": 0.3, "Lung Opacity": 0.3},
+    exclusive=True,
+)
+
+VIEWS = {
+    "multilabel": _MULTILABEL,
+    "binary": _BINARY,
+    "covid": _COVID,
+    "quality": _QUALITY,
+    "objects": _OBJECTS,
+    "diagnosis": _DIAGNOSIS,
+}

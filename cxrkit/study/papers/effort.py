@@ -37,11 +37,11 @@ def _images(parameters) -> float:
 
 
 def table(devices: Mapping[str, float], papers: tuple[str, ...] = tuple(PAPERS)) -> pd.DataFrame:
-    """A row per paper and profile: trainings, other runs, arithmetic of the trainings (10^15 operations), hours by
-    device, GB of kept weights and of prepared images.
+    """A row per paper and profile: trainings, other runs, arithmetic (10^15 operations), hours by device, GB.
 
-    `devices`: name and the operations per second that it keeps up (sustained, not its data sheet's peak). The arithmetic
-    is three times the forward pass of each image seen; explaining comes on top.
+    `devices`: name and the operations per second that it keeps up (sustained, not its data sheet's peak). The
+    arithmetic is three times the forward pass of each image seen in training; explaining comes on top. GB: kept
+    weights and prepared images.
     """
     costs = pd.read_csv(project_folder() / "book" / "foundations" / "networks.csv").set_index("network")
     rows = []

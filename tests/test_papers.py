@@ -88,7 +88,7 @@ def test_hours_follow_from_images_epochs_and_the_area_of_the_input():
     costs = {"resnet18": 3.63, "bcos_resnet18": None}
     assert quick["hours, one"] == pytest.approx(2 * quick["hours, two"])
     assert quick["hours, one"] == pytest.approx(quick["10^15 operations"] * 1e15 / 1e12 / 3600)
-    work = 3 * costs["resnet18"] * 1e9 * (64 / 224) ** 2 * 0.64 * (4 * 1000 * 3 + 1500 * 5)
+    work = 3 * costs["resnet18"] * 1e9 * (64 / 224) ** 2 * 0.64 * (4 * 600 * 3 + 1000 * 4)
     assert quick["10^15 operations"] * 1e15 > work  # the baseline's part of it
     assert found.loc["full", "10^15 operations"] > 1000 * quick["10^15 operations"]
 

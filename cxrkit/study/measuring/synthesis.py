@@ -76,6 +76,8 @@ def subject(parameters: NotebookParameters) -> Subject:
     if unknown := set(parameters.labels) - set(data.labels):
         raise ParameterError(f"labels {sorted(unknown)} are unknown to run {run.key}; it knows {list(data.labels)}")
     able = [card.name for card in cxrkit.attribution.methods(model)]
+    if not (parameters.slow or parameters.methods):
+        able = [name for name in able if name not in _SLOW]
     if unfit := set(parameters.methods) - set(able):
         raise ParameterError(f"methods {sorted(unfit)} can't explain {run.key}; those that can: {', '.join(able)}")
     rows = _positives(data, list(parameters.labels or data.labels), parameters.images)
@@ -114,11 +116,10 @@ def score(subject: Subject, hear: Callable[[str], None] | None = None) -> pd.Dat
         batch = subject.data.batch(rows)
         masks = batch.masks[:, subject.data.labels.index(label)]
         for method in subject.methods:
-            few = min(len(rows), 2) if method in _SLOW else len(rows)
-            values, chance = _scores(subject, batch.images[:few], masks[:few], label, method)
-            frame = pd.DataFrame(values).assign(image_id=batch.image_ids[:few], patient_id=batch.patient_ids[:few])
+            values, chance = _scores(subject, batch.images, masks, label, method)
+            frame = pd.DataFrame(values).assign(image_id=batch.image_ids, patient_id=batch.patient_ids)
             frame = frame.melt(["image_id", "patient_id"], var_name="score", value_name="value")
-            frame["chance"] = np.concatenate([chance.get(name, np.full(few, np.nan)) for name in values])
+            frame["chance"] = np.concatenate([chance.get(name, np.full(len(rows), np.nan)) for name in values])
             parts.append(frame.assign(label=label, method=method))
         if hear is not None:
             hear(label)

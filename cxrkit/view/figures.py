@@ -262,6 +262,7 @@ def paper_beside_ours(table: pd.DataFrame, caption: str = "", digits: int = 1) -
 
     Columns whose name holds "ours" are set in bold, so that nobody mistakes one for the other.
     """
+    table = table.reset_index(drop=True)  # hidden anyway, and a style needs each row to be told apart
     ours = [column for column in table.columns if "ours" in str(column)]
     numbers = list(table.select_dtypes("number").columns)
     styler = table.style.format(precision=digits, na_rep="–", escape="html").format_index(escape="html", axis=1)

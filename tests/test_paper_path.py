@@ -516,7 +516,7 @@ def test_figures_say_what_they_show():
 
 
 def test_the_table_of_real_slices_has_a_card_that_says_what_it_is():
-    table, card = path.real()
+    table, card = published.demonstration("path")
     assert {"method", "precision", "low", "high", "chance"} <= set(table)
     assert {"source", "licence", "images", "patients", "seeds", "version", "commit", "date", "warning"} <= set(card)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -41,7 +40,6 @@ __all__ = [
     "overlaps",
     "predictions",
     "rate",
-    "real",
     "renaming",
     "scored",
 ]
@@ -319,18 +317,6 @@ def overlaps(parts: Sequence[set[str]], everyone: int) -> pd.DataFrame:
         "tested more than once": str(sum(sum(p in part for part in parts) > 1 for p in union)),
     }
     return pd.DataFrame({"": list(counts), "patients": list(counts.values())})
-
-
-def real() -> tuple[pd.DataFrame, dict]:
-    """The table that a small real sample gave, and its card (where from, which networks); both from `book/results`.
-
-    Raises ParameterError where they are missing.
-    """
-    path = project_folder() / "book" / "results" / "covid_real.csv"
-    if not path.is_file():
-        raise ParameterError("book/results/covid_real.csv is missing; it is part of the project")
-    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return pd.read_csv(path), card
 
 
 def gather(cohen: str | Path, kermany: str | Path, target: str | Path) -> Path:

@@ -18,6 +18,7 @@ from cxrkit.study.papers.published import scalars, table
 __all__ = [
     "SETS",
     "architectures",
+    "called",
     "change",
     "claims",
     "classifiers",
@@ -65,6 +66,12 @@ def set_of(trained: runs.Run) -> str:
     """The paper's set that a run's images are, or stand for; else what the run says of them."""
     view = report.view(trained.parameters)
     return SETS.get(view, view)
+
+
+def called(name: str, of: str) -> str:
+    """How pages call a set of a grid: they say where the phantom stands in for it."""
+    own = any(set_of(trained) == of and trained.parameters.dataset != "phantom" for trained, _ in pairs(name))
+    return of if own else f"the phantom, in place of {of}"
 
 
 def sets(name: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,7 +12,6 @@ from cxrkit.attribution.xrai import top_fraction
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Interval, bootstrap, classification_report
 from cxrkit.study import report, runs
-from cxrkit.study.keys import project_folder
 from cxrkit.study.measuring.path import METHODS
 from cxrkit.study.papers.claims import Claim
 from cxrkit.study.papers.claims import table as claim_table
@@ -34,7 +32,6 @@ __all__ = [
     "name_of",
     "pairs",
     "per_method",
-    "real",
     "separation",
 ]
 
@@ -330,10 +327,3 @@ def _claims_on_networks(name: str) -> list[_Said]:
 
 def _mean(frame: pd.DataFrame, column: str) -> Interval | None:
     return _interval(frame, column) if frame[column].notna().any() else None
-
-
-def real() -> tuple[pd.DataFrame, dict]:
-    """The table from real MRI slices that was made once, and its card; see `book/results/path_real.json`."""
-    folder = project_folder() / "book" / "results"
-    card = json.loads((folder / "path_real.json").read_text(encoding="utf-8"))
-    return pd.read_csv(folder / "path_real.csv"), card

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from scipy.stats import rankdata
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Accumulator, Interval, LocalisationScores, bootstrap
 from cxrkit.study import grid, report, runs
-from cxrkit.study.keys import project_folder
 from cxrkit.study.papers.published import table
 
 __all__ = [
@@ -34,7 +32,6 @@ __all__ = [
     "limits_by_method",
     "network",
     "overlap_table",
-    "real_images",
     "scored",
     "side_by_side",
     "table2",
@@ -284,13 +281,6 @@ def _auc_of(target: np.ndarray, value: np.ndarray) -> float:
     if not count or not rest:
         return np.nan
     return float((rankdata(value[known])[positive].sum() - count * (count + 1) / 2) / (count * rest))
-
-
-def real_images() -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A small table from real radiographs, as it was measured once (`book/results`), and the card that says on what:
-    source, licence, images, patients, boxes, network, epochs, seeds, version, commit, date."""
-    folder = project_folder() / "book" / "results"
-    return pd.read_csv(folder / "relevance_real.csv"), json.loads((folder / "relevance_real.json").read_text("utf-8"))
 
 
 def told(card: dict[str, Any]) -> str:

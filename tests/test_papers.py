@@ -43,6 +43,15 @@ def test_single_numbers_of_a_paper_are_read_by_key():
         published.scalars("nobody")
 
 
+@pytest.mark.parametrize("paper", ["bcos", "covid", "path", "relevance"])
+def test_tables_of_real_images_say_what_they_are_of(paper):
+    frame, card = published.demonstration(paper)
+    assert len(frame)
+    assert {"source", "licence", "images", "patients", "epochs", "seeds", "commit", "date"} <= set(card)
+    with pytest.raises(ParameterError, match="nobody_real"):
+        published.demonstration("nobody")
+
+
 @pytest.mark.parametrize("paper", PAPERS)
 def test_every_item_of_a_checklist_is_made_or_explained(paper):
     assert len(checklist.items(paper)) >= 8

@@ -19,7 +19,7 @@ __all__ = ["foot", "parameters_of", "setup"]
 
 _AT_ONCE = 4  # pages; a kernel with a network takes about a gigabyte
 # They work when all pages have been read, and don't say that this is safe.
-_SAFE = {"sphinx-mathjax-offline", "sphinx_multitoc_numbering"}
+_SAFE = {"sphinx-mathjax-offline", "sphinx_multitoc_numbering", "sphinx_jupyterbook_latex"}
 _SHOWN = ("torch", "torchvision", "numpy", "bcos")
 _STYLE = "margin-top:2rem;padding-top:.6rem;border-top:1px solid var(--pst-color-border,#ccc);font-size:13px"
 
@@ -55,12 +55,16 @@ def setup(app: Any) -> dict[str, Any]:
     # Pages are executed several at a time; each gets its share of the cores.
     app.parallel = max(app.parallel, min(os.cpu_count() or 1, _AT_ONCE))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // app.parallel)))
-    for name in _SAFE & set(app.extensions):
-        app.extensions[name].parallel_read_safe = True
+    app.connect("builder-inited", _allow_parallel)
     app.connect("html-page-context", _add_look)
     app.connect("html-page-context", _add_foot)
     app.add_js_file(None, body=_MEND)
     return {"version": cxrkit.__version__, "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _allow_parallel(app: Any) -> None:
+    for name in _SAFE & set(app.extensions):
+        app.extensions[name].parallel_read_safe = True
 
 
 def _add_look(_app: Any, _page: str, _template: str, context: dict[str, Any], _tree: Any) -> None:

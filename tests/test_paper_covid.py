@@ -16,6 +16,7 @@ from cxrkit.data.covid_labels import LABELS
 from cxrkit.errors import ParameterError
 from cxrkit.study import report
 from cxrkit.study.measuring import covid as measuring
+from cxrkit.study.measuring import covid_layers
 from cxrkit.study.papers import checklist, covid, covid_claims, covid_maps
 
 CHAIN = ("COVID-19", "Viral Pneumonia", "Pneumonia")
@@ -256,7 +257,7 @@ def test_the_chain_goes_from_the_most_frequent_inner_label_outwards(view, chain)
     data = cxrkit.data.load("phantom", size=32, view=view, images=60, **frequent)
     found = measuring.chain_of(data)
     assert found == chain if chain else found[-1] == "Lung Opacity"
-    groups = measuring.groups_of(data, found)
+    groups = covid_layers.groups_of(data, found)
     inside, outside = groups[found[0]], groups.get("neither")
     assert not (inside & outside).any()
     assert (groups[found[-1]] | outside).all()
@@ -341,14 +342,14 @@ def test_nested_labels_have_a_correlation_per_pair(explained):
 
 
 def test_dead_maps_leave_out_layers_of_one_pixel(subject):
-    table = measuring.inactive(subject[0])
+    table = covid_layers.inactive(subject[0])
     assert "network.layer4" not in set(table["layer"])
     assert table["middle"].sum() == 1
     assert (table["zero"] <= table["constant"]).all()
 
 
 def test_profiles_sum_to_nothing_over_the_groups(subject):
-    table, arrays = measuring.profiles(subject[0], subject[1].top)
+    table, arrays = covid_layers.profiles(subject[0], subject[1].top)
     assert arrays["average"].shape == (len(arrays["groups"]), 32, 32)
     assert np.abs(arrays["input"].sum(0)).max() < 1e-5
     assert np.abs(arrays["early"].sum(1)).max() < 1e-4

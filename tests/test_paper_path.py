@@ -19,6 +19,7 @@ from cxrkit.attribution.xrai import top_fraction
 from cxrkit.study import TrainParameters, grid, load_data, make_model, runs
 from cxrkit.study import training as trainer
 from cxrkit.study.measuring import path as measuring
+from cxrkit.study.measuring import path_features
 from cxrkit.study.notebook import parameters_for
 from cxrkit.study.papers import checklist, path, path_code, published
 from cxrkit.view import path_figures
@@ -122,8 +123,8 @@ def test_neighbours_of_the_same_patient_do_not_count():
     of = pd.DataFrame({"patient_id": list("aabb"), "label": ["x", "x", "x", "y"]})
     features = torch.tensor([[0.0], [0.1], [0.3], [5.0]])
     # Nearest of another patient: c of a, c of b, b of c, b of d.
-    assert measuring._same_neighbour(features, of).tolist() == [1, 1, 1, 0]
-    alone = measuring._same_neighbour(features[:2], of[:2])
+    assert path_features._same_neighbour(features, of).tolist() == [1, 1, 1, 0]
+    alone = path_features._same_neighbour(features[:2], of[:2])
     assert np.isnan(alone).all()
 
 
@@ -212,7 +213,7 @@ def test_from_the_image_itself_as_from_black_the_sum_is_what_probabilities_say(s
 
 
 def test_embeddings_hold_every_test_image_at_every_stage(subject):
-    found = measuring.embeddings(subject)
+    found = path_features.embeddings(subject)
     assert found.groupby("stage").size().to_dict() == dict.fromkeys(
         ("pixels", "untrained", "trained"), len(subject.data)
     )

@@ -43,7 +43,7 @@ _SOURCES = {
     "search": (*_TRAINED, "study/search.py"),
     "explain": (*_EXPLAINED, "study/explaining.py"),
     "judge": (*_EXPLAINED, "study/judge.py"),
-    **{f"{paper}_scores": (*_EXPLAINED, f"study/measuring/{paper}.py") for paper in _MEASURED},
+    **{f"{paper}_scores": (*_EXPLAINED, f"study/measuring/{paper}*.py") for paper in _MEASURED},
 }
 KINDS = frozenset(_SOURCES)  # of runs that their notebooks write themselves
 # What any other notebook can't depend on: these only start runs, name them, or draw.
@@ -159,9 +159,9 @@ def fingerprint(kind: str) -> str:
     """
     root = Path(cxrkit.__file__).parent
     files: list[Path] = []
-    for part in _SOURCES.get(kind, (".",)):
-        path = root / part
-        files += [path] if path.is_file() else sorted(path.rglob("*.py"))
+    for part in _SOURCES.get(kind, ("**/*.py",)):
+        for path in sorted(root.glob(part)):
+            files += [path] if path.is_file() else sorted(path.rglob("*.py"))
     digest = hashlib.sha256()
     with _remembered() as meanings:
         for file in files:

@@ -8,6 +8,7 @@ import pytest
 
 from cxrkit import ParameterError
 from cxrkit.metrics import Interval
+from cxrkit.study.measuring import parameters_of
 from cxrkit.study.papers import PAPERS, checklist, effort, published, synthesis
 from cxrkit.study.papers.claims import Claim, table, verdict
 
@@ -41,6 +42,15 @@ def test_single_numbers_of_a_paper_are_read_by_key():
     assert float(published.scalars("covid")["threshold"]) == 0.51
     with pytest.raises(ParameterError, match="there is no paper table 'nobody_scalars'"):
         published.scalars("nobody")
+
+
+@pytest.mark.parametrize("paper", ["normgrad", "covid", "path", "relevance", "synthesis"])
+def test_parameters_of_scores_are_those_of_the_notebook_and_no_others(paper):
+    fresh = {"In": ["", "parameters", "this"], "run": "some-key", "images": 7, "_hidden": 1}
+    found = parameters_of(paper, fresh)
+    assert (found.run, found.images, found.kind) == ("some-key", 7, f"{paper}_scores")
+    with pytest.raises(ParameterError, match=r"unknown parameter 'imagess' for \w+_scores; did you mean 'images'"):
+        parameters_of(paper, fresh | {"imagess": 3})
 
 
 @pytest.mark.parametrize("paper", ["bcos", "covid", "path", "relevance"])

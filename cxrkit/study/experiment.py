@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import types
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,6 +17,7 @@ __all__ = [
     "Parameters",
     "SearchParameters",
     "TrainParameters",
+    "given",
 ]
 
 # What a notebook's namespace holds besides its parameters.
@@ -52,21 +54,27 @@ class Parameters(BaseModel):
         outside stops the notebook in its first cells. In a kernel that has run for a while a reader's own variables
         are let be, unless one looks like a misspelt parameter. Raises ParameterError.
         """
-        fresh = len(namespace.get("In", [])) <= 4  # IPython keeps one entry per executed cell
-        values = {}
-        for name, value in namespace.items():
-            if name in cls.model_fields:
-                values[name] = value  # whatever it is: pydantic judges it
-                continue
-            hidden = name.startswith("_") or name in _NOTEBOOK_NAMES or not isinstance(value, _LITERALS)
-            if not hidden and (fresh or difflib.get_close_matches(name, cls.model_fields, 1, 0.85)):
-                values[name] = value
-        return cls(**values)
+        return cls(**given(namespace, cls.model_fields))
 
     def identity(self) -> dict[str, Any]:
         """The parameters that decide the result, JSON-able, in a fixed order."""
         values = self.model_dump(mode="json")
         return {name: values[name] for name in sorted(values) if name not in self.placement}
+
+
+def given(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """What a notebook's namespace holds of the `known` parameters, and what looks like a misspelt one; see
+    `Parameters.from_notebook`."""
+    fresh = len(namespace.get("In", [])) <= 4  # IPython keeps one entry per executed cell
+    values = {}
+    for name, value in namespace.items():
+        if name in known:
+            values[name] = value  # whatever it is: who checks them judges it
+            continue
+        hidden = name.startswith("_") or name in _NOTEBOOK_NAMES or not isinstance(value, _LITERALS)
+        if not hidden and (fresh or difflib.get_close_matches(name, known, 1, 0.85)):
+            values[name] = value
+    return values
 
 
 class TrainParameters(Parameters):

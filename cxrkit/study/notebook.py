@@ -8,6 +8,7 @@ import difflib
 import functools
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,6 +107,10 @@ class Checked:
             ) from None
         results = checked["results"] if "results" in self.defaults else checked.pop("results")
         return NotebookParameters(self.kind, self.path, checked, results)
+
+    def from_notebook(self, namespace: Mapping[str, Any]) -> NotebookParameters:
+        """The parameters as a notebook's namespace holds them; a misspelt one is refused, as `Parameters` does."""
+        return self(**experiment.given(namespace, self.names))
 
     def _explain(self, error: ValidationError) -> str:
         lines = []

@@ -1,1 +1,22 @@
 """From a trained network and images to the scores that a paper's pages show: what the notebooks `*_scores` run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cxrkit.study import grid, report
+from cxrkit.study.notebook import NotebookParameters, parameters_for
+
+__all__ = ["parameters_of"]
+
+
+def parameters_of(paper: str, namespace: Mapping[str, Any]) -> NotebookParameters:
+    """The parameters of `PAPER_scores.ipynb` as its namespace holds them; an empty run stands for the first network of
+    the paper's grid. Raises ParameterError, also for a name that is none of them."""
+    check = parameters_for(f"notebooks/{paper}_scores.ipynb")
+    parameters = check.from_notebook(namespace)
+    if parameters.run:
+        return parameters
+    first = next(run for run in report.runs_of(grid.shown(paper)) if run.kind == "train")
+    return check(**parameters.values | {"run": first.key})

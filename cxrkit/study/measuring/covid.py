@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,8 +20,7 @@ import cxrkit.models
 from cxrkit.attribution.api import device_of
 from cxrkit.data.geometry import union_masks
 from cxrkit.errors import ParameterError
-from cxrkit.study import grid, report, runs
-from cxrkit.study.notebook import NotebookParameters, parameters_for
+from cxrkit.study import runs
 from cxrkit.study.preparing import load_data
 from cxrkit.study.training import chosen_device, target_table
 
@@ -40,7 +38,6 @@ __all__ = [
     "kept",
     "nested",
     "occlusion_size",
-    "parameters_of",
     "scores",
     "series",
     "shown_part",
@@ -90,16 +87,6 @@ class Explained:
     regions: Tensor
     region: str
     black: Tensor
-
-
-def parameters_of(namespace: Mapping[str, Any]) -> NotebookParameters:
-    """The parameters of `covid_scores.ipynb` as its namespace holds them, checked against its parameters cell; an empty
-    run is filled in: the first of the grid that the pages show. Raises ParameterError."""
-    check = parameters_for("notebooks/covid_scores.ipynb")
-    given = {name: namespace[name] for name in check.names if name in namespace}
-    if not given.get("run"):
-        given["run"] = next(run.key for run in report.runs_of(grid.shown("covid")) if run.kind == "train")
-    return check(**given)
 
 
 def subject(parameters) -> Subject:

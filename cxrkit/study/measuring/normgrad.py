@@ -19,7 +19,7 @@ import cxrkit.data
 import cxrkit.metrics
 import cxrkit.models
 from cxrkit.errors import AttributionError, DataError, ParameterError
-from cxrkit.study import grid, runs
+from cxrkit.study import runs
 from cxrkit.study.devices import chosen_device
 from cxrkit.study.notebook import NotebookParameters
 from cxrkit.study.preparing import load_data, make_model
@@ -97,14 +97,13 @@ class Positives:
 
 
 def subject(parameters: NotebookParameters) -> Subject:
-    """The run and the images that the parameters of `normgrad_scores.ipynb` name; an empty run is the first of the grid
-    that the pages show.
+    """The run and the images that the parameters of `normgrad_scores.ipynb` name.
 
     Raises ParameterError for an unknown label, state or method and for numbers out of range, DataError where no image
     has the label and a box.
     """
     _check(parameters)
-    run = runs.find(parameters.run, parameters.results) if parameters.run else _of_the_study()
+    run = runs.find(parameters.run, parameters.results)
     model = cxrkit.models.load(run.folder / "model.safetensors").to(chosen_device(parameters)).eval()
     label = parameters.label or model.labels[0]
     if label not in model.labels:
@@ -139,13 +138,6 @@ def _check(parameters: NotebookParameters) -> None:
     for name, least in (("tolerance", 1), ("paper_size", 1), ("images", 0), ("maps", 0)):
         if getattr(parameters, name) < least:
             raise ParameterError(f"{name} is {getattr(parameters, name)}; it must be at least {least}")
-
-
-def _of_the_study() -> runs.Run:
-    """The first network of the shown grid that learnt what the paper's did."""
-    trained = [runs.Run(task.place) for task in grid.plan(grid.shown("normgrad")) if task.done]
-    trained = [run for run in trained if run.kind == "train" and not run.parameters.model.startswith("bcos_")]
-    return trained[0]
 
 
 def states(subject: Subject) -> Iterator[tuple[str, nn.Module]]:

@@ -19,7 +19,7 @@ import cxrkit.models
 from cxrkit.attribution.baselines import BASELINES
 from cxrkit.attribution.xrai import top_fraction
 from cxrkit.errors import ParameterError
-from cxrkit.study import grid, report, runs
+from cxrkit.study import runs
 from cxrkit.study.losses import probabilities
 from cxrkit.study.notebook import NotebookParameters
 from cxrkit.study.preparing import load_data
@@ -115,7 +115,7 @@ class Explained:
 
 
 def subject(parameters: NotebookParameters) -> Subject:
-    """Load what `parameters` name: run (empty: the first of the grid that the pages show), images, numbers of steps.
+    """Load what `parameters` name: run, images, numbers of steps.
 
     Test images whose finding is known are taken, evenly from the split; where the source knows none, any. Raises
     ParameterError for numbers out of range.
@@ -127,7 +127,7 @@ def subject(parameters: NotebookParameters) -> Subject:
             raise ParameterError(f"{name} must be {low} or more; got {getattr(parameters, name)}")
     if not 0 < parameters.fraction < 1:
         raise ParameterError(f"fraction must lie between 0 and 1; got {parameters.fraction}")
-    run = runs.find(parameters.run, parameters.results) if parameters.run else _of_the_study()
+    run = runs.find(parameters.run, parameters.results)
     model = cxrkit.models.load(run.folder / "model.safetensors").eval()
     data = load_data(run.parameters).split("test").cached()
     known = np.flatnonzero([bool(_region(data[row]).any()) for row in range(len(data))])
@@ -140,9 +140,7 @@ def subject(parameters: NotebookParameters) -> Subject:
     place = torch.arange(len(predicted))
     return Subject(
         run=run,
-        parameters=NotebookParameters(
-            parameters.kind, parameters.notebook, parameters.values | {"run": run.key}, parameters.results
-        ),
+        parameters=parameters,
         model=model,
         data=data,
         batch=batch,
@@ -156,10 +154,6 @@ def subject(parameters: NotebookParameters) -> Subject:
 def spread(count: int, wanted: int) -> np.ndarray:
     """So many of `count` places, evenly."""
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int))
-
-
-def _of_the_study() -> runs.Run:
-    return next(run for run in report.runs_of(grid.shown("path")) if run.kind == "train")
 
 
 def _region(sample: cxrkit.data.Sample) -> Tensor:

@@ -17,13 +17,13 @@ import cxrkit.models
 from cxrkit import metrics
 from cxrkit.attribution.api import device_of
 from cxrkit.errors import ParameterError
-from cxrkit.study import grid, report, runs
+from cxrkit.study import runs
 from cxrkit.study.judge import settings_of
-from cxrkit.study.notebook import NotebookParameters, parameters_for
+from cxrkit.study.notebook import NotebookParameters
 from cxrkit.study.preparing import load_data
 from cxrkit.study.training import chosen_device, target_table
 
-__all__ = ["CALLED", "Subject", "parameters_of", "score", "subject"]
+__all__ = ["CALLED", "Subject", "score", "subject"]
 
 # The score, as `localisation_scores` calls it, and what pages call it.
 CALLED = {
@@ -51,18 +51,6 @@ class Subject:
     data: cxrkit.data.Dataset
     rows: dict[str, list[int]]
     methods: list[str]
-
-
-def parameters_of(namespace: dict) -> NotebookParameters:
-    """The notebook's parameters, checked; an empty run stands for the first of the grid that the pages show.
-
-    Raises ParameterError.
-    """
-    known = parameters_for("notebooks/synthesis_scores.ipynb")
-    given = {name: namespace[name] for name in known.names if name in namespace}
-    if not given.get("run"):
-        given["run"] = next(run.key for run in report.runs_of(grid.shown()) if run.kind == "train")
-    return known(**given)
 
 
 def subject(parameters: NotebookParameters) -> Subject:

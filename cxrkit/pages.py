@@ -6,6 +6,7 @@ import ast
 import html
 import json
 import os
+import shutil
 import subprocess
 import time
 from functools import cache
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cxrkit
+from cxrkit.view import interactive
 
 __all__ = ["foot", "parameters_of", "setup"]
 
@@ -28,6 +30,8 @@ _LOOK = """<style>
 .bd-article p, .bd-article li, .bd-article dd, .bd-article td, .bd-article code { overflow-wrap: anywhere; }
 .bd-article .cxr-scroll, .bd-article .pst-scrollable-table-container { overflow-x: auto; max-width: 100%; }
 html[data-theme="light"] body { --pst-color-link: #0b5ed7; }
+@media screen { .cxr-live > img { display: none; } }
+@media print { .cxr-interactive { display: none; } }
 </style>"""
 # What the theme leaves undone: wide tables scroll in a box of their own, which the keyboard reaches; the menu's
 # switches say what they open; the list of references holds anchors, so it is no list to a screen reader.
@@ -58,13 +62,23 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("builder-inited", _allow_parallel)
     app.connect("html-page-context", _add_look)
     app.connect("html-page-context", _add_foot)
+    app.connect("build-finished", _add_library)
     app.add_js_file(None, body=_MEND)
+    app.add_js_file(None, body=interactive.script())
     return {"version": cxrkit.__version__, "parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def _allow_parallel(app: Any) -> None:
     for name in _SAFE & set(app.extensions):
         app.extensions[name].parallel_read_safe = True
+
+
+def _add_library(app: Any, error: Exception | None) -> None:
+    """Carry plotly with the book, where only pages with a chart ask for it: 5 MB that `_static` would load on each."""
+    if error is None and app.builder.format == "html":
+        place = Path(app.outdir, "_vendor", "plotly.min.js")
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(interactive.library(), place)
 
 
 def _add_look(_app: Any, _page: str, _template: str, context: dict[str, Any], _tree: Any) -> None:

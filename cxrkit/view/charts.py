@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cxrkit.errors import ParameterError
+from cxrkit.view import interactive
 from cxrkit.view.style import COLOURS, INK, MARKERS, WIDTH, describe, new_figure, style
 
 __all__ = ["clouds", "grouped_bars", "lines", "matrix"]
@@ -50,7 +51,8 @@ def grouped_bars(
         if by:
             figure.legend(loc="outside lower center", ncols=5)
     told = "; ".join(f"{row[x]}{f', {row[by]}' if by else ''} {row[y]:.3g}" for row in frame.to_dict("records")[:24])
-    return describe(figure, f"{title or y}: {told}.", frame)
+    live = interactive.bars(frame, x, y, by, level, title=title, up=f"{y} ({unit})" if unit else y)
+    return describe(figure, f"{title or y}: {told}.", frame, live)
 
 
 def lines(
@@ -89,10 +91,11 @@ def lines(
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     ends = (frame[frame[by].astype(str) == hue].sort_values(x)[y].iloc[[0, -1]] for hue in hues)
     told = "; ".join(f"{hue} from {first:.3g} to {last:.3g}" for hue, (first, last) in zip(hues, ends, strict=True))
-    return describe(figure, f"{title or y} against {x}: {told}.", frame)
+    live = interactive.curves(frame, x, y, by, columns, level, title=title)
+    return describe(figure, f"{title or y} against {x}: {told}.", frame, live)
 
 
-def clouds(points: Any, groups: Sequence[str], titles: Sequence[str] = (""), caption: str = "") -> Figure:
+def clouds(points: Any, groups: Sequence[str], titles: Sequence[str] = ("",), caption: str = "") -> Figure:
     """Points in the plane, one colour and one mark per group: ``[N, 2]``, or several clouds of the same N in a list."""
     stack = [np.asarray(one, dtype=float) for one in (points if isinstance(points, list | tuple) else [points])]
     if any(one.shape != (len(groups), 2) for one in stack) or len(titles) != len(stack):
@@ -117,7 +120,8 @@ def clouds(points: Any, groups: Sequence[str], titles: Sequence[str] = (""), cap
             for one, t in zip(stack, titles, strict=True)
         ]
     )
-    return describe(figure, f"{caption or 'Points'}: {len(groups)} points of {', '.join(names)}.", data)
+    live = interactive.points(stack, groups, titles)
+    return describe(figure, f"{caption or 'Points'}: {len(groups)} points of {', '.join(names)}.", data, live)
 
 
 def matrix(
@@ -144,7 +148,8 @@ def matrix(
         ax.tick_params(length=0)
     told = "; ".join(f"{r}, {c}: {values[i, j]:.{digits}f}" for i, r in enumerate(rows) for j, c in enumerate(columns))
     data = pd.DataFrame(values, columns=list(columns)).assign(**{of or "row": list(rows)})
-    return describe(figure, f"{title or 'Table'}: {told}.", data)
+    live = interactive.cells(values, rows, columns, digits, title=title)
+    return describe(figure, f"{title or 'Table'}: {told}.", data, live)
 
 
 def _colour(place: int) -> str:

@@ -21,6 +21,7 @@ from matplotlib.ticker import PercentFormatter
 
 from cxrkit import metrics
 from cxrkit.errors import ParameterError
+from cxrkit.view import interactive
 from cxrkit.view.learning import draw_line, search_trials, training_curves
 from cxrkit.view.panels import (
     array,
@@ -214,7 +215,12 @@ def threshold_curves(frame: pd.DataFrame, by: str = "method") -> Figure:
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)))
     first, last = frame["threshold"].min(), frame["threshold"].max()
-    return describe(figure, f"As the threshold rises from {first:g} to {last:g}, {'; '.join(sentences)}.", frame)
+    long = frame.melt([by, "threshold"], kinds, "kind", "share")
+    if "chance" in frame:
+        level = {by: "chance", "threshold": [first, last], "kind": "precision", "share": frame["chance"].mean()}
+        long = pd.concat([long, pd.DataFrame(level)])
+    live = interactive.curves(long, "threshold", "share", by, "kind", percent="y", up="EPG")
+    return describe(figure, f"As the threshold rises from {first:g} to {last:g}, {'; '.join(sentences)}.", frame, live)
 
 
 def score_bars(
@@ -254,7 +260,9 @@ def score_bars(
             ax.plot([], [], color=INK, lw=1.4, ls=(0, (1, 1)), label="chance")
         if hue or "chance" in frame:
             figure.legend(loc="outside lower center", ncols=6)
-    return describe(figure, f"{title + ': ' if title else ''}{'; '.join(sentences)}.", frame)
+    look = {"title": title, "across": value, "percent": "x", "height": 140 + max(34, 20 * len(hues)) * len(names)}
+    live = interactive.bars(frame, name, value, hue, lying=True, **look)
+    return describe(figure, f"{title + ': ' if title else ''}{'; '.join(sentences)}.", frame, live)
 
 
 def paper_beside_ours(table: pd.DataFrame, caption: str = "", digits: int = 1) -> pd.io.formats.style.Styler:

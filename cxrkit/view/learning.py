@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cxrkit.errors import ParameterError
+from cxrkit.view import interactive
 from cxrkit.view.style import COLOURS, INK, MARKERS, SOFT, WIDTH, describe, new_figure, style
 
 __all__ = ["draw_line", "search_trials", "training_curves"]
@@ -55,7 +57,18 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None = None) -> Fig
             ax.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             ax.grid(axis="y")
-    return describe(figure, f"Learning curves, epochs {epochs.min()} to {epochs.max()}. {' '.join(sentences)}", history)
+    told = f"Learning curves, epochs {epochs.min()} to {epochs.max()}. {' '.join(sentences)}"
+    drawn = {column: ("loss", name) for name, column in losses.items()}
+    drawn |= {column: ("AUC", name) for name, column in areas.items()}
+    drawn |= {"learning_rate": ("learning rate", "")} if moves else {}
+    return describe(figure, told, history, _live(history, drawn))
+
+
+def _live(history: pd.DataFrame, drawn: dict[str, tuple[str, str]]) -> Any:
+    long = history.melt("epoch", list(drawn), "column", "value")
+    long["panel"] = [drawn[column][0] for column in long["column"]]
+    long["fold"] = [drawn[column][1] for column in long["column"]]
+    return interactive.curves(long, "epoch", "value", "fold", "panel", shared=False, up="")
 
 
 def _areas(ax: Axes, history: pd.DataFrame, areas: dict[str, str], best_epoch: int | None) -> str:
@@ -98,9 +111,11 @@ def search_trials(trials: pd.DataFrame, score: str = "score") -> Figure:
     known = trials.dropna(subset="score")
     if known.empty:
         return describe(figure, f"{len(trials)} trials, none with a score.", trials)
+    named = trials.assign(epochs=[f"{epochs} epoch{'s' * (epochs != 1)}" for epochs in trials["epochs"]])
+    live = interactive.curves(named, "evaluation", "score", "epochs", linked=False, across="trial", up=score)
     top = known.loc[known["score"].idxmax()]
     text = f"{len(trials)} trials. The best {score}, {top['score']:.3f}, is that of trial {top['evaluation']:g}"
-    return describe(figure, f"{text}, after {top['epochs']:g} epochs.", trials)
+    return describe(figure, f"{text}, after {top['epochs']:g} epochs.", trials, live)
 
 
 def draw_line(ax: Axes, x: Sequence, y: Sequence, label: str, place: int) -> None:

@@ -7,6 +7,7 @@ import html
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -74,12 +75,14 @@ _RC = {
 class Picture(Figure):
     """A matplotlib figure that shows itself in a page with alternative text, and never opens a window.
 
-    ``alt_text``: a sentence that says what is to be seen; ``data``: what was drawn, a table or arrays by name. Set both
-    with :func:`describe`.
+    ``alt_text``: a sentence that says what is to be seen; ``data``: what was drawn, a table or arrays by name;
+    ``interactive``: the same as a plotly figure, which takes the picture's place in the book. Set them with
+    :func:`describe`.
     """
 
     alt_text: str = ""
     data: pd.DataFrame | Mapping[str, np.ndarray] | None = None
+    interactive: Any = None
 
     def _repr_html_(self) -> str:
         return to_html(self)
@@ -99,10 +102,18 @@ def new_figure(width: float, height: float) -> Picture:
     return figure
 
 
-def describe(figure: Figure, text: str, data: pd.DataFrame | Mapping[str, np.ndarray] | None = None) -> Figure:
-    """Give a figure its alternative text (plain, one line) and the data that a reader may take along; returns it."""
+def describe(
+    figure: Figure,
+    text: str,
+    data: pd.DataFrame | Mapping[str, np.ndarray] | None = None,
+    interactive: Any = None,
+) -> Figure:
+    """Give a figure its alternative text (plain, one line) and the data that a reader may take along; returns it.
+
+    ``interactive``: the same chart by ``cxrkit.view.interactive``, if there is one.
+    """
     figure.alt_text = " ".join(str(text).split())
-    figure.data = data
+    figure.data, figure.interactive = data, interactive
     return figure
 
 
@@ -124,10 +135,21 @@ def to_html(figure: Figure) -> str:
     # The link borrows the picture's own bytes when it is used, so that the page doesn't hold them twice.
     own = "this.href=this.closest('figure').querySelector('img').src"
     links = [f'<a class="cxr-save" href="#" download="figure.png" onclick="{own}">Picture</a>', _data_link(figure)]
+    chart = _chart(figure)
+    opened = '<figure class="cxr-chart" style="margin:0">' if chart else '<figure style="margin:0">'
     return (
-        f'<figure style="margin:0">{picture}<figcaption style="font-size:12px;text-align:right">'
+        f'{opened}{picture}{chart}<figcaption style="font-size:12px;text-align:right">'
         f"Save: {' · '.join(filter(None, links))}</figcaption></figure>"
     )
+
+
+def _chart(figure: Figure) -> str:
+    if getattr(figure, "interactive", None) is None:
+        return ""
+    from cxrkit.view.interactive import to_json
+
+    content = to_json(figure.interactive)
+    return "" if len(content) > LARGEST_DATA else f'<script type="application/json">{content}</script>'
 
 
 def _data_link(figure: Figure) -> str:

@@ -173,9 +173,10 @@ class _Watch:
         """Called the moment the kernel is started; `folder` holds its connection file."""
         self._process, self._leader = process, processes.identity(process.pid)
         _live[self.job.id] = self
-        # Read by whoever finds the attempt without its worker.
-        text = json.dumps(self._leader | {"folder": folder})
-        Path(self.job.work, "kernel.json").write_text(text, encoding="utf-8")
+        # Read by whoever finds the attempt without its worker: whole or not at all, or the kernel would be left alone.
+        hidden, place = Path(self.job.work, ".kernel.json"), Path(self.job.work, "kernel.json")
+        hidden.write_text(json.dumps(self._leader | {"folder": folder}), encoding="utf-8")
+        os.replace(hidden, place)
         self._thread = threading.Thread(target=self._look, name=f"watch {self.job.key}", daemon=True)
         self._thread.start()
 

@@ -1,0 +1,151 @@
+"""Interactive charts: what plotly draws is what the table holds; in a page they replace the picture, and print it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxrkit import pages
+from cxrkit.view import charts, figures, interactive
+from cxrkit.view.style import to_html
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+TABLE = pd.DataFrame({"x": list("aabb"), "by": list("pqpq"), "y": [0.1, 0.2, 0.3, 0.4], "low": 0.05, "high": 0.5})
+
+
+def test_bars_hold_the_tables_values_and_intervals():
+    live = charts.grouped_bars(TABLE, "x", "y", "by", title="T", level=0.25).interactive
+    first, second = live.data
+    assert (first.name, list(first.x), list(first.y)) == ("p", ["a", "b"], [0.1, 0.3])
+    assert np.allclose(second.error_y.array, [0.3, 0.1])
+    assert np.allclose(second.error_y.arrayminus, [0.15, 0.35])
+    assert live.layout.shapes[0].y0 == 0.25
+
+
+def test_lying_bars_keep_the_tables_order_and_mark_chance():
+    frame = pd.DataFrame({"name": ["A", "B"], "EPG": [0.2, 0.4], "chance": [0.1, 0.15]})
+    live = figures.score_bars(frame).interactive
+    assert (list(live.data[0].y), list(live.data[0].x)) == (["A", "B"], [0.2, 0.4])
+    assert list(live.data[1].x) == [0.1, 0.15]
+    assert live.layout.yaxis.autorange == "reversed"
+
+
+def test_curves_have_a_panel_per_column_and_one_entry_per_line():
+    frame = pd.DataFrame({"t": [1, 0] * 4, "v": np.arange(8) / 8, "by": ["p"] * 4 + ["q"] * 4, "c": list("mmnn") * 2})
+    live = charts.lines(frame, "t", "v", "by", columns="c").interactive
+    assert [(trace.name, trace.xaxis) for trace in live.data] == [("p", "x"), ("q", "x"), ("p", "x2"), ("q", "x2")]
+    assert [trace.showlegend for trace in live.data] == [True, True, False, False]
+    assert (list(live.data[3].x), list(live.data[3].y)) == ([0, 1], [0.875, 0.75])  # in the order of x
+
+
+def test_a_band_lies_between_low_and_high():
+    frame = TABLE.assign(x=[0, 0, 1, 1])
+    live = charts.lines(frame, "x", "y", "by").interactive
+    low, high, line = live.data[:3]
+    assert (list(low.y), list(high.y), list(line.y)) == ([0.05] * 2, [0.5] * 2, [0.1, 0.3])
+    assert high.fill == "tonexty"
+
+
+def test_learning_curves_show_losses_and_areas_side_by_side():
+    history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "validation_auc": [0.6, 0.7]})
+    live = figures.training_curves(history).interactive
+    assert [(trace.name, list(trace.y)) for trace in live.data] == [("train", [1, 0.5]), ("validation", [0.6, 0.7])]
+    assert [note.text for note in live.layout.annotations] == ["loss", "AUC"]
+
+
+def test_cells_and_clouds_hold_their_values():
+    table = charts.matrix([[5, np.nan], [1, 7]], ["A", "B"], ["C", "D"]).interactive
+    assert [list(row) for row in table.data[0].text] == [["5", "–"], ["1", "7"]]
+    cloud = charts.clouds(np.array([[0, 0], [1, 1], [2, 0.0]]), ["p", "q", "p"]).interactive
+    assert [(trace.name, list(trace.x)) for trace in cloud.data] == [("p", [0, 2]), ("q", [1])]
+
+
+def test_a_chart_adds_little_to_a_page_and_names_stay_text():
+    frame = TABLE.replace({"a": HOSTILE, "p": "</script>" + HOSTILE})
+    text = to_html(charts.grouped_bars(frame, "x", "y", "by", title=HOSTILE))
+    content = text.split('<script type="application/json">')[1].split("</script>")[0]
+    assert len(content) < 4_000
+    assert json.loads(content)["data"][0]["name"] == "&lt;/script&gt;" + HOSTILE.replace("<", "&lt;").replace(
+        ">", "&gt;"
+    )
+    assert HOSTILE not in text
+
+
+@pytest.fixture
+def chart_page(tmp_path, browser):
+    """A page with one chart far below the first screen, as the book would hold it."""
+    (tmp_path / "_vendor").mkdir()
+    shutil.copy(interactive.library(), tmp_path / "_vendor" / "plotly.min.js")
+    frame = TABLE.replace({"a": HOSTILE})
+    chart = to_html(charts.grouped_bars(frame, "x", "y", "by", title="T"))
+    (tmp_path / "index.html").write_text(
+        f'<!doctype html><html lang="en" data-content_root="" data-theme="light"><head><meta charset="utf-8">'
+        f"{pages._LOOK}<script>{interactive.script()}</script></head>"
+        f'<body style="max-width:760px"><div style="height:3000px"></div>{chart}</body></html>',
+        encoding="utf-8",
+    )
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.requested, page.errors = [], []
+    page.on("request", lambda request: page.requested.append(request.url))
+    page.on("console", lambda message: page.errors.append(message.text))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("dialog", lambda dialog: page.errors.append(dialog.message))
+    page.goto((tmp_path / "index.html").as_uri())
+    yield page
+    page.close()
+
+
+@pytest.mark.browser
+def test_the_chart_takes_the_pictures_place_when_it_comes_into_view(chart_page):
+    page, picture = chart_page, chart_page.locator("figure > img")
+    assert not any("plotly" in url for url in page.requested)
+    assert page.locator(".cxr-interactive").count() == 0
+    picture.scroll_into_view_if_needed()
+    page.wait_for_selector("figure.cxr-live .main-svg")
+    assert not picture.is_visible()
+    assert page.locator(".cxr-interactive").get_attribute("aria-label") == picture.get_attribute("alt")
+    assert HOSTILE in page.locator(".xtick text").first.text_content()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.errors == []
+    assert {url.split(":")[0] for url in page.requested} <= {"file", "data", "blob"}
+
+
+@pytest.mark.browser
+def test_the_pointer_reads_values_and_the_legend_hides_bars(chart_page):
+    page = chart_page
+    page.locator("figure > img").scroll_into_view_if_needed()
+    page.wait_for_selector("figure.cxr-live .main-svg")
+    page.locator(".cxr-interactive").scroll_into_view_if_needed()
+    box = page.locator(".bars .point path").last.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector(".hoverlayer .hovertext")
+    assert "0.4" in page.locator(".hoverlayer").text_content()
+    page.locator(".legendtoggle").first.click()
+    page.wait_for_function("document.querySelectorAll('.bars .point').length === 2", timeout=5000)
+
+
+@pytest.mark.browser
+def test_ink_follows_the_theme_and_print_shows_the_picture(chart_page):
+    page = chart_page
+    page.locator("figure > img").scroll_into_view_if_needed()
+    page.wait_for_selector("figure.cxr-live .main-svg")
+    page.add_style_tag(content='html[data-theme="dark"] body { color: rgb(200, 210, 220); background: #111 }')
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.wait_for_function("getComputedStyle(document.querySelector('.xtick text')).fill === 'rgb(200, 210, 220)'")
+    page.emulate_media(media="print")
+    assert page.locator("figure > img").is_visible()
+    assert not page.locator(".cxr-interactive").is_visible()
+
+
+@pytest.mark.browser
+def test_without_the_library_the_picture_stays(chart_page, tmp_path):
+    (tmp_path / "_vendor" / "plotly.min.js").unlink()
+    chart_page.reload()
+    chart_page.locator("figure > img").scroll_into_view_if_needed()
+    chart_page.wait_for_timeout(500)
+    assert chart_page.locator("figure > img").is_visible()
+    assert chart_page.locator(".cxr-interactive").count() == 0

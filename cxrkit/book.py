@@ -13,7 +13,7 @@ from pathlib import Path
 from cxrkit.errors import CxrkitError
 from cxrkit.study import grid, runs
 
-__all__ = ["GRIDS", "build", "changed", "changes", "contents"]
+__all__ = ["GRIDS", "build", "build_single", "changed", "changes", "contents"]
 
 # Whose results the pages show; a run that several of them hold is made once.
 GRIDS = ("quick", "benchmark", "training", "bcos", "normgrad", "covid", "path", "relevance", "synthesis")
@@ -43,17 +43,32 @@ def build() -> Path:
     stamp.unlink(missing_ok=True)
     listed = html.parent / "pages.json"
     before = json.loads(listed.read_text()) if listed.is_file() else {}
-    tool = Path(sys.executable).with_name("jupyter-book")
-    command = [str(tool), "build", str(project), "--warningiserror", "--keep-going", "--all"]
-    # Pages run with the machine's cores and find their runs through the project, whatever the reader's shell says.
-    outcome = subprocess.run(command, cwd=project, env=os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"})
-    if outcome.returncode:
-        raise CxrkitError("the book was not built; the messages above name the page")
+    _make(project, "--warningiserror", "--keep-going", "--all")
     after = contents(html)
     listed.write_text(json.dumps(after, indent=1))
     (html.parent / "changed-pages.json").write_text(json.dumps(changes(before, after), indent=1))
     stamp.write_text(f"{state} {index.stat().st_mtime_ns}")  # another tool's build has another time
     return index
+
+
+def build_single() -> Path:
+    """The book as one HTML page, which a browser prints or saves as PDF; from the pages that `build` has executed.
+
+    Builds the book first where it isn't up to date. Raises CxrkitError when a build fails.
+    """
+    build()
+    project = runs.project_folder()
+    _make(project, "--builder", "singlehtml")
+    return project / "_build" / "singlehtml" / "book" / "index.html"
+
+
+def _make(project: Path, *options: str) -> None:
+    tool = Path(sys.executable).with_name("jupyter-book")
+    # Pages run with the machine's cores and find their runs through the project, whatever the reader's shell says.
+    environment = os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    outcome = subprocess.run([str(tool), "build", str(project), *options], cwd=project, env=environment)
+    if outcome.returncode:
+        raise CxrkitError("the book was not built; the messages above name the page")
 
 
 def changed(index: Path) -> dict[str, list[str]]:

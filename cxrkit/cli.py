@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from cxrkit.cli_data import data_app
@@ -29,7 +31,12 @@ def main() -> None:
 
 
 @app.command("book")
-def build_book(workers: Workers = 0) -> None:
+def build_book(
+    workers: Workers = 0,
+    single: Annotated[
+        bool, typer.Option("--single", help="Also make one page of it all, to print or save as PDF.")
+    ] = False,
+) -> None:
     """Run the grids that the pages show where they aren't done, then build the book where anything changed."""
     from cxrkit import book
 
@@ -41,3 +48,5 @@ def build_book(workers: Workers = 0) -> None:
             more = f" and {len(pages) - _LONG} more" if len(pages) > _LONG else ""
             console.print(f"{kind}: {told}{more}", markup=False)
     console.print(f"The book: {index}", markup=False)
+    if single:
+        console.print(f"As one page: {book.build_single()}", markup=False)

@@ -9,10 +9,13 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import sphinx.builders
 
 import cxrkit
 from cxrkit.view import interactive
@@ -20,6 +23,7 @@ from cxrkit.view import interactive
 __all__ = ["foot", "parameters_of", "setup"]
 
 _AT_ONCE = 4  # pages; a kernel with a network takes about a gigabyte
+_IN_A_ROW = 2  # pages that a process takes on before others get their turn; some take a second, some a minute
 # They work when all pages have been read, and don't say that this is safe.
 _SAFE = {"sphinx-mathjax-offline", "sphinx_multitoc_numbering", "sphinx_jupyterbook_latex"}
 _SHOWN = ("torch", "torchvision", "numpy", "bcos")
@@ -59,6 +63,8 @@ def setup(app: Any) -> dict[str, Any]:
     # Pages are executed several at a time; each gets its share of the cores.
     app.parallel = max(app.parallel, min(os.cpu_count() or 1, _AT_ONCE))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // app.parallel)))
+    # Sphinx hands out few large parts, of which the last keeps one core busy and the others waiting.
+    sphinx.builders.make_chunks = _shares
     app.connect("builder-inited", _allow_parallel)
     app.connect("html-page-context", _add_look)
     app.connect("html-page-context", _add_foot)
@@ -66,6 +72,10 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_js_file(None, body=_MEND)
     app.add_js_file(None, body=interactive.script())
     return {"version": cxrkit.__version__, "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _shares(pages: Sequence[Any], _processes: int) -> list[Sequence[Any]]:
+    return [pages[start : start + _IN_A_ROW] for start in range(0, len(pages), _IN_A_ROW)]
 
 
 def _allow_parallel(app: Any) -> None:

@@ -120,7 +120,7 @@ def test_curves_follow_the_threshold():
 
 
 def test_published_cells_stand_beside_ours(made):
-    table = bcos.beside(made, "bcos_tab3_rsna_epg_antialiasing", "binary")
+    table = bcos.beside(bcos.overview(made), "bcos_tab3_rsna_epg_antialiasing", "binary")
     table = table.set_index(["network", "regime", "explanation"])
     assert table.loc[("B-cos + FLC", "plain", "Inherent"), "paper"] == 28.25
     assert table.loc[("B-cos + FLC", "plain", "Inherent"), "ours"] == pytest.approx(55.0)

@@ -142,13 +142,12 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}" if np.isfinite(share) else "–"
 
 
-def beside(name: str, published_table: str, view_name: str, metric: str = "EPG") -> pd.DataFrame:
-    """A published EPG table beside the same cells of a grid, in percent.
+def beside(ours: pd.DataFrame, published_table: str, view_name: str, metric: str = "EPG") -> pd.DataFrame:
+    """A published EPG table beside the same cells of `overview`, in percent.
 
     `metric`: "EPG" (precision) or "recall". Ours: macro mean over test positives with its 95 % interval and chance
     level. Rows that the grid doesn't hold have no numbers of ours.
     """
-    ours = overview(name)
     ours = ours[ours["view"] == view_name].set_index(["network", "regime", "method"])
     rows = []
     for cell in table(published_table).to_dict("records"):

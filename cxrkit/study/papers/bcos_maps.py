@@ -13,7 +13,7 @@ import cxrkit.attribution
 import cxrkit.models
 from cxrkit import metrics
 from cxrkit.attribution.inherent import bcos_rgba
-from cxrkit.data import Dataset
+from cxrkit.data import Batch, Dataset
 from cxrkit.errors import ParameterError
 from cxrkit.study.papers.bcos import network, regime
 from cxrkit.study.report import runs_of, view
@@ -209,7 +209,7 @@ def which_map(shown: Gallery) -> pd.DataFrame:
         model = shown.networks[title]
         with torch.no_grad():
             logits = model(batch.images)
-        maps = cxrkit.attribute(model, batch.images, "bcos")
+        maps = _maps_of(model, batch, boxed | torch.nn.functional.one_hot(logits.argmax(1), boxed.shape[1]).bool())
         highest = metrics.explained_maps(maps, logits, "predicted")[:, None].expand_as(maps)
         own, other = (metrics.energy_pointing_game(one, batch.masks) for one in (maps, highest))
         chance = metrics.chance_level(batch.masks)
@@ -218,3 +218,12 @@ def which_map(shown: Gallery) -> pd.DataFrame:
             means = {name: float(value[chosen].nanmean()) for name, value in scores.items()}
             rows.append({"network": title, "positives": subset, **means, "maps": int(chosen.sum())})
     return pd.DataFrame(rows)
+
+
+def _maps_of(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
+    """Maps of the wanted labels of each image, wanted bool [N, L]; zeros for the others, which cost nothing."""
+    maps = torch.zeros_like(batch.masks, dtype=torch.float32)
+    for column, label in enumerate(model.labels):
+        if (rows := wanted[:, column].nonzero()[:, 0]).numel():
+            maps[rows, column] = cxrkit.attribute(model, batch.images[rows], "bcos", [label])[:, 0].float()
+    return maps

@@ -66,6 +66,7 @@ def setup(app: Any) -> dict[str, Any]:
     # Sphinx hands out few large parts, of which the last keeps one core busy and the others waiting.
     sphinx.builders.make_chunks = _shares
     app.connect("builder-inited", _allow_parallel)
+    app.connect("builder-inited", _share_handlers)
     app.connect("html-page-context", _add_look)
     app.connect("html-page-context", _add_foot)
     app.connect("build-finished", _add_library)
@@ -81,6 +82,13 @@ def _shares(pages: Sequence[Any], _processes: int) -> list[Sequence[Any]]:
 def _allow_parallel(app: Any) -> None:
     for name in _SAFE & set(app.extensions):
         app.extensions[name].parallel_read_safe = True
+
+
+def _share_handlers(app: Any) -> None:
+    """One page holds what many hold: an extension that names the single page would hide the others' elements there."""
+    known = app.registry.translation_handlers
+    if app.builder.name == "singlehtml":
+        known["singlehtml"] = known.get("html", {}) | known.get("singlehtml", {})
 
 
 def _add_library(app: Any, error: Exception | None) -> None:

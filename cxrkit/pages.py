@@ -29,11 +29,19 @@ _SAFE = {"sphinx-mathjax-offline", "sphinx_multitoc_numbering", "sphinx_jupyterb
 _SHOWN = ("torch", "torchvision", "numpy", "bcos")
 _STYLE = "margin-top:2rem;padding-top:.6rem;border-top:1px solid var(--pst-color-border,#ccc);font-size:13px"
 
-# Long addresses may break anywhere; links stay readable on the grey of striped tables.
+# Long addresses may break anywhere, numbers in tables nowhere; links stay readable on the grey of striped tables. In
+# the dark, what cells put out lies on the page and not on the theme's pale grey; pictures stay white.
 _LOOK = """<style>
-.bd-article p, .bd-article li, .bd-article dd, .bd-article td, .bd-article code { overflow-wrap: anywhere; }
+.bd-article p, .bd-article li, .bd-article dd, .bd-article td a, .bd-article code { overflow-wrap: anywhere; }
+.bd-article td p { overflow-wrap: break-word; }
 .bd-article .cxr-scroll, .bd-article .pst-scrollable-table-container { overflow-x: auto; max-width: 100%; }
 html[data-theme="light"] body { --pst-color-link: #0b5ed7; }
+html[data-theme="dark"] body { --pst-color-link: #86b4f6; }
+html[data-theme="dark"] body .bd-content div.cell_output .text_html:not(:has(table.dataframe)) {
+  background: none; color: inherit; padding: 0;
+}
+html[data-theme="dark"] body .bd-content div.cell_output figure > img { background: #fff; padding: 0; }
+.bd-article table caption { color: inherit; }
 @media screen { .cxr-live > img { display: none; } }
 @media print { .cxr-interactive { display: none; } }
 </style>"""

@@ -146,10 +146,12 @@ def test_every_link_inside_the_book_leads_somewhere(book):
     assert broken == []
 
 
-def test_pages_are_accessible(book, page):
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_accessible(book, page, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
     axe, found = Axe(), []
+    page.emulate_media(color_scheme=scheme)
     for path in pages_of(book):
         page.goto(path.as_uri())
         page.wait_for_load_state("load")
@@ -160,17 +162,29 @@ def test_pages_are_accessible(book, page):
     assert found == []
 
 
+BROKEN_NUMBERS = """() => [...document.querySelectorAll(".bd-article td")].filter((cell) => {
+  if (!/^[-−+]?[\\d.,]+$/.test(cell.textContent.trim())) return false;
+  const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), range = document.createRange();
+  while (!texts.nextNode().textContent.trim());
+  range.selectNode(texts.currentNode);
+  return range.getClientRects().length > 1;
+}).length"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_fit_a_phone(book, browser, scheme):
     context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
-    page, wide = context.new_page(), []
+    page, wide, broken = context.new_page(), [], []
     for path in pages_of(book):
         page.goto(path.as_uri())
         page.wait_for_load_state("load")
         if (width := page.evaluate("document.documentElement.scrollWidth")) > 390:
             wide.append(f"{path.relative_to(book)}: {width}")
+        if cells := page.evaluate(BROKEN_NUMBERS):
+            broken.append(f"{path.relative_to(book)}: {cells} numbers over two lines")
     context.close()
     assert wide == []
+    assert broken == []
 
 
 def test_every_page_tells_how_it_was_made(book):

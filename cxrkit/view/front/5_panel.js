@@ -8,7 +8,7 @@ class Panel {
     [this.limit, this.held] = [limitOf, covered].map(remember);
     this.model = h("select", { onchange: () => this.choose("model") });
     this.method = h("select", { onchange: () => this.choose("method") });
-    this.canvas = h("canvas", { tabIndex: 0, className: "cxr-canvas", role: "img" });
+    this.canvas = h("canvas", { tabIndex: 0, className: "cxr-canvas", role: "img", ariaLabel: "A picture, being drawn" });
     this.message = h("p", { className: "cxr-message", role: "status" });
     this.stop = button("Stop", "Stop computing this map", () => viewer.store.cancel(...this.asked));
     this.stop.hidden = true;

@@ -80,9 +80,8 @@ def told(name: str, milliseconds: list[float], limit: float) -> None:
 
 
 def changes(page) -> None:
-    page.wait_for_function(
-        "[...document.querySelectorAll('.cxr-canvas')].filter((each) => each.ariaLabel.startsWith('Radio')).length === 6"
-    )
+    drawn = "[...document.querySelectorAll('.cxr-canvas')].filter((each) => each.ariaLabel.startsWith('Radiograph'))"
+    page.wait_for_function(f"{drawn}.length === {PANELS}")
     for name, values in (("Overlay", np.linspace(0.2, 1, REPEATS)), ("Threshold", np.linspace(0, 0.95, REPEATS))):
         told(f"{name}, {PANELS} panels at {SIZE}", page.evaluate(CHANGE, [name, values.tolist()]), 50)
     names = [("1", "two"), ("2", "three"), ("0", "one")] * 4

@@ -13,7 +13,7 @@ from pathlib import Path
 from cxrkit.errors import CxrkitError
 from cxrkit.study import grid, runs
 
-__all__ = ["GRIDS", "build", "build_single", "changed", "changes", "contents"]
+__all__ = ["GRIDS", "as_one", "build", "build_single", "changed", "changes", "contents"]
 
 # Whose results the pages show; a run that several of them hold is made once.
 GRIDS = ("quick", "benchmark", "training", "bcos", "normgrad", "covid", "path", "relevance", "synthesis")
@@ -59,7 +59,18 @@ def build_single() -> Path:
     build()
     project = runs.project_folder()
     _make(project, "--builder", "singlehtml")
-    return project / "_build" / "singlehtml" / "book" / "index.html"
+    return as_one(project / "_build" / "singlehtml")
+
+
+def as_one(folder: Path) -> Path:
+    """Put the single page that Sphinx made where its styles and links expect it; returns it."""
+    made, place = folder / "book" / "index.html", folder / "index.html"
+    hidden = folder / ".index.html"
+    text = made.read_text(encoding="utf-8").replace('href="book/index.html#', 'href="#')
+    hidden.write_text(text, encoding="utf-8")
+    os.replace(hidden, place)
+    made.unlink()
+    return place
 
 
 def _make(project: Path, *options: str) -> None:

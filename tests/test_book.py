@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from cxrkit.book import as_one
+
 PROJECT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.browser
 
@@ -94,6 +96,25 @@ def test_no_page_asks_for_anything_from_elsewhere(book, page):
         page.wait_for_load_state("load")
     outside = {url for url in page.requested if not url.startswith(("file:", "data:", "blob:"))}
     assert outside == set()
+
+
+def test_the_whole_book_on_one_page_without_reading_it_again(book, page):
+    if "CXRKIT_BOOK" in os.environ:
+        pytest.skip("the book that CXRKIT_BOOK names may be of other sources, which would be read again")
+    tool = Path(sys.executable).with_name("jupyter-book")
+    command = [str(tool), "build", str(PROJECT), "--path-output", str(book.parent.parent), "--builder", "singlehtml"]
+    outcome = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+    assert outcome.returncode == 0, outcome.stdout[-6000:] + outcome.stderr[-6000:]
+    assert "Executing notebook" not in outcome.stdout + outcome.stderr
+    page.goto(as_one(book.parent / "singlehtml").as_uri())
+    page.wait_for_load_state("load")
+    assert page.locator("figure img").count() > 50
+    assert "LRP" in page.locator("article").inner_text()
+    named = page.evaluate("""() => [...document.querySelectorAll("article a[href^='#']")]
+        .map((link) => decodeURIComponent(link.hash.slice(1)))
+        .filter((name) => name && !document.getElementById(name) && !document.getElementsByName(name).length)""")
+    assert named == []
+    assert {url.split(":")[0] for url in page.requested} <= {"file", "data", "blob"}
 
 
 def test_formulas_are_set_offline(book, page):

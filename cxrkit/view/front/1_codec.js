@@ -36,8 +36,17 @@ async function decode(record, [height, width], levels) {
   return { codes, lookup, counts, width, height, top: lookup[highest & 255], bottom: lookup[lowest & 255], peak };
 }
 
-async function decodeMask(text, [height, width]) {
-  if (!text) return null;
+// `texts`: the packed regions of one image, by label; like maps, what was shown before is there at once.
+const regions = new WeakMap();
+async function decodeMask(texts, label, grid) {
+  if (!texts[label]) return null;
+  if (!regions.has(texts)) regions.set(texts, new Map());
+  const known = regions.get(texts);
+  if (!known.has(label)) known.set(label, await unpackMask(texts[label], grid));
+  return known.get(label);
+}
+
+async function unpackMask(text, [height, width]) {
   const cover = Float32Array.from(await inflate(text), (byte) => byte / 255);
   return { cover, width, height, share: cover.reduce((sum, value) => sum + value, 0) / cover.length };
 }

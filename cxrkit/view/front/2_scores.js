@@ -9,6 +9,16 @@ function remember(slow) {
   };
 }
 
+// What is found out about a region once (with always the same other arguments).
+function perRegion(slow) {
+  const known = new WeakMap();
+  return (region, ...given) => {
+    if (!region) return slow(region, ...given);
+    if (!known.has(region)) known.set(region, slow(region, ...given));
+    return known.get(region);
+  };
+}
+
 // How much of the boxes each code covers, in cells: with the counts all that scores need to know of map and region.
 function covered({ codes }, { cover }) {
   const held = new Float64Array(256);
@@ -67,7 +77,7 @@ function grown({ cover, width, height }, reach) {
 }
 
 // Pointing game: is the maximum of the map near the boxes? `tolerance` is a share of the longer side.
-const acceptance = remember((region, tolerance) => {
+const acceptance = perRegion((region, tolerance) => {
   const near = grown(region, tolerance * Math.max(region.width, region.height));
   return { near, chance: near.reduce((sum, value) => sum + value, 0) / near.length };
 });

@@ -23,11 +23,15 @@ function table(name) {
   return colours;
 }
 
+const sheets = new WeakMap(); // of each canvas: the pixels that are written anew at each change
+
 // `colours`: "signed", or the ramp of a map whose negative values are left out. One look-up per pixel.
 function paintLayer(canvas, map, limit, colours, threshold) {
   const { width, height, codes } = map;
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-  const signed = colours === "signed", picture = new ImageData(width, height), of = new Uint32Array(256);
+  const signed = colours === "signed", pen = canvas.getContext("2d"), of = new Uint32Array(256);
+  if (sheets.get(canvas)?.width !== width || sheets.get(canvas).height !== height) sheets.set(canvas, new ImageData(width, height));
+  const picture = sheets.get(canvas);
   const [ups, downs] = [signed ? "positive" : colours, "negative"].map((name) => new Uint32Array(table(name).buffer));
   const least = threshold * Math.max(map.top, 0), pixels = new Uint32Array(picture.data.buffer);
   map.lookup.forEach((value, code) => {
@@ -36,7 +40,7 @@ function paintLayer(canvas, map, limit, colours, threshold) {
     of[code] = (value < 0 ? downs : ups)[Math.min(255, Math.round((255 * size) / limit))];
   });
   for (let i = 0; i < pixels.length; i++) pixels[i] = of[codes[i]];
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+  pen.putImageData(picture, 0, 0);
   return canvas;
 }
 
@@ -53,6 +57,8 @@ function frame([x0, y0, x1, y1], [height, width]) {
   const [a, b, c, d] = [x0 / width, y0 / height, x1 / width, y1 / height];
   return [[a, b, c, b], [c, b, c, d], [c, d, a, d], [a, d, a, b]];
 }
+
+const contourOf = perRegion(contour); // an image has one grid
 
 // The edge of a region of any shape: where coverage crosses one half between neighbouring cell centres.
 function contour(region, [rows, columns]) {

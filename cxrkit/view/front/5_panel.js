@@ -5,6 +5,7 @@ class Panel {
     Object.assign(this, { viewer, series, pending: true, asked: null });
     const layer = h("canvas");
     this.overlay = remember((...look) => paintLayer(layer, ...look));
+    this.shade = remember((...look) => { this.bar.style.backgroundImage = legendGradient(...look); });
     [this.limit, this.held] = [limitOf, covered].map(remember);
     this.model = h("select", { onchange: () => this.choose("model") });
     this.method = h("select", { onchange: () => this.choose("method") });
@@ -74,13 +75,13 @@ class Panel {
   show(reply, map = null) {
     Object.assign(this, { reply, map, pending: false });
     this.say(reply.error ?? "");
-    this.viewer.paint();
+    this.viewer.repaint(); // once, for all the panels whose maps came together
   }
 
   // Until the new map is there the panel stays as it was: an old map must not appear under a new label.
-  paint(limit) {
+  paint(limit, box) {
     const { state, record, bitmap, edges, cursor, view } = this.viewer;
-    const box = this.canvas.getBoundingClientRect(), ratio = window.devicePixelRatio || 1;
+    const ratio = window.devicePixelRatio || 1;
     const [width, height] = [Math.round(box.width * ratio), Math.round(box.height * ratio)];
     if (!bitmap || !width || this.pending) return;
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
@@ -100,7 +101,7 @@ class Panel {
       const [x, y] = cursor;
       this.outline(pen, [[0, y, 1, y], [x, 0, x, 1]], "#ffffff", [1, 3], ratio);
     }
-    this.bar.style.backgroundImage = legendGradient(this.colours, state.strength);
+    this.shade(this.colours, state.strength);
     this.bar.hidden = this.low.hidden = this.high.hidden = !this.map || !limit;
     this.low.textContent = this.colours === "signed" ? say(-limit, 2) : "0";
     this.high.textContent = say(limit, 2);

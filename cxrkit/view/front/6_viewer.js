@@ -104,12 +104,11 @@ class Viewer {
     fill(this.label, bundle.labels.map((name, i) => [i, told(i) === "present" ? `${name} (present)` : name]), state.label);
     if (record.error) return this.fail(record.error);
     const [bitmap, region, truth] = await Promise.all([
-      decodeImage(record), decodeMask(record.masks[state.label], record.grid), decodeMask(record.truth[state.label], record.grid)]);
+      decodeImage(record), decodeMask(record.masks, state.label, record.grid), decodeMask(record.truth, state.label, record.grid)]);
     if (turn !== this.turn) return;
     const boxes = record.boxes[state.label]?.flatMap((box) => frame(box, record.size));
     // Traced when they are first drawn.
-    const trace = [() => boxes ?? contour(region, record.grid), () => contour(truth, record.grid)].map(remember);
-    const edges = { boxes: trace[0], truth: trace[1] };
+    const edges = { boxes: () => boxes ?? contourOf(region, record.grid), truth: () => contourOf(truth, record.grid) };
     Object.assign(this, { record, bitmap, region, edges });
     this.fact.textContent = `Truth: ${told(state.label)}${region ? `, boxes cover ${percent(region.share)} of the image` : ""}`;
     for (const { canvas } of this.panels) canvas.style.setProperty("--shape", record.size[1] / record.size[0]);
@@ -138,7 +137,9 @@ class Viewer {
     const limits = panels.map((panel) => panel.pending || !panel.map ? 0 : panel.limit(panel.map, panel.colours === "signed", scale));
     const rows = panels.map(({ node }) => (scale === "row" ? node.offsetTop : 0));
     const joint = (i) => Math.max(...limits.filter((_, k) => rows[k] === rows[i]));
-    panels.forEach((panel, i) => panel.paint(scale === "row" || scale === "shared" ? joint(i) : limits[i]));
+    // Sizes are read before anything is written: a page laid out anew for each panel would be slow.
+    const sizes = panels.map(({ canvas }) => canvas.getBoundingClientRect());
+    panels.forEach((panel, i) => panel.paint(scale === "row" || scale === "shared" ? joint(i) : limits[i], sizes[i]));
     if (this.numbers.open) this.tabulate();
   }
 

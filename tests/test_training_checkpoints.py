@@ -163,22 +163,33 @@ def test_the_folder_is_hidden_beside_the_run(tmp_path):
     assert checkpoints.checkpoint_folder(chosen) == tmp_path / f".{runs.key(chosen)}.training"
 
 
-def test_two_processes_give_what_one_gives(tmp_path):
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port"],
+    "accelerate launch": [
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"),
+    ],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_give_what_one_gives(tmp_path, launcher):
     """Without batch norm, which each process would take over its own images."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script, out = Path(squares.__file__), tmp_path / "two.safetensors"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], str(port)]
     path = os.pathsep.join([str(script.parent), str(script.parents[1])])
     run = subprocess.run(
-        [*command, "--master_port", str(port), str(script), str(out)],
+        [*command, str(script), str(out)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert run.returncode == 0, run.stderr[-3000:]
+    assert {f"process {place} of 2" for place in (0, 1)} <= set(run.stdout.splitlines())
     squares.train_in_company(str(tmp_path / "one.safetensors"))
     one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     for name, value in one.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from itertools import chain
 
@@ -10,7 +11,9 @@ import pandas as pd
 import pytest
 import squares
 import torch
+import torch.nn.functional as F
 from squares import CLOCKS, RICH, Squares, fit, parameters, same, tiny
+from torch import nn
 
 import cxrkit
 from cxrkit import DataError, ModelError, ParameterError
@@ -211,6 +214,36 @@ def test_half_precision_trains_and_leaves_a_model_in_full_precision(data):
     assert {weight.dtype for weight in result.model.parameters()} == {torch.float32}
     assert result.model(data.batch([0]).images).dtype == torch.float32
     assert result.history["train_loss"].iloc[-1] < result.history["train_loss"].iloc[0]
+
+
+class TwoHeads(nn.Module):
+    """A network with a second head for training, as InceptionV3 has one, weighted 0.4."""
+
+    labels, card = squares.LABELS, {"auxiliary": True}
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(32 * 32, 2), nn.Linear(32 * 32, 2)
+
+    def forward(self, images, auxiliary=False):
+        flat = images.flatten(1)
+        return (self.first(flat), ((0.4, self.second(flat)),)) if auxiliary else self.first(flat)
+
+
+def test_a_second_head_is_trained_by_its_share_of_the_loss(data):
+    model = TwoHeads()
+    before = copy.deepcopy(model)
+    train = data.split("train")
+    options = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "learning_rate": 0.1, "schedule": "constant"}
+    trained = fit(data, model, epochs=1, batch_size=len(train), **options).model
+    batch = train.batch(range(len(train)))
+    logits, ((share, other),) = before(batch.images, auxiliary=True)
+    (
+        F.binary_cross_entropy_with_logits(logits, batch.targets)
+        + share * F.binary_cross_entropy_with_logits(other, batch.targets)
+    ).backward()
+    for name, weight in before.named_parameters():
+        torch.testing.assert_close(trained.get_parameter(name), weight - 0.1 * weight.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_compiling_is_asked_for_and_undone(data, monkeypatch):

@@ -67,7 +67,7 @@ def test_cells_and_clouds_hold_their_values():
 def test_a_chart_adds_little_to_a_page_and_names_stay_text():
     frame = TABLE.replace({"a": HOSTILE, "p": "</script>" + HOSTILE})
     text = to_html(charts.grouped_bars(frame, "x", "y", "by", title=HOSTILE))
-    content = text.split('<script type="application/json">')[1].split("</script>")[0]
+    content = text.split('<script type="application/json" data-ink="#1d2530">')[1].split("</script>")[0]
     assert len(content) < 4_000
     assert json.loads(content)["data"][0]["name"] == "&lt;/script&gt;" + HOSTILE.replace("<", "&lt;").replace(
         ">", "&gt;"
@@ -136,6 +136,8 @@ def test_ink_follows_the_theme_and_print_shows_the_picture(chart_page):
     page.add_style_tag(content='html[data-theme="dark"] body { color: rgb(200, 210, 220); background: #111 }')
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
     page.wait_for_function("getComputedStyle(document.querySelector('.xtick text')).fill === 'rgb(200, 210, 220)'")
+    stroke = page.locator(".errorbar path, path.yerror").first.evaluate("path => getComputedStyle(path).stroke")
+    assert stroke == "rgb(200, 210, 220)"  # the intervals' too
     page.emulate_media(media="print")
     assert page.locator("figure > img").is_visible()
     assert not page.locator(".cxr-interactive").is_visible()

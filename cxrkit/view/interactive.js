@@ -17,40 +17,32 @@
     return library;
   }
 
-  // Colours of the page, light or dark; those of the data stay.
-  function look() {
-    const style = getComputedStyle(document.body);
-    const ink = style.color;
+  // In the page's colours, light or dark; those of the data stay.
+  function read(script) {
+    const style = getComputedStyle(document.body), ink = style.color, none = "rgba(0,0,0,0)";
     const rule = style.getPropertyValue("--pst-color-border").trim() || "#c9c9c9";
-    return { ink, rule };
-  }
-
-  function dressed(layout) {
-    const { ink, rule } = look();
-    const dress = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
-    dress.font = { ...layout.font, color: ink };
+    const { data, layout } = JSON.parse(script.textContent.replaceAll(JSON.stringify(script.dataset.ink), JSON.stringify(ink)));
+    Object.assign(layout, { paper_bgcolor: none, plot_bgcolor: none, font: { ...layout.font, color: ink } });
     // A finger that moves over a chart scrolls the page.
-    dress.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
-    for (const name of Object.keys(layout)) {
-      if (/^[xy]axis/.test(name)) dress[name] = { ...layout[name], gridcolor: rule, linecolor: rule, zerolinecolor: rule };
+    layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
+    for (const name of Object.keys(layout).filter((name) => /^[xy]axis/.test(name))) {
+      Object.assign(layout[name], { gridcolor: rule, linecolor: rule, zerolinecolor: rule });
     }
-    return dress;
+    return [data, layout, CONFIG];
   }
 
   async function draw(figure) {
-    const picture = figure.querySelector("img");
-    const { data, layout } = JSON.parse(figure.querySelector("script").textContent);
+    const picture = figure.querySelector("img"), script = figure.querySelector("script");
     try {
       await load();
       const box = document.createElement("div");
       box.className = "cxr-interactive";
       Object.assign(box, { role: "img", ariaLabel: picture.alt });
       figure.prepend(box);
-      await Plotly.newPlot(box, data, dressed(layout), CONFIG);
+      await Plotly.newPlot(box, ...read(script));
       figure.classList.add("cxr-live");
-      new MutationObserver(() => Plotly.react(box, data, dressed(layout), CONFIG)).observe(document.documentElement, {
-        attributeFilter: ["data-theme"],
-      });
+      const themes = new MutationObserver(() => Plotly.react(box, ...read(script)));
+      themes.observe(document.documentElement, { attributeFilter: ["data-theme"] });
     } catch {
       figure.querySelector(".cxr-interactive")?.remove();
     }

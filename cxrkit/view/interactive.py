@@ -30,12 +30,19 @@ _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cros
 _LINE = {"color": INK, "width": 1.2, "dash": "dot"}
 
 
-def bars(frame: pd.DataFrame, x: str, y: str, by: str | None = None, level: float | None = None, **look: Any) -> Figure:
+def bars(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str | None = None,
+    level: float | None = None,
+    lying: bool = False,
+    **look: Any,
+) -> Figure:
     """Bars in groups, with the columns low and high as intervals and a tick at chance, where there are such columns.
 
-    ``look``: see `_laid_out`; ``lying``: bars from left to right.
+    ``lying``: from left to right; ``look``: see `_laid_out`.
     """
-    lying = look.pop("lying", False)
     figure = _empty()
     for place, (name, part) in enumerate(_parts(frame, by)):
         across, along = ("y", "x") if lying else ("x", "y")

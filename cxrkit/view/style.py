@@ -149,7 +149,8 @@ def _chart(figure: Figure) -> str:
     from cxrkit.view.interactive import to_json
 
     content = to_json(figure.interactive)
-    return "" if len(content) > LARGEST_DATA else f'<script type="application/json">{content}</script>'
+    # The page's script puts its own ink in the place of this one, which is too dark for a dark page.
+    return "" if len(content) > LARGEST_DATA else f'<script type="application/json" data-ink="{INK}">{content}</script>'
 
 
 def _data_link(figure: Figure) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import sphinx.builders
 
 import cxrkit
+from cxrkit.study.grid.execute import ALLOCATOR
 from cxrkit.view import interactive
 
 __all__ = ["foot", "parameters_of", "setup"]
@@ -71,6 +72,8 @@ def setup(app: Any) -> dict[str, Any]:
     # Pages are executed several at a time; each gets its share of the cores.
     app.parallel = max(app.parallel, min(os.cpu_count() or 1, _AT_ONCE))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // app.parallel)))
+    for name, value in ALLOCATOR.items():  # for the kernels
+        os.environ.setdefault(name, value)
     # Sphinx hands out few large parts, of which the last keeps one core busy and the others waiting.
     sphinx.builders.make_chunks = _shares
     app.connect("builder-inited", _allow_parallel)

@@ -18,9 +18,11 @@ from cxrkit.errors import CxrkitError
 from cxrkit.study.grid import processes
 from cxrkit.study.grid.store import LEASE, disk_full
 
-__all__ = ["Job", "Outcome", "Settings", "end_all", "execute"]
+__all__ = ["ALLOCATOR", "Job", "Outcome", "Settings", "end_all", "execute"]
 
 _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM", "BLIS", "RAYON")
+# Linux' allocator gives large blocks back after each use and asks for them anew, a tenth of a training's time on a CPU.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 _FULL = ("No space left on device", "Disk quota exceeded")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _FATAL = {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"}  # sent by someone; others are the kernel's own crash
@@ -152,7 +154,7 @@ def _environment(job: Job, settings: Settings) -> dict[str, str]:
         chosen |= {f"{name}_NUM_THREADS": str(settings.threads) for name in _THREADS}
     if settings.gpu is not None:
         chosen["CUDA_VISIBLE_DEVICES"] = settings.gpu
-    return os.environ | chosen | settings.environment
+    return ALLOCATOR | os.environ | chosen | settings.environment
 
 
 class _Watch:

@@ -6,7 +6,6 @@ import ast
 import html
 import json
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import sphinx.builders
+from plotly.offline import get_plotlyjs
 
 import cxrkit
 from cxrkit.study.grid.execute import ALLOCATOR
@@ -107,7 +107,7 @@ def _add_library(app: Any, error: Exception | None) -> None:
     if error is None and app.builder.format == "html":
         place = Path(app.outdir, "_vendor", "plotly.min.js")
         place.parent.mkdir(exist_ok=True)
-        shutil.copyfile(interactive.library(), place)
+        place.write_text(get_plotlyjs(), encoding="utf-8")
 
 
 def _add_look(_app: Any, _page: str, _template: str, context: dict[str, Any], _tree: Any) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from plotly.offline import get_plotlyjs
 
 from cxrkit import pages
 from cxrkit.view import charts, figures, interactive
-from cxrkit.view.style import to_html
+from cxrkit.view.style import COLOURS, to_html
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 TABLE = pd.DataFrame({"x": list("aabb"), "by": list("pqpq"), "y": [0.1, 0.2, 0.3, 0.4], "low": 0.05, "high": 0.5})
@@ -50,11 +50,37 @@ def test_a_band_lies_between_low_and_high():
     assert high.fill == "tonexty"
 
 
-def test_learning_curves_show_losses_and_areas_side_by_side():
-    history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "validation_auc": [0.6, 0.7]})
+def test_a_line_keeps_its_colour_where_another_is_missing():
+    frame = pd.DataFrame({"t": [0, 0, 0], "v": [1, 2, 3], "by": ["p", "q", "q"], "c": ["m", "m", "n"]})
+    live = charts.lines(frame, "t", "v", "by", columns="c").interactive
+    assert [trace.line.color for trace in live.data] == [COLOURS[0], COLOURS[1], COLOURS[1]]
+
+
+def test_learning_curves_tell_what_their_picture_tells():
+    history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "validation_loss": [1, 0.6]})
+    history = history.assign(validation_auc=[0.7, 0.6], learning_rate=[1e-3, 1e-4])
     live = figures.training_curves(history).interactive
-    assert [(trace.name, list(trace.y)) for trace in live.data] == [("train", [1, 0.5]), ("validation", [0.6, 0.7])]
-    assert [note.text for note in live.layout.annotations] == ["loss", "AUC"]
+    assert [(trace.name, list(trace.y)) for trace in live.data][2] == ("validation", [0.7, 0.6])
+    assert live.data[2].line.color == live.data[1].line.color == COLOURS[1]
+    assert [note.text for note in live.layout.annotations] == [
+        *("loss", "AUC", "learning rate"),
+        "best: 0.700 in epoch 1",
+    ]
+    assert (live.layout.shapes[0].x0, live.layout.yaxis3.type) == (1, "log")
+    kept = figures.training_curves(history, best_epoch=2).interactive
+    assert kept.layout.annotations[-1].text == "kept: 0.600 in epoch 2"
+
+
+def test_trials_have_the_best_so_far_as_a_line():
+    trials = pd.DataFrame({"evaluation": [0, 1, 2], "epochs": [1, 1, 3], "score": [0.6, 0.5, 0.8]})
+    live = figures.search_trials(trials).interactive
+    assert [trace.name for trace in live.data] == ["1 epoch", "3 epochs", "best so far"]
+    assert list(live.data[2].y) == [0.6, 0.6, 0.8]
+
+
+def test_a_missing_score_is_said():
+    live = figures.score_bars(pd.DataFrame({"name": ["A", "B"], "EPG": [0.2, np.nan]})).interactive
+    assert [(trace.text, list(trace.y)) for trace in live.data if trace.type == "scatter"] == [("no score", ["B"])]
 
 
 def test_cells_and_clouds_hold_their_values():
@@ -79,7 +105,7 @@ def test_a_chart_adds_little_to_a_page_and_names_stay_text():
 def chart_page(tmp_path, browser):
     """A page with one chart far below the first screen, as the book would hold it."""
     (tmp_path / "_vendor").mkdir()
-    shutil.copy(interactive.library(), tmp_path / "_vendor" / "plotly.min.js")
+    (tmp_path / "_vendor" / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
     frame = TABLE.replace({"a": HOSTILE})
     chart = to_html(charts.grouped_bars(frame, "x", "y", "by", title="T"))
     (tmp_path / "index.html").write_text(

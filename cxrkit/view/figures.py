@@ -219,7 +219,8 @@ def threshold_curves(frame: pd.DataFrame, by: str = "method") -> Figure:
     if "chance" in frame:
         level = {by: "chance", "threshold": [first, last], "kind": "precision", "share": frame["chance"].mean()}
         long = pd.concat([long, pd.DataFrame(level)])
-    live = interactive.curves(long, "threshold", "share", by, "kind", percent="y", up="EPG")
+    across = "threshold, share of the map's maximum"
+    live = interactive.curves(long, "threshold", "share", by, "kind", percent="y", up="EPG", across=across)
     return describe(figure, f"As the threshold rises from {first:g} to {last:g}, {'; '.join(sentences)}.", frame, live)
 
 

@@ -7,12 +7,9 @@ comes into view (``interactive.js``); the picture stays for print, and wherever 
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +20,7 @@ from cxrkit.view.style import COLOURS, INK
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["bars", "cells", "curves", "library", "points", "script", "to_json"]
+__all__ = ["bars", "cells", "curves", "points", "script", "to_json"]
 
 _BAND = 0.15  # opacity
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x")
@@ -52,6 +49,10 @@ def bars(
             reach = {"array": part["high"] - part[y], "arrayminus": part[y] - part["low"], "symmetric": False}
             trace[f"error_{along}"] = reach | {"thickness": 1.2, "width": 0, "color": INK}
         figure.add_bar(**trace, orientation="h" if lying else "v")
+    if (none := frame[frame[y].isna()]).size:
+        places = dict(zip(("y", "x") if lying else ("x", "y"), (none[x].map(_plain), [0] * len(none)), strict=True))
+        where = "middle right" if lying else "top center"
+        figure.add_scatter(**places, mode="text", text="no score", textposition=where, showlegend=False)
     if "chance" in frame and frame["chance"].notna().any():
         mark = {"symbol": "line-ns" if lying else "line-ew", "size": 18, "line": {"color": INK, "width": 1.4}}
         places = {"y": frame[x].map(_plain), "x": frame["chance"]}
@@ -86,7 +87,9 @@ def curves(
     for at, panel in enumerate(panels):
         shown = frame[frame[columns].astype(str) == panel] if columns else frame
         row, column = divmod(at, _across(panels))
-        for place, (name, part) in enumerate(_parts(shown, by)):
+        for place, (name, part) in enumerate(_parts(shown, by, of=frame)):
+            if part.empty:
+                continue
             known = {"name": name, "legendgroup": name, "showlegend": bool(name) and name not in listed}
             listed.add(name)
             _line(figure, part.sort_values(x), x, y, place, known, {"row": row + 1, "col": column + 1}, linked)
@@ -123,19 +126,13 @@ def cells(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], digit
 
 def to_json(figure: Figure) -> str:
     """The figure for a page: data and layout, safe inside a ``script`` element."""
-    plain = json.loads(figure.to_json())
-    return json.dumps({"data": plain["data"], "layout": plain["layout"]}, separators=(",", ":")).replace("<", "\\u003c")
+    return figure.to_json().replace("<", "\\u003c")
 
 
 @cache
 def script() -> str:
     """What turns a page's pictures into their charts; it loads the library when the first comes into view."""
     return files("cxrkit.view").joinpath("interactive.js").read_text(encoding="utf-8")
-
-
-def library() -> Path:
-    """plotly's own script, which a book carries as ``_vendor/plotly.min.js``."""
-    return Path(import_module("plotly").__file__).parent / "package_data" / "plotly.min.js"
 
 
 def _empty(panels: Sequence[str] = ("",), shared: bool = True) -> Figure:
@@ -151,11 +148,12 @@ def _across(panels: Sequence[str]) -> int:
     return min(len(panels), 4)
 
 
-def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[str, pd.DataFrame]]:
+def _parts(frame: pd.DataFrame, by: str | None, of: pd.DataFrame | None = None) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each value of ``by`` that the whole table ``of`` holds, in its order: a value keeps its colour."""
     if by is None:
         return [("", frame)]
-    names = frame[by].astype(str)
-    return [(_plain(name), frame[names == name]) for name in dict.fromkeys(names)]
+    names = dict.fromkeys((frame if of is None else of)[by].astype(str))
+    return [(_plain(name), frame[frame[by].astype(str) == name]) for name in names]
 
 
 def _line(

@@ -58,34 +58,49 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None = None) -> Fig
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             ax.grid(axis="y")
     told = f"Learning curves, epochs {epochs.min()} to {epochs.max()}. {' '.join(sentences)}"
-    drawn = {column: ("loss", name) for name, column in losses.items()}
+    drawn = {column: ("loss", {"train": "training"}.get(name, name)) for name, column in losses.items()}
     drawn |= {column: ("AUC", name) for name, column in areas.items()}
-    drawn |= {"learning_rate": ("learning rate", "")} if moves else {}
-    return describe(figure, told, history, _live(history, drawn))
+    drawn |= {"learning_rate": ("learning rate", "rate")} if moves else {}
+    live = _live(history, drawn)
+    if areas:
+        kept, told_of = _kept(history, areas, best_epoch)
+        side = "bottom left" if 2 * kept >= len(epochs) else "bottom right"
+        look = {"line_dash": "dot", "line_color": INK, "annotation_text": told_of, "annotation_position": side}
+        live.add_vline(epochs[kept], row=1, col=2, **look)
+    if moves and (history["learning_rate"] > 0).all():
+        live.update_yaxes(type="log", exponentformat="e", col=panels)
+    return describe(figure, told, history, live)
 
 
 def _live(history: pd.DataFrame, drawn: dict[str, tuple[str, str]]) -> Any:
     long = history.melt("epoch", list(drawn), "column", "value")
     long["panel"] = [drawn[column][0] for column in long["column"]]
-    long["fold"] = [drawn[column][1] for column in long["column"]]
-    return interactive.curves(long, "epoch", "value", "fold", "panel", shared=False, up="")
+    long["line"] = [drawn[column][1] for column in long["column"]]
+    return interactive.curves(long, "epoch", "value", "line", "panel", shared=False, up="")
+
+
+def _kept(history: pd.DataFrame, areas: dict[str, str], best_epoch: int | None) -> tuple[int, str]:
+    """The row of the epoch that is marked, and what is written there."""
+    epochs, values = history["epoch"].to_numpy(), history[areas.get("validation", next(iter(areas.values())))]
+    highest = int(np.nanargmax(values.to_numpy(dtype=float)))
+    kept = highest if best_epoch is None else int(np.flatnonzero(epochs == best_epoch)[0])
+    return kept, f"{'best' if kept == highest else 'kept'}: {values.iloc[kept]:.3f} in epoch {epochs[kept]}"
 
 
 def _areas(ax: Axes, history: pd.DataFrame, areas: dict[str, str], best_epoch: int | None) -> str:
     epochs, values = history["epoch"].to_numpy(), history[areas.get("validation", next(iter(areas.values())))]
     for name, column in areas.items():
         draw_line(ax, epochs, history[column], name, 1 + (name == "test"))
+    kept, told = _kept(history, areas, best_epoch)
     highest = int(np.nanargmax(values.to_numpy(dtype=float)))
-    best = highest if best_epoch is None else int(np.flatnonzero(epochs == best_epoch)[0])
-    word = "best" if best == highest else "kept"
-    ax.plot(epochs[best], values.iloc[best], "o", ms=10, mfc="none", mec=INK, mew=1.2)
-    ax.set_title(f"{word}: {values.iloc[best]:.3f} in epoch {epochs[best]}", loc="right")
+    ax.plot(epochs[kept], values.iloc[kept], "o", ms=10, mfc="none", mec=INK, mew=1.2)
+    ax.set_title(told, loc="right")
     ax.set(ylabel="validation AUC" if len(areas) == 1 else "AUC")
     ax.margins(y=0.1)
     if len(areas) > 1:
         ax.legend()
     text = f"The validation AUC is highest, {values.iloc[highest]:.3f}, in epoch {epochs[highest]}."
-    return text if best == highest else f"{text} Kept is epoch {epochs[best]}, {values.iloc[best]:.3f}."
+    return text if kept == highest else f"{text} Kept is epoch {epochs[kept]}, {values.iloc[kept]:.3f}."
 
 
 def search_trials(trials: pd.DataFrame, score: str = "score") -> Figure:
@@ -113,6 +128,8 @@ def search_trials(trials: pd.DataFrame, score: str = "score") -> Figure:
         return describe(figure, f"{len(trials)} trials, none with a score.", trials)
     named = trials.assign(epochs=[f"{epochs} epoch{'s' * (epochs != 1)}" for epochs in trials["epochs"]])
     live = interactive.curves(named, "evaluation", "score", "epochs", linked=False, across="trial", up=score)
+    line = {"color": SOFT, "shape": "hv"}
+    live.add_scatter(x=trials["evaluation"], y=best, mode="lines", line=line, name="best so far")
     top = known.loc[known["score"].idxmax()]
     text = f"{len(trials)} trials. The best {score}, {top['score']:.3f}, is that of trial {top['evaluation']:g}"
     return describe(figure, f"{text}, after {top['epochs']:g} epochs.", trials, live)

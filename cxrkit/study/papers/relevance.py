@@ -29,7 +29,6 @@ __all__ = [
     "foreground_bound",
     "least_cover",
     "limits",
-    "limits_by_method",
     "network",
     "overlap_table",
     "scored",
@@ -111,14 +110,6 @@ def limits(areas: pd.DataFrame | None = None) -> pd.DataFrame:
     map."""
     cells = table("relevance_tab2_miou").merge(box_areas() if areas is None else areas, on="class")
     return cells.assign(above=cells["mean_iou"] > cells["empty"])
-
-
-def limits_by_method(found: pd.DataFrame) -> pd.DataFrame:
-    """`limits` by method and threshold: mean over the classes, that of an empty map, and how many classes beat it."""
-    grouped = found.groupby(["method", "threshold"], sort=False)
-    columns = {"paper": ("mean_iou", "mean"), "empty map": ("empty", "mean"), "classes above": ("above", "sum")}
-    rows = grouped.agg(**columns).reset_index()
-    return rows.sort_values(["method", "threshold"]).rename(columns={"threshold": "T"})
 
 
 def least_cover(threshold: float, cells: int = 7, size: int = 224) -> float:

@@ -104,8 +104,9 @@ def ready(page, method="layercam", number=0):
 
 
 def scores(page, number=0):
-    stats = panel(page, number).locator(".cxr-stat").all()
-    return {stat.locator("span").text_content(): stat.locator("b").text_content() for stat in stats}
+    """The scores under a panel, read at one moment."""
+    parts = "all => all.map(each => ['span', 'b'].map(part => each.querySelector(part).textContent))"
+    return dict(panel(page, number).locator(".cxr-stat").evaluate_all(parts))
 
 
 def test_page_compares_two_methods_and_scores_them(open_page, bundle):

@@ -68,13 +68,12 @@ class Panel {
   }
 
   say(text, computing = false) {
-    this.message.textContent = text;
+    if (this.message.textContent !== text) this.message.textContent = text; // a live region, read out when it is written
     this.stop.hidden = !computing;
   }
 
   show(reply, map = null) {
     Object.assign(this, { reply, map, pending: false });
-    this.say(reply.error ?? "");
     this.viewer.repaint(); // once, for all the panels whose maps came together
   }
 
@@ -84,6 +83,7 @@ class Panel {
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = [Math.round(box.width * ratio), Math.round(box.height * ratio)];
     if (!bitmap || !width || this.pending) return;
+    this.say(this.reply.error ?? ""); // with the picture and the scores: never beside those of the map before
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
     const pen = this.canvas.getContext("2d"), side = 1 / view.zoom;
     const put = (picture) => pen.drawImage(picture, view.x * picture.width, view.y * picture.height,

@@ -126,6 +126,7 @@ class Viewer {
     this.fact.textContent = "";
     for (const panel of this.panels) {
       panel.show({ error });
+      panel.say(error);
       Object.assign(panel.canvas, { width: 0, ariaLabel: error }); // no width: nothing of the last image is left
       panel.scores.replaceChildren(panel.line = "");
     }

@@ -155,6 +155,17 @@ def test_every_label_may_have_its_own_cutoff(answers):
         classification_report(targets, probabilities, ["a", "b", "c"], cutoff=[0.3, 0.5])
 
 
+def test_exclusive_classes_need_no_cutoff():
+    probabilities = np.array([[0.4, 0.3, 0.3], [0.2, 0.5, 0.3], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4], [0.4, 0.2, 0.4]])
+    targets = np.eye(3)[[0, 0, 1, 2, 2]]
+    frame = classification_report(targets, probabilities, ["a", "b", "c"], exclusive=True).set_index("label")
+    assert frame["recall"].tolist() == pytest.approx([1 / 2, 1, 1 / 2, 3 / 5, 2 / 3])
+    assert frame["precision"].tolist() == pytest.approx([1 / 2, 1 / 2, 1, 3 / 5, 2 / 3])
+    cut = classification_report(targets, probabilities, ["a", "b", "c"]).set_index("label")
+    assert cut.loc["a", "recall"] == cut.loc["c", "recall"] == 0
+    assert cut["auc"].equals(frame["auc"])
+
+
 def best_by_trying(truth: np.ndarray, probability: np.ndarray, criterion: str) -> float:
     scores = []
     for cutoff in [-1, *probability]:

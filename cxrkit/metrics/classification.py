@@ -31,13 +31,16 @@ def classification_report(
     labels: Sequence[str],
     cutoff: float | Sequence[float] = 0.5,
     zero_division: float = np.nan,
+    exclusive: bool = False,
 ) -> pd.DataFrame:
     """One row per label, then "micro" (all entries as one label), then "macro" (the mean over labels).
 
     ``targets`` ``[N, L]``: 0, 1, or nan where unknown (left out for that label alone); ``probabilities`` ``[N,
     L]`` in [0, 1]; a label is predicted where its probability exceeds ``cutoff``, one number or one per label
-    (see :func:`operating_cutoffs`; nan: the metrics that need a cutoff are nan). Columns: label, n, positives,
-    prevalence, accuracy, precision, recall, specificity, f1, auc, average_precision, degenerate.
+    (see :func:`operating_cutoffs`; nan: the metrics that need a cutoff are nan). ``exclusive`` classes need no
+    cutoff: an image gets the one of highest probability (the first of several), even where that is below one half.
+    Columns: label, n, positives, prevalence, accuracy, precision, recall, specificity, f1, auc,
+    average_precision, degenerate.
     ``zero_division`` is what precision, recall, specificity and F1 are when their denominator is 0 (papers
     often mean 0). A label with one class only has no AUC and no average precision (nan) and counts as
     ``degenerate``. Macro is the mean over the labels for which a metric is defined, and counts the degenerate
@@ -51,23 +54,24 @@ def classification_report(
     cutoffs = np.asarray(cutoff, dtype=np.float64)
     if cutoffs.shape not in ((), (len(labels),)):
         raise ParameterError(f"cutoff has shape {cutoffs.shape}; expected one number, or one for each of {labels}")
-    known, cutoffs = ~np.isnan(targets), np.broadcast_to(cutoffs, targets.shape)
+    if exclusive:
+        predicted = np.where(np.arange(len(labels)) == probabilities.argmax(1)[:, None], 1.0, 0.0)
+    else:
+        predicted = np.where(np.isnan(cutoffs), np.nan, probabilities > cutoffs)
+    known, values = ~np.isnan(targets), np.stack([targets, probabilities, predicted])
     rows = [
-        {
-            "label": label,
-            **_row(targets[where, column], probabilities[where, column], cutoffs[where, column], zero_division),
-        }
+        {"label": label, **_row(*values[:, where, column], zero_division)}
         for column, (label, where) in enumerate(zip(labels, known.T, strict=True))
     ]
     frame = pd.DataFrame(rows)
-    micro = _row(targets[known], probabilities[known], cutoffs[known], zero_division)
+    micro = _row(*values[:, known], zero_division)
     macro = {name: frame[name].mean() for name in ("prevalence", *METRICS)}
     macro |= {name: frame[name].sum() for name in ("n", "positives", "degenerate")}
     averages = pd.DataFrame([{"label": "micro", **micro}, {"label": "macro", **macro}])
     return pd.concat([frame, averages], ignore_index=True)
 
 
-def _row(target: np.ndarray, probability: np.ndarray, cutoff: np.ndarray, zero_division: float) -> dict[str, float]:
+def _row(target: np.ndarray, probability: np.ndarray, predicted: np.ndarray, zero_division: float) -> dict[str, float]:
     truth = target.astype(int)
     both = len(np.unique(truth)) == 2
     counts = {"n": len(truth), "positives": int(truth.sum())}
@@ -75,17 +79,17 @@ def _row(target: np.ndarray, probability: np.ndarray, cutoff: np.ndarray, zero_d
         return counts | {"prevalence": np.nan} | dict.fromkeys(METRICS, np.nan) | {"degenerate": 1}
     return counts | {
         "prevalence": truth.mean(),
-        **_decided(truth, probability, cutoff, zero_division),
+        **_decided(truth, predicted, zero_division),
         "auc": sklearn_metrics.roc_auc_score(truth, probability) if both else np.nan,
         "average_precision": sklearn_metrics.average_precision_score(truth, probability) if both else np.nan,
         "degenerate": int(not both),
     }
 
 
-def _decided(truth: np.ndarray, probability: np.ndarray, cutoff: np.ndarray, zero_division: float) -> dict[str, float]:
-    if np.isnan(cutoff).any():
+def _decided(truth: np.ndarray, predicted: np.ndarray, zero_division: float) -> dict[str, float]:
+    if np.isnan(predicted).any():
         return dict.fromkeys(DECIDED, np.nan)
-    predicted = (probability > cutoff).astype(int)
+    predicted = predicted.astype(int)
     given = {"y_true": truth, "y_pred": predicted, "zero_division": zero_division}
     return {
         "accuracy": sklearn_metrics.accuracy_score(truth, predicted),

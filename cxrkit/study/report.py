@@ -84,12 +84,15 @@ def test_auc(run: runs.Run) -> float:
     return float(report.loc[report["label"] == "macro", "auc"].iloc[0])
 
 
-def classification_of(predictions: pd.DataFrame, cutoff: float = 0.5) -> pd.DataFrame:
-    """Classification metrics per label and their macro mean; predictions as `training.predict` gives them."""
+def classification_of(predictions: pd.DataFrame, cutoff: float = 0.5, exclusive: bool = False) -> pd.DataFrame:
+    """Classification metrics per label and their macro mean; predictions as `training.predict` gives them.
+
+    `exclusive`: an image gets the class of highest probability, as `training.Fit.exclusive` says of a training.
+    """
     labels = list(dict.fromkeys(predictions["label"]))
     shape = (-1, len(labels))
     targets, probabilities = (predictions[name].to_numpy().reshape(shape) for name in ("target", "probability"))
-    return classification_report(targets, probabilities, labels, cutoff=cutoff)
+    return classification_report(targets, probabilities, labels, cutoff=cutoff, exclusive=exclusive)
 
 
 def pointing_table(scores: pd.DataFrame, threshold: float = 0.0, cutoff: float = 0.5) -> pd.DataFrame:

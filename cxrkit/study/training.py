@@ -58,13 +58,15 @@ _WAITING = 0.2
 class Fit:
     """What training gives: the chosen model, the history by epoch, which epoch was best, and how it was computed.
 
-    `card`: precision, selection, criterion, loss, epoch; also in the model's card under "training".
+    `card`: precision, selection, criterion, loss, epoch; also in the model's card under "training". `exclusive`: its
+    classes exclude each other, so that an image gets the one of highest probability.
     """
 
     model: nn.Module
     history: pd.DataFrame
     best_epoch: int
     card: dict[str, Any] = field(default_factory=dict)
+    exclusive: bool = False
 
 
 def print_epoch(row: dict) -> None:
@@ -167,7 +169,8 @@ class _Training:
         self.card["epoch"] = state.best_epoch
         if isinstance(trained, cxrkit.models.Classifier):
             trained.card |= {"training": self.card, "activation": self.activation}
-        return Fit(trained.eval(), pd.DataFrame(state.history), state.best_epoch, self.card)
+        history, exclusive = pd.DataFrame(state.history), self.activation == "softmax"
+        return Fit(trained.eval(), history, state.best_epoch, self.card, exclusive)
 
     def _train_epoch(self) -> None:
         state, start, waited = self.state, time.perf_counter(), self.feed.waited
@@ -361,7 +364,8 @@ def train(parameters: TrainParameters, report: Callable[[dict], None] | None = N
     if not PartialState().is_main_process:
         return runs.key(parameters)
     predictions = predict(result.model, data.split("test"))
-    return keep(parameters, result, predictions=predictions, classification=tables.classification_of(predictions))
+    classification = tables.classification_of(predictions, exclusive=result.exclusive)
+    return keep(parameters, result, predictions=predictions, classification=classification)
 
 
 def main(arguments: list[str] | None = None) -> None:

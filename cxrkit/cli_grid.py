@@ -118,6 +118,19 @@ def grid_clean(
         console.print(f"{len(found)} deleted.")
 
 
+@grid_app.command("keep")
+def grid_keep(
+    paper: Annotated[str, typer.Argument(help="a paper, whose tables are kept, from the grid of its name")],
+    profile: Profile = None,
+    source: Annotated[str, typer.Option(help="whose images they are and on what terms, in a sentence")] = "",
+) -> None:
+    """Keep the tables of a finished grid in book/results, for a book that is built without it."""
+    from cxrkit.study.papers import kept
+
+    place = kept.keep(paper, f"{paper}:{profile}" if profile else paper, source)
+    console.print(f"Kept in {place.relative_to(place.parents[2])}; the page of the paper's study shows it.")
+
+
 def run_grid(
     file: str | tuple[str, ...],
     workers: int = 0,

@@ -6,7 +6,6 @@ import ast
 import html
 import json
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -18,6 +17,7 @@ import sphinx.builders
 from plotly.offline import get_plotlyjs
 
 import cxrkit
+from cxrkit.study import runs
 from cxrkit.study.grid.execute import ALLOCATOR
 from cxrkit.view import interactive
 
@@ -132,7 +132,7 @@ def foot(source: Path, project: Path, seconds: float | None = None) -> str:
         facts["executed"] = f"in {seconds:.0f} s when the book was built"
     facts["built"] = time.strftime("%Y-%m-%d, %H:%M UTC", time.gmtime())
     facts["versions"] = _versions()
-    if commit := _commit(project):
+    if commit := runs.commit(project):
         facts["commit"] = commit
     if parameters:
         facts["run it"] = f"jupyter lab {name}"
@@ -159,18 +159,3 @@ def parameters_of(source: Path) -> dict[str, Any]:
 def _versions() -> str:
     known = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions() if dist.metadata["Name"]}
     return ", ".join([f"cxrkit {cxrkit.__version__}", *(f"{name} {known[name]}" for name in _SHOWN if name in known)])
-
-
-@cache
-def _commit(project: Path) -> str:
-    """The commit that the sources stand at, with a word where they were changed since; empty outside a checkout."""
-    try:
-        said = [
-            subprocess.run(["git", *command], cwd=project, capture_output=True, text=True, timeout=20)
-            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    if any(one.returncode for one in said):
-        return ""
-    return said[0].stdout.strip() + (", with changes" if said[1].stdout.strip() else "")

@@ -13,7 +13,7 @@ import cxrkit
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.study.experiment import TrainParameters
 from cxrkit.study.measuring import relevance as measuring
-from cxrkit.study.papers import checklist, published, relevance, relevance_maps
+from cxrkit.study.papers import checklist, relevance, relevance_maps
 
 OPTIONS = {"view": "multilabel", "images": 60, "conspicuity": 2.0}
 LABELS = ["Cardiomegaly", "Pleural effusion"]
@@ -333,13 +333,6 @@ def test_a_cam_of_one_cell_covers_the_image_and_more_cells_cover_less():
 def test_every_item_of_the_checklist_is_made():
     assert checklist.problems("relevance") == []
     assert (checklist.table("relevance")[""] == "✓").all()
-
-
-def test_the_table_of_real_images_says_what_it_is_of():
-    table, card = published.demonstration("relevance")
-    text = relevance.told(card)
-    assert str(card["positives"]) in text
-    assert {"method", "T", "two classes", "low", "high", "empty"} <= set(table)
 
 
 def test_lungs_are_dark_on_the_phantom():

@@ -53,15 +53,6 @@ def test_parameters_of_scores_are_those_of_the_notebook_and_no_others(paper):
         parameters_of(paper, fresh | {"imagess": 3})
 
 
-@pytest.mark.parametrize("paper", ["bcos", "covid", "path", "relevance"])
-def test_tables_of_real_images_say_what_they_are_of(paper):
-    frame, card = published.demonstration(paper)
-    assert len(frame)
-    assert {"source", "licence", "images", "patients", "epochs", "seeds", "commit", "date"} <= set(card)
-    with pytest.raises(ParameterError, match="nobody_real"):
-        published.demonstration("nobody")
-
-
 @pytest.mark.parametrize("paper", PAPERS)
 def test_every_item_of_a_checklist_is_made_or_explained(paper):
     assert len(checklist.items(paper)) >= 8

@@ -1,16 +1,13 @@
-"""Tables that are kept with the book: the papers' as printed (`book/papers`), and ours of a few real images."""
+"""The papers' tables as printed, kept with the book in `book/papers`."""
 
 from __future__ import annotations
-
-import json
-from typing import Any
 
 import pandas as pd
 
 from cxrkit.errors import ParameterError
 from cxrkit.study.keys import project_folder
 
-__all__ = ["demonstration", "scalars", "table"]
+__all__ = ["scalars", "table"]
 
 
 def table(name: str) -> pd.DataFrame:
@@ -26,12 +23,3 @@ def table(name: str) -> pd.DataFrame:
 def scalars(paper: str) -> pd.Series:
     """The single numbers that a paper's text gives, by key, as text: `float(scalars("covid")["threshold"])`."""
     return table(f"{paper}_scalars").set_index("key")["value"].astype(str)
-
-
-def demonstration(paper: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A small table from a few real images, measured once (`book/results`), and its card: source, licence, images,
-    patients, networks, epochs, seeds, version, commit, date. Raises ParameterError where there is none."""
-    path = project_folder() / "book" / "results" / f"{paper}_real.csv"
-    if not path.is_file():
-        raise ParameterError(f"book/results/{path.name} is missing; it is part of the project")
-    return pd.read_csv(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

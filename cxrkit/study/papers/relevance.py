@@ -34,7 +34,6 @@ __all__ = [
     "scored",
     "side_by_side",
     "table2",
-    "told",
     "two_classes",
 ]
 
@@ -272,18 +271,3 @@ def _auc_of(target: np.ndarray, value: np.ndarray) -> float:
     if not count or not rest:
         return np.nan
     return float((rankdata(value[known])[positive].sum() - count * (count + 1) / 2) / (count * rest))
-
-
-def told(card: dict[str, Any]) -> str:
-    """The card of `real_images` as a sentence."""
-    boxes = f"{card['positives']} pairs of an image and a finding with a box ({', '.join(card['labels'])})"
-    trained = f"{card['network']}, {card['size']} x {card['size']} pixels, {card['epochs']} epochs"
-    seeds = f"seed {', '.join(map(str, card['seeds']))}"
-    return (
-        f"{card['source']} ({card['licence']}). {trained}, {seeds}, learnt from {card['trained_on']} images of "
-        f"patients without boxes; {card['images']} images of {card['patients']} other patients test it: mean AUC "
-        f"{card['auc']:.2f}. Scored are {boxes}. Boxes by {card['other_readers']} are of a finding that the image's "
-        f"own label has in {card['agree']:.0%} of cases; only those count. LRP maps of two findings of one image "
-        f"correlate by {card['another_label']['lrp']:.2f} on average, CAM maps by {card['another_label']['cam']:.2f}. "
-        f"cxrkit {card['version']}, {card['date']}."
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from itertools import chain
 
@@ -252,6 +253,20 @@ def test_compiling_is_asked_for_and_undone(data, monkeypatch):
     model = tiny()
     assert fit(data, model, epochs=1, compiled=True).model is model
     assert compiled == [model]
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_a_compiled_network_learns_the_same(data, monkeypatch, mixed_precision):
+    # Traced for real; the last stage, which turns the graph into machine code for minutes, is left out.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    options = {"model": "bcos_resnet18", "epochs": 1, "batch_size": 64}
+    losses = []
+    for compiled in (True, False):
+        chosen = parameters(**options, mixed_precision=mixed_precision, compiled=compiled)
+        found = training.fit(training.make_model(chosen, data.labels), data, chosen)
+        losses.append(found.history[["train_loss", "validation_loss"]].iloc[0])
+    torch._dynamo.reset()
+    assert losses[0].tolist() == pytest.approx(losses[1].tolist(), rel=1e-3)
 
 
 def test_a_device_that_waits_is_told_of(data, monkeypatch):

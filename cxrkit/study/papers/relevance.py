@@ -176,7 +176,8 @@ def overlap_table(frame: pd.DataFrame) -> pd.DataFrame:
         both, alone = (found.loc[(score, method, threshold)] for score in ("two_class", "foreground"))
         row = {"method": METHODS[method], "T": threshold, "two classes": both["mean"]}
         row |= {"low": both["low"], "high": both["high"], "empty": both["chance"]}
-        rows.append(row | {"finding alone": alone["mean"], "chance": alone["chance"], "degenerate": both["degenerate"]})
+        row |= {"finding alone": alone["mean"], "chance": alone["chance"]}
+        rows.append(row | {"maps": both["n"], "degenerate": both["degenerate"]})
     return pd.DataFrame(rows)
 
 
@@ -212,10 +213,12 @@ def side_by_side(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def aurocs(name: str) -> pd.DataFrame:
-    """Table 1, NIH: AUC by class, published and ours with its interval; the last row is the mean over all labels."""
+    """Table 1, NIH: AUC by class, published and ours (first network, all its folds) with its interval; the last row is
+    the mean over all labels."""
     published = table("relevance_tab1_auroc_nih").iloc[0]
-    train = next((train for train, _ in scored(name) if not two_classes(train.parameters)), None)
-    frame = train.frame("predictions") if train else pd.DataFrame(columns=["label"])
+    trained = [train for train, _ in scored(name) if not two_classes(train.parameters)]
+    first = [train for train in trained if network(train.parameters) == network(trained[0].parameters)]  # its folds
+    frame = pd.concat([train.frame("predictions") for train in first] or [pd.DataFrame(columns=["label"])])
     rows = []
     for paper_class, known in CLASSES.items():
         part = frame[frame["label"].isin(known)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -101,13 +102,11 @@ def test_a_chart_adds_little_to_a_page_and_names_stay_text():
     assert HOSTILE not in text
 
 
-@pytest.fixture
-def chart_page(tmp_path, browser):
+def with_chart(tmp_path, browser, figure):
     """A page with one chart far below the first screen, as the book would hold it."""
     (tmp_path / "_vendor").mkdir()
     (tmp_path / "_vendor" / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
-    frame = TABLE.replace({"a": HOSTILE})
-    chart = to_html(charts.grouped_bars(frame, "x", "y", "by", title="T"))
+    chart = to_html(figure)
     (tmp_path / "index.html").write_text(
         f'<!doctype html><html lang="en" data-content_root="" data-theme="light"><head><meta charset="utf-8">'
         f"{pages._LOOK}<script>{interactive.script()}</script></head>"
@@ -121,6 +120,12 @@ def chart_page(tmp_path, browser):
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.on("dialog", lambda dialog: page.errors.append(dialog.message))
     page.goto((tmp_path / "index.html").as_uri())
+    return page
+
+
+@pytest.fixture
+def chart_page(tmp_path, browser):
+    page = with_chart(tmp_path, browser, charts.grouped_bars(TABLE.replace({"a": HOSTILE}), "x", "y", "by", title="T"))
     yield page
     page.close()
 
@@ -177,3 +182,20 @@ def test_without_the_library_the_picture_stays(chart_page, tmp_path):
     chart_page.wait_for_timeout(500)
     assert chart_page.locator("figure > img").is_visible()
     assert chart_page.locator(".cxr-interactive").count() == 0
+
+
+@pytest.mark.browser
+def test_names_of_panels_and_axes_keep_apart_on_a_phone(tmp_path, browser):
+    panels = ["paper, of two classes", "ours, of two classes", "ours, the finding alone"]
+    rows = [{"share of the map's maximum": t, "v": t / 2, "by": "p", "c": panel} for panel in panels for t in (0, 1)]
+    figure = charts.lines(pd.DataFrame(rows), "share of the map's maximum", "v", "by", columns="c")
+    page = with_chart(tmp_path, browser, figure)
+    page.locator("figure > img").scroll_into_view_if_needed()
+    page.wait_for_selector("figure.cxr-live .main-svg")
+    edges = "all => all.map((each) => each.getBoundingClientRect()).map(({ left, right }) => [left, right])"
+    for names in (".annotation-text", ".xtitle, .x2title, .x3title"):
+        places = sorted(page.locator(names).evaluate_all(edges))
+        assert len(places) == 3
+        assert all(right <= left for (_, right), (left, _) in pairwise(places))
+        assert places[-1][1] <= 390
+    page.close()

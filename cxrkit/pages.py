@@ -34,7 +34,8 @@ _STYLE = "margin-top:2rem;padding-top:.6rem;border-top:1px solid var(--pst-color
 # the dark, what cells put out lies on the page and not on the theme's pale grey; pictures stay white.
 _LOOK = """<style>
 .bd-article p, .bd-article li, .bd-article dd, .bd-article td a, .bd-article code { overflow-wrap: anywhere; }
-.bd-article td p { overflow-wrap: break-word; }
+.bd-article :is(td, th) p { overflow-wrap: break-word; }
+.bd-article td:has(a) { min-width: 6em; }
 .bd-article .cxr-scroll, .bd-article .pst-scrollable-table-container { overflow-x: auto; max-width: 100%; }
 html[data-theme="light"] body { --pst-color-link: #0b5ed7; }
 html[data-theme="dark"] body { --pst-color-link: #86b4f6; }

@@ -144,6 +144,12 @@ def test_boxes_follow_pixel_edges():
         assert rim.get_linewidth()[0] > line.get_linewidth()[0]
 
 
+def test_columns_of_several_units_keep_three_significant_digits():
+    table = pd.DataFrame({"label": ["A"], "ours": [0.12345], "percent": [98.7654], "n": [1302], "gap": [np.nan]})
+    html = figures.paper_beside_ours(table, digits=None).to_html()
+    assert all(f">{text}<" in html for text in ("A", "0.123", "98.8", "1302", "–"))
+
+
 def test_text_from_data_stays_text(scene):
     name = "<script>alert('x')</script> $\\frac{\" & $"
     figure = figures.show_maps(**scene | {"titles": [name, "b", "c"], "caption": name})

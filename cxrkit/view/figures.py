@@ -266,15 +266,18 @@ def score_bars(
     return describe(figure, f"{title + ': ' if title else ''}{'; '.join(sentences)}.", frame, live)
 
 
-def paper_beside_ours(table: pd.DataFrame, caption: str = "", digits: int = 1) -> pd.io.formats.style.Styler:
+def paper_beside_ours(table: pd.DataFrame, caption: str = "", digits: int | None = 1) -> pd.io.formats.style.Styler:
     """A table of published numbers beside our own, for a page: numbers rounded, gaps as dashes, text escaped.
 
-    Columns whose name holds "ours" are set in bold, so that nobody mistakes one for the other.
+    Columns whose name holds "ours" are set in bold, so that nobody mistakes one for the other. ``digits``: decimals;
+    None: three significant digits, for columns of several units.
     """
     table = table.reset_index(drop=True)  # hidden anyway, and a style needs each row to be told apart
     ours = [column for column in table.columns if "ours" in str(column)]
     numbers = list(table.select_dtypes("number").columns)
     styler = table.style.format(precision=digits, na_rep="–", escape="html").format_index(escape="html", axis=1)
+    if digits is None:
+        styler = styler.format("{:.3g}", subset=list(table.select_dtypes("float").columns), na_rep="–")
     styler = (
         styler.hide(axis="index")
         .set_properties(padding="0.1em 0.7em")

@@ -30,9 +30,13 @@ _FEW = 1000  # test patients below which the caption warns
 TABLES: Mapping[str, Mapping[str, Callable[[str], pd.DataFrame]]] = {
     "bcos": {"Networks and methods": bcos.overview, "Claims": lambda name: _of_views(bcos.claims, name)},
     "normgrad": {"Networks": normgrad.classifiers, "Claims": normgrad.claims},
-    "covid": {"Networks": covid.micro_table, "Where maps lie": covid.located, "Claims": covid_claims.claims},
+    "covid": {
+        "Networks": lambda name: covid.micro_table(name).dropna(subset="ours"),
+        "Where maps lie": covid.located,
+        "Claims": covid_claims.claims,
+    },
     "path": {
-        "Networks": path.models,
+        "Networks": lambda name: path.models(name).dropna(subset="ours"),
         "Precision of the strongest 30 %": lambda name: path.per_method(name, "overlap", "precision", fraction=0.3),
         "Claims": path.claims,
     },

@@ -249,10 +249,11 @@ def environment() -> dict[str, Any]:
 @functools.cache
 def commit(project: Path) -> str:
     """The commit that the sources stand at, with a word where they were changed since; empty outside a checkout."""
+    changed = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":!book/results"]  # these are no sources
     try:
         said = [
             subprocess.run(["git", *command], cwd=project, capture_output=True, text=True, timeout=20)
-            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            for command in (["rev-parse", "--short=12", "HEAD"], changed)
         ]
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -5,6 +5,7 @@ They are small, lie in `book/results/PAPER-NAME`, and tell in `card.json` what t
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
@@ -58,8 +59,8 @@ class Kept:
 
     @property
     def caption(self) -> str:
-        """The card in two or three sentences."""
-        card = self.card
+        """The card in a few sentences: Markdown in which what people wrote is plain text."""
+        card = self.card | {"images": html.escape(self.card["images"], quote=False)}
         folds, seeds = (_counted(len(card[name]), name[:-1]) for name in ("folds", "seeds"))
         text = (
             f"{card['images']} Networks: {', '.join(card['networks'])}; {_listed(card['sizes'])} pixels, "
@@ -116,6 +117,7 @@ def _read(place: Path) -> Kept:
 
 def _write(place: Path, tables: Mapping[str, pd.DataFrame], card: dict[str, Any]) -> Path:
     hidden = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+    before = hidden.with_name(f"{hidden.name}.old")
     hidden.mkdir(parents=True)
     try:
         card = card | {"tables": {title: f"{_slug(title)}.csv" for title in tables}}
@@ -123,10 +125,12 @@ def _write(place: Path, tables: Mapping[str, pd.DataFrame], card: dict[str, Any]
             frame.to_csv(hidden / card["tables"][title], index=False, float_format="%.6g")
         text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False)
         (hidden / "card.json").write_text(text + "\n", encoding="utf-8")
-        shutil.rmtree(place, ignore_errors=True)
+        if place.exists():
+            os.replace(place, before)
         os.replace(hidden, place)
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        for left in (hidden, before):
+            shutil.rmtree(left, ignore_errors=True)
     return place
 
 

@@ -16,9 +16,9 @@ class Trained:
 
     kind = "train"
 
-    def __init__(self, probabilities, fold=0, seed=0, images=("a", "b"), labels=("x", "y")):
+    def __init__(self, probabilities, fold=0, seed=0, images=("a", "b"), labels=("x", "y"), target=None, loss="bce"):
         self.key = f"train-fold{fold}-seed{seed}"
-        self.parameters = TrainParameters(fold=fold, seed=seed)
+        self.parameters = TrainParameters(fold=fold, seed=seed, loss=loss)
         count = len(images) * len(labels)
         self._frame = pd.DataFrame(
             {
@@ -26,7 +26,7 @@ class Trained:
                 "patient_id": np.repeat(images, len(labels)),
                 "split": "test",
                 "label": list(labels) * len(images),
-                "target": [1.0, 0.0] * (count // 2),
+                "target": [1.0, 0.0] * (count // 2) if target is None else target,
                 "logit": 0.0,
                 "probability": probabilities,
             }
@@ -47,6 +47,41 @@ def test_soft_and_hard_votes_differ_as_in_the_papers_example():
     assert soft.loc[0, "recall"] == 0
     assert hard.loc[0, "recall"] == 1
     assert ensembles.scores_of(found, cutoff=0.48).loc[0, "recall"] == 1
+
+
+def of_three(first, second, **options):
+    """A member that splits its belief over three classes; the first image is of class x, the second of class z."""
+    given = {"labels": ("x", "y", "z"), "target": [1.0, 0, 0, 0, 0, 1.0], "loss": "cross_entropy"}
+    return Trained([*first, *second], **given | options)
+
+
+def test_of_exclusive_classes_the_likeliest_is_found_even_below_one_half():
+    members = [of_three([0.4, 0.3, 0.3], [0.3, 0.3, 0.4], seed=seed) for seed in range(3)]
+    found = study.ensemble(members, cutoff=0.51)
+    assert found["exclusive"].all()
+    assert found["votes"].tolist() == [1, 0, 0, 0, 0, 1]
+    for column in ("probability", "votes"):
+        scores = ensembles.scores_of(found, cutoff=0.51, column=column).set_index("label")
+        assert scores.loc[["x", "z", "micro"], "recall"].tolist() == [1, 1, 1], column
+        assert scores.loc["micro", "precision"] == 1
+
+
+def test_the_most_votes_decide_without_a_majority():
+    members = [
+        of_three(first, [0, 0, 1], seed=seed)
+        for seed, first in enumerate(([0.4, 0.3, 0.3], [0.4, 0.3, 0.3], [0, 1, 0], [0, 0, 1], [0, 0.4, 0.6]))
+    ]
+    found = study.ensemble([*members, of_three([1, 0, 0], [0, 0, 1], seed=5), of_three([0, 1, 0], [0, 0, 1], seed=6)])
+    assert found["votes"].max() == 1
+    assert found["votes"].tolist()[:3] == pytest.approx([3 / 7, 2 / 7, 2 / 7])
+    assert ensembles.scores_of(found, column="votes").loc[0, "recall"] == 1
+
+
+def test_exclusive_classes_and_labels_for_themselves_do_not_vote_together():
+    with pytest.raises(ParameterError, match=r"train-fold0-seed0 chose among classes .* train-fold0-seed1 judged each"):
+        study.ensemble([of_three([1, 0, 0], [0, 0, 1]), of_three([1, 0, 0], [0, 0, 1], seed=1, loss="bce")])
+    one = {"images": ("a", "b"), "labels": ("x",), "target": [1.0, 0.0]}  # one label against the rest: a sigmoid
+    assert not study.ensemble([Trained([0.9, 0.1], loss="cross_entropy", **one)])["exclusive"].any()
 
 
 def test_only_runs_of_the_same_fold_vote_together():

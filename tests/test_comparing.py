@@ -53,6 +53,29 @@ def test_areas_agree_with_scikit_learn_and_the_interval_is_paired(pair):
     assert same[["difference", "low", "high"]].tolist() == [0, 0, 0]
 
 
+def test_exclusive_classes_are_ranked_by_the_softmax_of_the_whole_run(tmp_path):
+    rng = np.random.default_rng(1)
+    shift, found = 20 * rng.normal(size=200), rng.integers(0, 3, 200)  # a logit's own level says nothing
+    logits = shift[:, None] + rng.normal(size=(200, 3)) + 3 * np.eye(3)[found]
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    names = np.repeat([f"i{row:03d}" for row in range(200)], 3)
+    frame = pd.DataFrame({"image_id": names, "patient_id": names, "split": "test", "label": list("abc") * 200})
+    frame = frame.assign(target=np.eye(3)[found].ravel(), logit=logits.ravel(), probability=chances.ravel())
+    keys = []
+    for labels in ("ab", "abc"):  # what a run shares with the other needn't be all its classes
+        parameters = study.TrainParameters(loss="cross_entropy", seed=len(labels), results=str(tmp_path))
+        with runs.writing(parameters) as writer:
+            writer.frame("predictions", frame[frame["label"].isin(list(labels))])
+        keys.append(runs.key(parameters))
+    table = comparing.scores(comparing.pair(*keys, results=str(tmp_path)), n=20)
+    for column, label in enumerate("ab"):
+        right = roc_auc_score(found == column, chances[:, column])
+        assert right > 0.9 > 0.2 + roc_auc_score(found == column, logits[:, column])
+        assert table.loc[label, "second"] == pytest.approx(right)
+        two = logits[:, column] - logits[:, 1 - column]
+        assert table.loc[label, "first"] == pytest.approx(roc_auc_score(found == column, two))
+
+
 def test_other_test_images_leave_no_interval(pair, tmp_path):
     parameters = study.TrainParameters(model="vgg16", results=str(tmp_path))
     with runs.writing(parameters) as writer:

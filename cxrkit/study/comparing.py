@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.special import logsumexp
 from scipy.stats import rankdata
 from torch import nn
 
 import cxrkit.models
 from cxrkit.errors import ParameterError
-from cxrkit.study import grid, report, runs
+from cxrkit.study import ensembles, grid, report, runs
 
 __all__ = ["choices", "differences", "networks", "pair", "scores"]
 
@@ -42,13 +43,17 @@ def scores(pair: Pair, n: int = 500, seed: int = 0) -> pd.DataFrame:
     """AUC per label on the test images of both runs, and second less first with its 95 % interval.
 
     The interval resamples the patients ``n`` times, both networks on the same ones; it is nan where the runs were
-    tested on different images, and where a label has one class only. The row "macro" is the mean over labels.
+    tested on different images, and where a label has one class only. The row "macro" is the mean over labels. Where
+    classes exclude each other images are ranked by the softmax, since a logit alone says nothing of the other classes.
     """
     tables = [run.frame("predictions") for run in pair]
     keys = ["patient_id", "image_id", "label"]
     wide, truth = (
         [table.set_index(keys)[name].unstack().sort_index() for table in tables] for name in ("logit", "target")
     )
+    for place, run in enumerate(pair):
+        if ensembles.exclusive(run):  # over all labels of the run, also those that the other one lacks
+            wide[place] = wide[place].sub(logsumexp(wide[place], axis=1), axis=0)
     labels = [label for label in dict.fromkeys(tables[0]["label"]) if label in wide[1]]
     columns = ["first", "second", "difference", "low", "high"]
     own = [

@@ -13,7 +13,7 @@ from torch import nn
 
 import cxrkit
 from cxrkit.errors import ModelError, ParameterError
-from cxrkit.models import CHEXNET_LABELS, NETWORKS, calibrate, create, load, randomised, save, sources
+from cxrkit.models import CHEXNET_LABELS, NETWORKS, calibrate, create, load, randomise, randomised, save, sources
 from cxrkit.models.weights import read_state
 
 LABELS = ("effusion", "nodule", "oedema")
@@ -432,6 +432,41 @@ def test_norms_of_timm_are_reset_like_others():
     assert (random.network.bn2.running_mean == 0).all()
     assert (random.network.bn2.weight == 1).all()
     assert not torch.equal(random.network.conv_head.weight, trained.network.conv_head.weight)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_cascade_begins_with_the_head_alone(name):
+    with torch.device("meta"):
+        model = create(name, LABELS)
+    (first, names), *others = randomise._stages(model).items()
+    assert names == [first]
+    assert first.split(".")[1] in {"fc", "head", "classifier", "classif", "linear_head", "0"}
+    in_stages = [*names, *(each for _, more in others for each in more)]
+    holding = {module.rpartition(".")[0] for module, _ in (*model.named_parameters(), *model.named_buffers())}
+    assert len(in_stages) == len(set(in_stages))
+    assert holding - set(in_stages) <= _constants(model)
+
+
+def _constants(model):
+    """Modules that hold buffers alone and are no norm, such as kernels of a blur: nothing to randomise."""
+    return {
+        name
+        for name, module in model.named_modules()
+        if not isinstance(module, randomise._NORMS) and next(module.parameters(recurse=False), None) is None
+    }
+
+
+@pytest.mark.parametrize(("name", "head"), [("efficientnet_lite0", "classifier"), ("resnet50_v2", "head.fc")])
+def test_the_first_step_of_a_cascade_keeps_the_features(name, head):
+    images, seen = torch.rand(2, 1, 64, 64), []
+    trained = calibrate(create(name, LABELS, seed=1), images).eval()
+    step, model = next(randomised(trained, "cascading"))
+    assert step == f"network.{head}"
+    for network in (trained, model):
+        network.get_submodule(step).register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    with torch.no_grad():
+        assert not torch.equal(trained(images), model(images))
+    assert torch.equal(*seen)
 
 
 def test_calibration_without_images_is_refused():

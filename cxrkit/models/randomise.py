@@ -118,8 +118,9 @@ def _stages(model: nn.Module) -> dict[str, list[str]]:
     waiting: list[str] = []  # go with the next matrix: parameters that a block holds itself, norms before any matrix
     for name, module in model.named_modules():
         sizes = [parameter.ndim for parameter in module.parameters(recurse=False)]
-        block = next(module.children(), None) is not None
-        if not sizes and not isinstance(module, _NORMS):
+        norm = isinstance(module, _NORMS)  # one that holds its activation is a norm still, no block
+        block = next(module.children(), None) is not None and not norm
+        if not sizes and not norm:
             continue
         if max(sizes, default=0) >= 2 and not block:
             stages[name] = [*waiting, name]

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import second_device
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -424,6 +425,15 @@ def test_only_norms_that_were_randomised_are_calibrated():
     semi = randomised(trained, "semi", calibrate=images)
     assert torch.equal(semi.network.layer4[0].bn1.running_var, trained.network.layer4[0].bn1.running_var)
     assert not torch.equal(semi.network.fc.linear.weight, trained.network.fc.linear.weight)
+
+
+def test_images_on_the_cpu_calibrate_a_network_on_any_device():
+    images = torch.rand(4, 1, 64, 64)
+    here = calibrate(create("resnet18", LABELS), [images[:2], images[2:]])
+    with second_device.SecondDevice():
+        there = calibrate(create("resnet18", LABELS).to(second_device.DEVICE), [images[:2], images[2:]])
+        assert there.network.bn1.running_mean.device == second_device.DEVICE
+    torch.testing.assert_close(there.network.bn1.running_mean.cpu(), here.network.bn1.running_mean)
 
 
 def test_norms_of_timm_are_reset_like_others():

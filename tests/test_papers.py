@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+import second_device
+import torch
 
+import cxrkit.models
 from cxrkit import ParameterError
 from cxrkit.metrics import Interval
 from cxrkit.study.measuring import parameters_of
+from cxrkit.study.measuring import synthesis as measured
 from cxrkit.study.papers import PAPERS, checklist, effort, published, synthesis
 from cxrkit.study.papers.claims import Claim, table, verdict
 
@@ -145,3 +151,19 @@ def test_reasons_count_as_one_verdict():
     found = synthesis.counted(claims).set_index("paper")
     assert found.loc["bcos", "can't be tested here"] == found.loc["bcos", "same direction"] == 1
     assert found.loc["path", "claims"] == 1
+
+
+def test_a_network_on_another_device_gets_the_same_scores():
+    images, masks = torch.rand(2, 1, 32, 32), torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[:, 8:16, 8:16] = True
+    model, random = (cxrkit.models.create("resnet18", ("a", "b"), seed=seed).eval() for seed in (0, 1))
+    subject = SimpleNamespace(model=model, random=random, parameters=SimpleNamespace(n_steps=4))
+    here, chance = measured._scores(subject, images, masks, "a", "input_x_gradient")
+    with second_device.SecondDevice():
+        for network in (model, random):
+            network.to(second_device.DEVICE)
+        there, same = measured._scores(subject, images, masks, "a", "input_x_gradient")
+    assert set(there) == set(here)
+    for name in set(here) - {"seconds"}:
+        np.testing.assert_allclose(there[name], here[name], atol=1e-4, err_msg=name)
+    assert all(np.array_equal(same[name], chance[name]) for name in chance)

@@ -114,9 +114,9 @@ def calibrate(
     """Set the running statistics of every batch norm, or of those among the modules `norms`, from images, and return
     the model.
 
-    `images` is [B, 1, H, W] in [0, 1], or an iterable of such batches. With untrained statistics the signal of a
-    B-cos network fades to about 1e-9 in evaluation mode. Weights, mode and momentum stay as they were; a network
-    without batch norm is left alone. Raises ModelError when there are no images.
+    `images` is [B, 1, H, W] in [0, 1], or an iterable of such batches, on any device. With untrained statistics
+    the signal of a B-cos network fades to about 1e-9 in evaluation mode. Weights, mode and momentum stay as they were;
+    a network without batch norm is left alone. Raises ModelError when there are no images.
     """
     batches = [images] if isinstance(images, Tensor) else list(images)
     if not batches or min(len(batch) for batch in batches) == 0:
@@ -132,7 +132,7 @@ def calibrate(
             norm.train()
         with torch.no_grad():
             for batch in batches if norms else ():
-                model(batch)
+                model(batch.to(next(model.parameters(), batch).device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

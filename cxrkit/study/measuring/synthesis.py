@@ -125,7 +125,8 @@ def _scores(subject: Subject, images: Tensor, masks: Tensor, label: str, method:
     chance = {name: found.chance[name].numpy() for name in values}
     device, steps = device_of(subject.model, images), subject.parameters.n_steps
     for name, curve in (("deletion", metrics.deletion), ("insertion", metrics.insertion)):
-        values[name] = curve(subject.model, images.to(device), maps.to(device), [label], steps=steps).area[:, 0].numpy()
+        found = curve(subject.model, images.to(device), maps.to(device), [label], steps=steps)
+        values[name] = found.area[:, 0].cpu().numpy()
     random = _maps(subject, subject.random, images, label, method)
     values["randomised"] = metrics.rank_correlation(maps[:, 0], random[:, 0], absolute=True).numpy()
     values["seconds"] = np.full(len(images), seconds)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import second_device
 import torch
 import yaml
 from hypothesis import given, settings
@@ -143,7 +145,7 @@ def subject(tmp_path_factory):
         store.frame("predictions", trainer.predict(model, data.split("test")))
         cxrkit.models.save(model, store.folder / "model.safetensors")
     check = parameters_for("notebooks/path_scores.ipynb")
-    return measuring.subject(check(run=runs.key(parameters), results=results, **SMALL))
+    return measuring.subject(check(run=runs.key(parameters), results=results, device="cpu", **SMALL))
 
 
 def test_a_subject_holds_images_with_a_finding_and_their_predicted_class(subject):
@@ -220,6 +222,35 @@ def test_embeddings_hold_every_test_image_at_every_stage(subject):
     wide = found.pivot(index="image_id", columns="stage", values="x")
     assert np.allclose(wide["untrained"], wide["trained"], atol=1e-3)  # the weights are those of the start
     assert set(found["same"].dropna()) <= {0, 1}
+
+
+def test_on_another_device_everything_is_measured_alike(subject, monkeypatch):
+    monkeypatch.setattr(measuring, "chosen_device", lambda parameters: second_device.DEVICE)
+    with second_device.SecondDevice():
+        other = measuring.subject(subject.parameters)
+        with pytest.raises(RuntimeError, match="on the CPU"):
+            other.model(other.batch.images)
+        tables = [_measured(each) for each in (other, dataclasses.replace(other, model=subject.model))]
+    for there, here in zip(*tables, strict=True):
+        pd.testing.assert_frame_equal(there, here, atol=1e-4)
+
+
+def _measured(subject):
+    found = measuring.explain(subject, ("vanilla", "smoothgrad_ig"))
+    return (
+        subject.rows(),
+        measuring.overlap(subject, found, (0.3,)),
+        measuring.stability(subject, found, ("smoothgrad_ig",)),
+        measuring.baselines(subject, ("black",)),
+        measuring.saturation(subject, 2),
+        path_features.embeddings(subject),
+    )
+
+
+def test_where_it_computes_is_no_part_of_a_measurement():
+    check = parameters_for("notebooks/path_scores.ipynb")
+    assert check(run="a", device="cpu", threads=1).identity() == check(run="a", device="cuda").identity()
+    assert not {"device", "threads"} & set(check(run="a").identity())
 
 
 @pytest.mark.parametrize(

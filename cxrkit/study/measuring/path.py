@@ -16,10 +16,12 @@ import cxrkit.attribution
 import cxrkit.data
 import cxrkit.metrics
 import cxrkit.models
+from cxrkit.attribution.api import device_of
 from cxrkit.attribution.baselines import BASELINES
 from cxrkit.attribution.xrai import top_fraction
 from cxrkit.errors import ParameterError
 from cxrkit.study import runs
+from cxrkit.study.devices import chosen_device
 from cxrkit.study.losses import probabilities
 from cxrkit.study.notebook import NotebookParameters
 from cxrkit.study.preparing import load_data
@@ -115,7 +117,8 @@ class Explained:
 
 
 def subject(parameters: NotebookParameters) -> Subject:
-    """Load what `parameters` name: run, images, numbers of steps.
+    """Load what `parameters` name: run, images, numbers of steps; the model goes to the device that they ask for, the
+    images stay on the CPU.
 
     Test images whose finding is known are taken, evenly from the split; where the source knows none, any. Raises
     ParameterError for numbers out of range.
@@ -128,14 +131,13 @@ def subject(parameters: NotebookParameters) -> Subject:
     if not 0 < parameters.fraction < 1:
         raise ParameterError(f"fraction must lie between 0 and 1; got {parameters.fraction}")
     run = runs.find(parameters.run, parameters.results)
-    model = cxrkit.models.load(run.folder / "model.safetensors").eval()
+    model = cxrkit.models.load(run.folder / "model.safetensors").to(chosen_device(parameters)).eval()
     data = load_data(run.parameters).split("test").cached()
     known = np.flatnonzero([bool(_region(data[row]).any()) for row in range(len(data))])
     known = known if len(known) else np.arange(len(data))
     chosen = known[spread(len(known), parameters.images)]
     batch = data.batch(chosen.tolist())
-    with torch.no_grad():
-        chances = probabilities(model(batch.images), activation_of(model))
+    chances = probabilities(_outputs(model, batch.images), activation_of(model))
     predicted = chances.argmax(1)
     place = torch.arange(len(predicted))
     return Subject(
@@ -149,6 +151,12 @@ def subject(parameters: NotebookParameters) -> Subject:
         right=(batch.targets[place, predicted] > 0.5).numpy(),
         regions=torch.stack([_region(data[row]) for row in chosen.tolist()]),
     )
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, images: Tensor) -> Tensor:
+    """Outputs [B, L] on the CPU, computed where the network is."""
+    return network(images.to(device_of(network, images))).cpu()
 
 
 def spread(count: int, wanted: int) -> np.ndarray:
@@ -175,7 +183,7 @@ def smoothed(
     total = torch.zeros_like(images[:, 0])
     for _ in range(n_samples):
         noise = torch.stack([torch.randn(images.shape[1:], generator=draw) for draw in draws])
-        found = explain_one(images + deviation * noise)
+        found = explain_one(images + deviation * noise.to(images))  # drawn on the CPU: the same on every device
         total += found**2 if squared else found
     return total / n_samples
 
@@ -312,7 +320,7 @@ def stability(subject: Subject, explained: Explained, methods: Sequence[str], no
     images = subject.batch.images[:count]
     generator = torch.Generator().manual_seed(subject.parameters.seed + 1)
     spread = images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True)
-    moved = images + noise * spread * torch.randn(images.shape, generator=generator)
+    moved = images + noise * spread * torch.randn(images.shape, generator=generator).to(images)
     again = explain(subject, methods, images=moved).maps
     return pd.concat(
         [
@@ -340,8 +348,7 @@ def baselines(subject: Subject, names: Sequence[str] = tuple(BASELINES), fractio
     for name in names:
         along = functools.partial(_maps, network, "probability", "integrated_gradients", baseline=name, **given)
         maps[name] = _by_class(subject, images, along)
-        with torch.no_grad():
-            start = network(BASELINES[name](images)).sigmoid()
+        start = _outputs(network, BASELINES[name](images)).sigmoid()
         p = start[torch.arange(len(images)), subject.predicted].numpy()
         found = _scores(top_fraction(maps[name].abs(), fraction), subject.regions)
         missing = subject.probability - p - maps[name].sum((1, 2)).numpy()
@@ -359,8 +366,7 @@ def saturation(subject: Subject, n_steps: int = 11) -> pd.DataFrame:
     networks = {output: SoftmaxOdds(subject.model, output) for output in ("probability", "logit")}
     for alpha in np.linspace(0, 1, n_steps):
         points = float(alpha) * subject.batch.images
-        with torch.no_grad():
-            p = networks["probability"](points).sigmoid()[rows, subject.predicted]
+        p = _outputs(networks["probability"], points).sigmoid()[rows, subject.predicted]
         norms = {}
         for output, network in networks.items():
             maps = _by_class(subject, points, functools.partial(_maps, network, output, "saliency"))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import cxrkit.data
+from cxrkit.attribution.api import device_of
 from cxrkit.study.feeding import target_table
 from cxrkit.study.measuring.path import Subject, spread
 from cxrkit.study.preparing import make_model
@@ -28,9 +29,10 @@ def embeddings(subject: Subject) -> pd.DataFrame:
     images = data.batch(range(len(data))).images
     patients = data.table["patient_id"].astype(str).to_numpy()
     known = {"image_id": data.image_ids, "patient_id": patients, "label": _labels(data)}
+    untrained = make_model(subject.run.parameters, subject.model.labels).to(device_of(subject.model, images))
     stages = {
         "pixels": images.flatten(1),
-        "untrained": _features(make_model(subject.run.parameters, subject.model.labels).eval(), images),
+        "untrained": _features(untrained.eval(), images),
         "trained": _features(subject.model, images),
     }
     parts = []
@@ -51,14 +53,14 @@ def _labels(data: cxrkit.data.Dataset) -> np.ndarray:
 
 @torch.no_grad()
 def _features(model: nn.Module, images: Tensor) -> Tensor:
-    """The map of the layer that CAM methods use, flattened: [N, F]."""
+    """The map of the layer that CAM methods use, flattened: [N, F], on the CPU."""
     found: list[Tensor] = []
     handle = model.get_submodule(model.explained_layer).register_forward_hook(
-        lambda module, given, output: found.append(output.detach().flatten(1).clone())
+        lambda module, given, output: found.append(output.detach().flatten(1).cpu().clone())
     )
     try:
         for part in images.split(32):
-            model(part)
+            model(part.to(device_of(model, part)))
     finally:
         handle.remove()
     return torch.cat(found)

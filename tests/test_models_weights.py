@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_the_network_that_is_always_there_knows_a_cat_from_an_espresso(lite):
     assert found.argmax(1).tolist() == [285, 967, 872]  # Egyptian cat, espresso, tripod
     origin = lite.card["weights"]
     assert origin["random_layers"] == []
-    assert origin["checked"] is True
+    assert (origin["checked"], origin["hash"]) == (True, "published")
     assert origin["sha256"] == "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
     assert lite.card["encoded_range"] == [-127 / 128, 1.0]
 
@@ -153,6 +154,7 @@ def test_weights_of_torchxrayvision_give_its_logits(xrv, whole):
     assert card["weights"]["operating_points"]["Hernia"] == pytest.approx(0.042889766)
     assert card["weights"]["file"] == path.name
     assert card["weights"]["checked"] is False  # the publisher tells no hash
+    assert card["weights"]["hash"] == "recorded at first use"
     json.dumps(card, allow_nan=False)
 
 
@@ -170,6 +172,23 @@ def test_labels_of_torchxrayvision_are_found_by_name(xrv, tmp_path):
     assert again.encode(images).shape == (1, 1, 64, 64)
     maps = cxrkit.attribute(model, images, "gradcam")
     assert maps.shape == (1, 2, 64, 64)
+
+
+def test_a_file_without_a_published_hash_must_stay_what_it_was_at_first_use(xrv, monkeypatch):
+    name = "xrv:densenet121-res224-rsna"
+    _, path = xrv(name.split(":")[1], whole=False)
+    first = sources.sha256_of(path)
+    for _ in range(2):
+        found, card = sources.locate(name, {name: name})
+        assert (found, card["checked"], card["hash"]) == (path, False, "recorded at first use")
+    assert path.with_name(f"{path.name}.sha256").read_text().strip() == first
+    path.write_bytes(path.read_bytes() + b"x")
+    changed = sources.sha256_of(path)
+    with pytest.raises(ModelError, match=f"{path.name} has changed: its checksum was {first} .* and is {changed}"):
+        sources.locate(name, {name: name})
+    path.with_name(f"{path.name}.sha256").unlink()
+    monkeypatch.setattr(sources.os, "replace", mock.Mock(side_effect=PermissionError))
+    assert sources.locate(name, {name: name})[1]["hash"] == "none: it could not be recorded"
 
 
 def test_an_old_file_of_torchxrayvision_is_refused_with_a_way_out(xrv):

@@ -40,8 +40,9 @@ def table(names: Sequence[str] | None = None, labels: int = 14) -> pd.DataFrame:
 def weights_table() -> pd.DataFrame:
     """Published weights by network and name: origin, address, file, what of its SHA-256 is known, licence.
 
-    An empty address: the file comes with a package of the package index. An empty hash: the publisher tells none, so a
-    download can't be checked. Rows of packages that aren't installed say so under `licence`.
+    An empty address: the file comes with a package of the package index. An empty hash: the publisher tells none, so
+    that of the first use is kept and compared (see `sources.locate`). Rows of packages that aren't installed say so
+    under `licence`.
     """
     import pandas as pd
 

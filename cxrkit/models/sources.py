@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,9 +49,11 @@ def published(origin: str) -> Published:
 def locate(weights: str | Path, named: Mapping[str, str]) -> tuple[Path, dict]:
     """The local file of named weights (downloaded when missing) or of a path, and its origin for the card.
 
-    Downloads go to torch.hub's folder, or to that of torchxrayvision, and are checked as far as a hash is known; the
-    card says whether one was. Raises ModelError saying which file to fetch, and where to put it, when there is no
-    network.
+    Downloads go to torch.hub's folder, or to that of torchxrayvision. Where the publisher tells a hash it is checked;
+    else that of the first use is kept beside the file (NAME.sha256) and checked from then on: it guards against a
+    change, not against a wrong first file. The card says which (`checked`: against the publisher's; `hash`). Raises
+    ModelError naming file and hashes when they differ, and saying which file to fetch, and where to put it, when there
+    is no network.
     """
     if str(weights) not in named:
         path = Path(weights)
@@ -61,13 +64,34 @@ def locate(weights: str | Path, named: Mapping[str, str]) -> tuple[Path, dict]:
     source = published(named[str(weights)])
     if not source.path.is_file():
         _fetch(str(weights), source)
-    if not sha256_of(source.path).startswith(source.sha256):
+    found = sha256_of(source.path)
+    if not found.startswith(source.sha256):
         raise ModelError(
-            f"{source.path} doesn't have the checksum {source.sha256}; delete it and fetch "
+            f"{source.path} doesn't have the checksum {source.sha256} but {found}; delete it and fetch "
             f"{source.url or source.origin} again"
         )
     card = {"origin": str(weights), "url": source.url, "licence": source.licence, "checked": bool(source.sha256)}
-    return source.path, card
+    return source.path, card | {"hash": "published" if source.sha256 else _recorded(source.path, found)}
+
+
+def _recorded(path: Path, found: str) -> str:
+    """What the card says of a hash that the publisher doesn't tell; ModelError where it isn't that of the first use."""
+    record = path.with_name(f"{path.name}.sha256")
+    if record.is_file():
+        if (first := record.read_text(encoding="utf-8").strip()) != found:
+            raise ModelError(
+                f"{path} has changed: its checksum was {first} at first use ({record.name}) and is {found}; put the "
+                "first file back, or delete both files to begin anew"
+            )
+        return "recorded at first use"
+    fresh = record.with_name(f".{record.name}.{os.getpid()}")  # others may read the record at any moment
+    try:
+        fresh.write_text(f"{found}\n", encoding="utf-8")
+        os.replace(fresh, record)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        return "none: it could not be recorded"  # a folder that is shared for reading alone
+    return "recorded at first use"
 
 
 def sha256_of(path: str | Path) -> str:

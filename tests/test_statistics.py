@@ -158,6 +158,25 @@ def test_comparison_in_closed_form():
     assert frame.loc[("same", "more"), "high"] < 0
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 10, 11, 14])
+@pytest.mark.parametrize("n", [50, 2000])
+def test_no_p_value_falls_below_what_so_few_patients_allow(count, n):
+    generator = np.random.default_rng(count)
+    better = np.repeat(generator.uniform(0.1, 1, count), 3)  # every patient says the same
+    row = compare({"a": better, "b": np.zeros(3 * count)}, np.repeat(np.arange(count), 3), n=n).iloc[0]
+    assert row["p"] >= 2 / 2**count
+    assert row["patients"] == count
+    if 2**count <= n:
+        assert row["p"] == 2 / 2**count
+
+
+def test_few_patients_are_tested_as_scipy_permutes_them():
+    difference = np.random.default_rng(4).normal(0.4, 1, size=8)
+    row = compare({"a": difference, "b": np.zeros(8)}, np.arange(8)).iloc[0]
+    expected = stats.permutation_test((difference,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert row["p"] == pytest.approx(expected.pvalue)
+
+
 def test_p_values_of_equal_methods_are_even_and_agree_with_the_t_test():
     generator = np.random.default_rng(0)
     own, of_t = [], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -77,13 +77,19 @@ def _check(n: int, confidence: float) -> None:
 
 def _resampled(values: np.ndarray, patients: np.ndarray, n: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Columns that lack the same values, and their means in ``n`` resamples, ``[n, k]``; none below two patients."""
+    for columns, sums, counts in _known(values, patients):
+        yield columns, resampled_ratios(sums, counts, n, seed)
+
+
+def _known(values: np.ndarray, patients: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Columns that lack the same values, with each patient's sums and numbers ``[P, k]``; none below two patients."""
     known = ~np.isnan(values)
     patterns, place = np.unique(known, axis=1, return_inverse=True)
     for index, pattern in enumerate(patterns.T):
         columns = np.flatnonzero(place == index)
         sums, counts = by_patient(values[np.ix_(pattern, columns)], patients[pattern])
         if len(sums) > 1:
-            yield columns, resampled_ratios(sums, counts, n, seed)
+            yield columns, sums, counts
 
 
 def by_patient(values: np.ndarray, patients: np.ndarray, among: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
@@ -128,12 +134,15 @@ def compare(
 ) -> pd.DataFrame:
     """Which methods differ: every pair of ``scores`` (name: ``[N]``, the same images in the same order).
 
-    Per pair (a, b) the mean of a - b over the images that both scored, with its interval and two-sided p-value
-    from ``n`` resamples of the patients (p = twice the share of resamples on the other side of 0, with one
-    added above and below, so it never falls under 2 / (n + 1)), and p_holm, corrected for the number of pairs
-    by :func:`holm`. Columns: a, b, difference, low, high, p, p_holm, n, left_out (images that one of the two
-    lacks). nan for fewer than two patients. Raises ParameterError for fewer than two methods and for lengths
-    that differ. Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
+    Per pair (a, b) the mean of a - b over the images that both scored, with its interval from ``n`` resamples of
+    the patients, a two-sided p-value, and p_holm, corrected for the number of pairs by :func:`holm`. Of P patients
+    with 2^P <= ``n``, p is exact: the share of all 2^P ways to give each patient's differences a sign whose mean is
+    as far from 0. Of more patients: twice the share of resamples on the other side of 0, with one added above and
+    below. So p never falls under 2 / 2^P: below six patients no difference is significant at 0.05. Columns: a, b,
+    difference, low, high, p, p_holm, n, left_out (images that one of the two lacks), patients. nan for fewer than
+    two patients. Raises ParameterError for fewer than two methods and for lengths that differ. Source: Fisher, The
+    Design of Experiments (1935), chapter 3, and Efron and Tibshirani, An Introduction to the Bootstrap (1993),
+    chapters 13 and 16.
     """
     patients = np.asarray(patients)
     columns = {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
@@ -145,8 +154,13 @@ def compare(
     pairs = list(combinations(columns, 2))
     differences = np.stack([columns[a] - columns[b] for a, b in pairs], axis=1)
     p_values = np.full(len(pairs), np.nan)
-    for place, drawn in _resampled(differences, patients, n, seed):
+    few = max(1, int(np.log2(n)))  # patients up to which every sign is tried
+    for place, sums, counts in _known(differences, patients):
+        if len(sums) <= few:
+            p_values[place] = _exact(sums)
+            continue
         # Differences that rounding alone makes are none.
+        drawn = resampled_ratios(sums, counts, n, seed)
         drawn = np.where(np.abs(drawn) < 1e-12, 0, drawn)
         other_side = np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
         p_values[place] = np.minimum(1, 2 * (1 + other_side) / (n + 1))
@@ -154,8 +168,18 @@ def compare(
         {"a": a, "b": b, "difference": found.mean, "low": found.low, "high": found.high}
         for (a, b), found in zip(pairs, intervals(differences, patients, n, seed, confidence), strict=True)
     ]
-    kept = (~np.isnan(differences)).sum(0)
-    return pd.DataFrame(rows).assign(p=p_values, p_holm=holm(p_values), n=kept, left_out=len(patients) - kept)
+    known = ~np.isnan(differences)
+    kept, of = known.sum(0), [len(np.unique(patients[rows])) for rows in known.T]
+    table = pd.DataFrame(rows).assign(p=p_values, p_holm=holm(p_values), n=kept, left_out=len(patients) - kept)
+    return table.assign(patients=of)
+
+
+def _exact(sums: np.ndarray) -> np.ndarray:
+    """Two-sided p-value of each column of the patients' sums ``[P, K]``: every sign of every patient is tried."""
+    signs = np.array(list(product((1.0, -1.0), repeat=len(sums))))
+    # As far from 0 is as far, whatever rounding makes of the same numbers in another order.
+    far = np.abs(signs @ sums) >= np.abs(sums.sum(0)) - 1e-9 * np.abs(sums).sum(0) - 1e-12
+    return far.mean(0)
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

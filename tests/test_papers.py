@@ -12,20 +12,21 @@ import torch
 
 import cxrkit.models
 from cxrkit import ParameterError
-from cxrkit.metrics import Interval
 from cxrkit.study.measuring import parameters_of
 from cxrkit.study.measuring import synthesis as measured
 from cxrkit.study.papers import PAPERS, checklist, effort, published, synthesis
-from cxrkit.study.papers.claims import Claim, table, verdict
+from cxrkit.study.papers.claims import FEWEST, Claim, Measured, measured, table, verdict
 
 
 @pytest.mark.parametrize(
     ("interval", "synthetic", "word"),
     [
-        (Interval(2, 1, 3), False, "reproduced"),
-        (Interval(-2, -3, -1), False, "not reproduced"),
-        (Interval(2, 0, 3), False, "undecided here"),
-        (Interval(2, 1, 3), True, "same direction"),
+        (Measured(2, 1, 3, 9), False, "reproduced"),
+        (Measured(-2, -3, -1, 9), False, "not reproduced"),
+        (Measured(2, 0, 3, 9), False, "undecided here"),
+        (Measured(2, 1, 3, 9), True, "same direction"),
+        (Measured(2, 1, 3, FEWEST), True, "same direction"),
+        (Measured(2, 1, 3, FEWEST - 1), True, "undecided here: too few patients"),
     ],
 )
 def test_the_words_of_a_verdict_say_whose_images_they_rest_on(interval, synthetic, word):
@@ -34,7 +35,7 @@ def test_the_words_of_a_verdict_say_whose_images_they_rest_on(interval, syntheti
 
 def test_a_claim_that_cannot_be_tested_says_why():
     claims = [
-        Claim("a", 2.5, Interval(0.01, 0.005, 0.02)),
+        Claim("a", 2.5, Measured(0.01, 0.005, 0.02, 30)),
         Claim("b", -1, None, printed="in prose", why="the data are private"),
     ]
     found = table(claims)
@@ -42,6 +43,29 @@ def test_a_claim_that_cannot_be_tested_says_why():
     assert list(found["paper"]) == ["+2.5", "in prose"]
     assert found["ours"][0] == pytest.approx(1.0)
     assert np.isnan(found["ours"][1])
+    assert found["n"].fillna(-1).tolist() == [30, -1]
+
+
+def test_a_number_that_tests_nothing_is_shown_and_not_judged():
+    claim = Claim("a", 2.5, Measured(0.01, 0.005, 0.02, 30), barred="FLC learnt too little")
+    found = table([claim]).iloc[0]
+    assert found["ours"] == pytest.approx(1.0)
+    assert found["verdict"] == "can't be tested here: FLC learnt too little"
+
+
+@pytest.mark.parametrize("patients", [3, FEWEST - 1, FEWEST, 12])
+def test_a_verdict_needs_patients_enough(patients):
+    """Coins: every patient falls on one side of 0 or the other. A verdict is a false alarm."""
+    sides = np.random.default_rng(0).choice([-1.0, 1.0], size=(300, patients))
+    found = [verdict(measured(values, np.arange(patients), n=200), 1) for values in sides]
+    alarms = np.mean([word in ("same direction", "opposite direction") for word in found])
+    assert alarms < 0.08
+    if patients < FEWEST:
+        assert set(found) == {"undecided here: too few patients"}
+
+
+def test_patients_without_a_value_do_not_count():
+    assert measured([1.0, 2.0, np.nan, 4.0], ["p", "p", "q", "r"]).n == 2
 
 
 def test_single_numbers_of_a_paper_are_read_by_key():

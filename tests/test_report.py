@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from cxrkit import ParameterError
-from cxrkit.metrics import Interval
 from cxrkit.study import grid, report, runs
 from cxrkit.study.papers import bcos, claims, published
 
@@ -144,10 +143,10 @@ def test_claims_are_judged_by_their_intervals(made):
 @pytest.mark.parametrize(
     ("interval", "expected", "verdict"),
     [
-        (Interval(2, 1, 3), 1, "same direction"),
-        (Interval(-2, -3, -1), 1, "opposite direction"),
-        (Interval(1, -1, 3), 1, "undecided here"),
-        (Interval(np.nan, np.nan, np.nan), 1, "undecided here"),
+        (claims.Measured(2, 1, 3, 9), 1, "same direction"),
+        (claims.Measured(-2, -3, -1, 9), 1, "opposite direction"),
+        (claims.Measured(1, -1, 3, 9), 1, "undecided here"),
+        (claims.Measured(np.nan, np.nan, np.nan, 9), 1, "undecided here"),
     ],
 )
 def test_verdicts(interval, expected, verdict):

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from cxrkit.errors import ParameterError
-from cxrkit.metrics import Interval, bootstrap
+from cxrkit.metrics import bootstrap
 from cxrkit.study import comparing, report, runs
-from cxrkit.study.papers.claims import Claim
+from cxrkit.study.papers.claims import Claim, Measured, measured
 from cxrkit.study.papers.claims import table as claim_table
 from cxrkit.study.papers.published import table
 from cxrkit.study.report import (
@@ -210,7 +210,7 @@ def difference(
     b: Sequence[str],
     column: str = "precision",
     thresholds: tuple[float, float] = (0.0, 0.0),
-) -> Interval:
+) -> Measured:
     """Mean difference a - b over the maps of the same image and label, with a 95 % interval (patients resampled).
 
     `a` and `b`: (network, method) or (network, method, regime), plain when not said. `column`: precision, recall,
@@ -229,9 +229,7 @@ def difference(
         keys = ["image_id", "label", "fold", "seed"]
         parts.append(pd.concat(found).set_index(keys)[[column, "patient_id"]])
     both = parts[0].join(parts[1], lsuffix="_a", rsuffix="_b", how="inner")
-    return bootstrap(
-        (both[f"{column}_a"] - both[f"{column}_b"]).to_numpy(), both["patient_id_a"].to_numpy(), n=2000, seed=0
-    )
+    return measured((both[f"{column}_a"] - both[f"{column}_b"]).to_numpy(), both["patient_id_a"].to_numpy())
 
 
 def claims(name: str, view_name: str = "binary") -> pd.DataFrame:
@@ -304,10 +302,11 @@ def _about_accuracy(name: str, view_name: str) -> list[Claim]:
     return found
 
 
-def _auc_difference(pair: Sequence[runs.Run]) -> Interval:
+def _auc_difference(pair: Sequence[runs.Run]) -> Measured:
     """Second less first, on the same test images; the first fold and seed."""
     row = comparing.scores((pair[0], pair[1])).loc["macro"]
-    return Interval(row["difference"], row["low"], row["high"])
+    patients = set.intersection(*(set(run.frame("predictions")["patient_id"]) for run in pair))
+    return Measured(row["difference"], row["low"], row["high"], len(patients))
 
 
 def grid_energies(name: str) -> pd.DataFrame:

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from cxrkit.metrics import Interval
+from cxrkit.metrics import bootstrap
 
-__all__ = ["Claim", "table", "verdict"]
+__all__ = ["FEWEST", "Claim", "Measured", "measured", "table", "verdict"]
+
+# Patients below which no verdict is given: 2^(1 - 6) = 0.03 is the first chance of a false one below 0.05.
+FEWEST = 6
+TOO_FEW = "undecided here: too few patients"
+
+
+class Measured(NamedTuple):
+    """A mean, the bounds of its interval, and how many patients it rests on (or whatever else was resampled)."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def measured(values: ArrayLike, patients: Sequence, n: int = 2000) -> Measured:
+    """:func:`cxrkit.metrics.bootstrap` of values ``[N]``, with the number of patients that have one."""
+    values, patients = np.asarray(values, dtype=np.float64), np.asarray(patients)
+    return Measured(*bootstrap(values, patients, n=n), len(np.unique(patients[~np.isnan(values)])))
 
 
 @dataclass(frozen=True)
@@ -18,41 +39,48 @@ class Claim:
     """``text``: what the paper says, in our words. ``published``: the difference that it rests on, in the unit of ours;
     a bare +1 or -1 where the paper prints no number (see ``printed``). ``ours``: our difference with its interval, or
     None, and then ``why`` says what is missing. ``printed``: the paper's numbers as a reader may look them up.
+    ``barred``: why ours, though measured, tests nothing (a network that learnt too little).
     """
 
     text: str
     published: float
-    ours: Interval | None
+    ours: Measured | None
     printed: str = ""
     why: str = ""
     synthetic: bool = True
+    barred: str = ""
 
     @property
     def verdict(self) -> str:
-        if self.ours is None:
-            return f"can't be tested here: {self.why}" if self.why else "can't be tested here"
+        if self.ours is None or self.barred:
+            why = self.barred or self.why
+            return f"can't be tested here: {why}" if why else "can't be tested here"
         return verdict(self.ours, self.published, self.synthetic)
 
 
-def verdict(interval: Interval, expected: float, synthetic: bool = True) -> str:
+def verdict(found: Measured, expected: float, synthetic: bool = True) -> str:
     """Whether an interval agrees with the sign of a published difference.
 
     On synthetic images only the direction can be compared, and the words say so: "same direction", "opposite
-    direction"; on a paper's own data: "reproduced", "not reproduced". An interval that holds 0 decides nothing.
+    direction"; on a paper's own data: "reproduced", "not reproduced". An interval that holds 0 decides nothing. Nor
+    does one of fewer than FEWEST patients: where each of P patients falls on either side of 0 by chance, all fall on
+    the same one with probability 2^(1 - P), and then every resample lies there too, and the interval leaves 0 out.
     """
-    if not np.isfinite(interval.low) or interval.low <= 0 <= interval.high:
+    if found.n < FEWEST:
+        return TOO_FEW
+    if not np.isfinite(found.low) or found.low <= 0 <= found.high:
         return "undecided here"
-    same = np.sign(interval.mean) == np.sign(expected)
+    same = np.sign(found.mean) == np.sign(expected)
     if synthetic:
         return "same direction" if same else "opposite direction"
     return "reproduced" if same else "not reproduced"
 
 
 def table(claims: Iterable[Claim], scale: float = 100) -> pd.DataFrame:
-    """A row per claim: claim, paper (as printed), ours, low, high (times ``scale``: percent), verdict."""
+    """A row per claim: claim, paper (as printed), ours, low, high (times ``scale``: percent), n (patients), verdict."""
     rows = []
     for claim in claims:
-        ours = claim.ours or Interval(np.nan, np.nan, np.nan)
+        ours = claim.ours or Measured(np.nan, np.nan, np.nan, pd.NA)
         rows.append(
             {
                 "claim": claim.text,
@@ -60,7 +88,9 @@ def table(claims: Iterable[Claim], scale: float = 100) -> pd.DataFrame:
                 "ours": scale * ours.mean,
                 "low": scale * ours.low,
                 "high": scale * ours.high,
+                "n": ours.n,
                 "verdict": claim.verdict,
             }
         )
-    return pd.DataFrame(rows, columns=["claim", "paper", "ours", "low", "high", "verdict"])
+    frame = pd.DataFrame(rows, columns=["claim", "paper", "ours", "low", "high", "n", "verdict"])
+    return frame.astype({"n": "Int64"})

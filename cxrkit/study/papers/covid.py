@@ -20,6 +20,7 @@ from cxrkit.study import ensembles, report, runs
 from cxrkit.study.keys import project_folder
 from cxrkit.study.measuring import covid as measuring
 from cxrkit.study.papers import published
+from cxrkit.study.papers.claims import Measured
 
 __all__ = [
     "MEASURES",
@@ -90,10 +91,11 @@ def rate(predicted: pd.DataFrame, measure: str, label: str | None = None) -> Int
     return _interval(value[0], drawn[:, 0])
 
 
-def difference(a: pd.DataFrame, b: pd.DataFrame, measure: str = "F1", label: str | None = None) -> Interval:
+def difference(a: pd.DataFrame, b: pd.DataFrame, measure: str = "F1", label: str | None = None) -> Measured:
     """Measure of a less that of b, on the same patients; where the two judged different ones, the interval is nan."""
     value, drawn = _rates([a, b], measure, label)
-    return _interval(value[0] - value[1], drawn[:, 0] - drawn[:, 1])
+    patients = set(a["patient_id"]) & set(b["patient_id"])
+    return Measured(*_interval(value[0] - value[1], drawn[:, 0] - drawn[:, 1]), len(patients))
 
 
 def _rates(tables: Sequence[pd.DataFrame], measure: str, label: str | None) -> tuple[np.ndarray, np.ndarray]:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from cxrkit.metrics import Interval, bootstrap
+from cxrkit.metrics import bootstrap
 from cxrkit.study import report
 from cxrkit.study.papers import published
-from cxrkit.study.papers.claims import Claim
+from cxrkit.study.papers.claims import Claim, Measured
+from cxrkit.study.papers.claims import measured as from_patients
 from cxrkit.study.papers.claims import table as claim_table
 from cxrkit.study.papers.covid import HARD, SOFT, difference, measured, predictions, rate
 
@@ -25,10 +26,10 @@ def claims(name: str) -> pd.DataFrame:
     singles = [network for network in tables if network not in (SOFT, HARD)]
     best = max(singles, key=lambda network: rate(tables[network], "F1").mean)
 
-    def votes(a: str, b: str, measure: str = "F1") -> Interval | None:
+    def votes(a: str, b: str, measure: str = "F1") -> Measured | None:
         return difference(tables[a], tables[b], measure) if {a, b} <= set(tables) else None
 
-    def claim(text: str, gap: float, ours: Interval | None, told: str = "", why: str = _ABSENT) -> Claim:
+    def claim(text: str, gap: float, ours: Measured | None, told: str = "", why: str = _ABSENT) -> Claim:
         return Claim(text, gap, ours, told, "" if ours else why, synthetic)
 
     def gap(a: str, b: str) -> float:
@@ -91,18 +92,18 @@ def _map_claims(name: str, dense: str, claim: Callable[..., Claim]) -> list[Clai
     ]
 
 
-def _mean(values: pd.Series) -> Interval | None:
+def _mean(values: pd.Series) -> Measured | None:
     values = values.dropna()
-    return bootstrap(values, values.index.get_level_values("patient_id")) if len(values) else None
+    return from_patients(values, values.index.get_level_values("patient_id")) if len(values) else None
 
 
-def _paired(table: pd.DataFrame, column: str, a: str, b: str) -> Interval | None:
+def _paired(table: pd.DataFrame, column: str, a: str, b: str) -> Measured | None:
     """Mean of a less b over the images that both have; None where one network is missing."""
     wide = table.pivot_table(index=["image_id", "patient_id"], columns="network", values=column)
     return _mean(wide[a] - wide[b]) if {a, b} <= set(wide) else None
 
 
-def _dead_difference(name: str, dense: str) -> Interval | None:
+def _dead_difference(name: str, dense: str) -> Measured | None:
     """Share of dead maps of the two middle layers; the interval takes the feature maps as the sample."""
     table = measured(name, "inactive").query("middle").set_index("network")
     if not {dense, "resnet18"} <= set(table.index):
@@ -113,4 +114,4 @@ def _dead_difference(name: str, dense: str) -> Interval | None:
     )
     low = a.mean - b.mean - np.hypot(a.mean - a.low, b.high - b.mean)
     high = a.mean - b.mean + np.hypot(a.high - a.mean, b.mean - b.low)
-    return Interval(a.mean - b.mean, low, high)
+    return Measured(a.mean - b.mean, low, high, int(table["maps"].loc[[dense, "resnet18"]].min()))

@@ -11,7 +11,7 @@ from cxrkit.errors import ParameterError
 from cxrkit.metrics import Interval, bootstrap, over_seeds, reproducibility
 from cxrkit.study import report, runs
 from cxrkit.study.measuring.normgrad import METHODS, PIXEL_METHODS
-from cxrkit.study.papers.claims import Claim
+from cxrkit.study.papers.claims import Claim, Measured, measured
 from cxrkit.study.papers.claims import table as claim_table
 from cxrkit.study.papers.published import scalars, table
 
@@ -167,13 +167,13 @@ def _of(frame: pd.DataFrame, of: str, network: str | None) -> pd.DataFrame:
     return frame if network is None else frame[frame["network"] == network]
 
 
-def _paired(frame: pd.DataFrame, column: str, a: pd.Series, b: pd.Series) -> Interval:
+def _paired(frame: pd.DataFrame, column: str, a: pd.Series, b: pd.Series) -> Measured:
     """Mean over images of (mean of the rows `a`) - (mean of the rows `b`), patients resampled."""
     means = [frame[rows].groupby(["patient_id", "image_id"])[column].mean() for rows in (a, b)]
     both = pd.concat(means, axis=1, keys=["a", "b"]).dropna().reset_index()
     if both.empty:
-        return Interval(np.nan, np.nan, np.nan)
-    return bootstrap(both["a"] - both["b"], both["patient_id"], n=2000)
+        return Measured(np.nan, np.nan, np.nan, 0)
+    return measured(both["a"] - both["b"], both["patient_id"])
 
 
 def randomisation(name: str, of: str, network: str, column: str = "hit_share") -> pd.DataFrame:
@@ -365,7 +365,7 @@ def _claimed(stated: pd.Series) -> list[tuple[str, str, float, str, Callable]]:
 def change(state: str, methods: Sequence[str], other: str, others: Sequence[str]) -> Callable:
     """A function of (scores, column): smoothed hits of `methods` in a state less those of `others` in another."""
 
-    def difference(scores: pd.DataFrame, column: str) -> Interval:
+    def difference(scores: pd.DataFrame, column: str) -> Measured:
         able = [set(scores.loc[scores["state"] == one, "network"]) for one in (state, other)]
         scores = scores[scores["smoothed"] & scores["network"].isin(able[0] & able[1])]
         a = (scores["state"] == state) & scores["method"].isin(methods)
@@ -375,23 +375,23 @@ def change(state: str, methods: Sequence[str], other: str, others: Sequence[str]
     return difference
 
 
-def _smoothing_helps(scores: pd.DataFrame, column: str) -> Interval:
+def _smoothing_helps(scores: pd.DataFrame, column: str) -> Measured:
     trained = scores[scores["state"] == "trained"]
     wide = trained.pivot_table(values=column, index=["patient_id", "image_id", "method"], columns="smoothed")
     gain = (wide[True] - wide[False]).rename("gain").reset_index()
     return _paired(gain, "gain", gain["method"].isin(PIXEL_METHODS), ~gain["method"].isin(PIXEL_METHODS))
 
 
-def _dom_by_layers(scores: pd.DataFrame, column: str, n: int = 1000) -> Interval:
+def _dom_by_layers(scores: pd.DataFrame, column: str, n: int = 1000) -> Measured:
     """Mean DoM of the maps of several layers less that of single layers; patients are resampled, and the difference of
     the means is taken anew in each resample."""
     trained = scores[scores["smoothed"] & (scores["state"] == "trained") & scores["method"].isin(_NORMGRAD)]
     wide = trained.pivot_table(values=column, index="patient_id", columns=["network", "method"]).dropna()
     networks = sorted(set(wide.columns.get_level_values("network")))
     if len(networks) < 2 or len(wide) < 2:
-        return Interval(np.nan, np.nan, np.nan)
+        return Measured(np.nan, np.nan, np.nan, 0)
     gaps = (wide[networks[0]] - wide[networks[1]])[[*_MULTI, *_SINGLE]].to_numpy()
     drawn = np.random.default_rng(0).integers(len(gaps), size=(n, len(gaps)))
     doms = np.abs(np.concatenate([gaps.mean(0)[None], gaps[drawn].mean(1)]))
     values = doms[:, : len(_MULTI)].mean(1) - doms[:, len(_MULTI) :].mean(1)
-    return Interval(float(values[0]), *np.quantile(values[1:], (0.025, 0.975)).tolist())
+    return Measured(float(values[0]), *np.quantile(values[1:], (0.025, 0.975)).tolist(), len(wide))

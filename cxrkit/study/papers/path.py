@@ -13,7 +13,7 @@ from cxrkit.errors import ParameterError
 from cxrkit.metrics import Interval, bootstrap, classification_report
 from cxrkit.study import report, runs
 from cxrkit.study.measuring.path import METHODS
-from cxrkit.study.papers.claims import Claim
+from cxrkit.study.papers.claims import Claim, Measured, measured
 from cxrkit.study.papers.claims import table as claim_table
 from cxrkit.study.papers.published import table
 
@@ -252,7 +252,7 @@ def agreement(name: str) -> pd.DataFrame:
 
 def difference(
     frame: pd.DataFrame, column: str, a: Mapping[str, object], b: Mapping[str, object], keys: Sequence[str]
-) -> Interval | None:
+) -> Measured | None:
     """Mean of column where `a` holds less that where `b` holds, over rows alike in `keys`, with a 95 % interval.
 
     Several rows of a side with the same keys are averaged first. None where the two have no row in common.
@@ -266,7 +266,7 @@ def difference(
     both = pd.concat(sides, axis=1, join="inner", keys=["a", "b"]).dropna()
     if both.empty:
         return None
-    return bootstrap((both["a"] - both["b"]).to_numpy(float), both.index.get_level_values("patient_id"), n=2000)
+    return measured((both["a"] - both["b"]).to_numpy(float), both.index.get_level_values("patient_id"))
 
 
 def claims(name: str) -> pd.DataFrame:
@@ -282,7 +282,7 @@ def claims(name: str) -> pd.DataFrame:
     )
 
 
-_Said = tuple[str, str, int, Interval | None]  # the claim, what is printed, the sign expected, ours
+_Said = tuple[str, str, int, Measured | None]  # the claim, what is printed, the sign expected, ours
 
 
 def _claims_on_maps(name: str) -> list[_Said]:
@@ -325,5 +325,6 @@ def _claims_on_networks(name: str) -> list[_Said]:
     ]
 
 
-def _mean(frame: pd.DataFrame, column: str) -> Interval | None:
-    return _interval(frame, column) if frame[column].notna().any() else None
+def _mean(frame: pd.DataFrame, column: str) -> Measured | None:
+    values = frame[column].astype(float).to_numpy()
+    return measured(values, frame["patient_id"].astype(str).to_numpy()) if np.isfinite(values).any() else None

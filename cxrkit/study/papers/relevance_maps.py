@@ -11,9 +11,9 @@ import torch
 
 from cxrkit import metrics
 from cxrkit.data import Dataset
-from cxrkit.metrics import Interval, bootstrap
+from cxrkit.metrics import bootstrap
 from cxrkit.study import report, runs
-from cxrkit.study.papers.claims import Claim
+from cxrkit.study.papers.claims import Claim, Measured, measured
 from cxrkit.study.papers.claims import table as claim_table
 from cxrkit.study.papers.published import table
 from cxrkit.study.papers.relevance import METHODS, first_scores, network, scored, two_classes
@@ -111,7 +111,9 @@ def inside_boxes(name: str) -> pd.DataFrame:
 def _share(called: str, method: str, share: np.ndarray, patients: np.ndarray, chance: Any) -> dict[str, Any]:
     found = bootstrap(share, patients, n=500)
     row = {"network": called, "method": METHODS[method], "share": found.mean, "low": found.low, "high": found.high}
-    return row | {"chance": float(chance), "degenerate": int(np.isnan(share).sum())}
+    known = ~np.isnan(share)
+    counts = {"patients": len(np.unique(patients[known])), "degenerate": int((~known).sum())}
+    return row | {"chance": float(chance)} | counts
 
 
 def inside_lungs(name: str) -> pd.DataFrame:
@@ -131,7 +133,7 @@ def inside_lungs(name: str) -> pd.DataFrame:
                 share = metrics.energy_pointing_game(torch.from_numpy(maps[of]), masks).numpy()
                 chance = metrics.chance_level(masks).mean()
                 rows.append({"images": group} | _share(called, method, share, kept["patient_ids"][of], chance))
-    columns = ["images", "network", "method", "share", "low", "high", "chance", "degenerate"]
+    columns = ["images", "network", "method", "share", "low", "high", "chance", "patients", "degenerate"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -202,14 +204,14 @@ def networks_side_by_side(name: str, method: str = "lrp", positives: int = 1, no
 # Claims
 
 
-def _paired(frame: pd.DataFrame, a: tuple[str, float], b: tuple[str, float], column: str = "two_class") -> Interval:
+def _paired(frame: pd.DataFrame, a: tuple[str, float], b: tuple[str, float], column: str = "two_class") -> Measured:
     """Mean difference a - b over the same images and labels, (method, threshold) each; patients resampled."""
     parts = []
     for method, threshold in (a, b):
         part = frame[(frame["method"] == method) & np.isclose(frame["threshold"], threshold)]
         parts.append(part.set_index(["image_id", "label"])[[column, "patient_id"]])
     both = parts[0].join(parts[1], lsuffix="_a", rsuffix="_b", how="inner")
-    return bootstrap((both[f"{column}_a"] - both[f"{column}_b"]).to_numpy(), both["patient_id_a"].to_numpy(), n=2000)
+    return measured((both[f"{column}_a"] - both[f"{column}_b"]).to_numpy(), both["patient_id_a"].to_numpy())
 
 
 _STEPS = (
@@ -254,16 +256,22 @@ def _of_intention(name: str, synthetic: bool) -> list[Claim]:
     text = "With two classes, LRP lies less in the box than with many findings"
     claims = [Claim(text, -1, ours, "shown, no number", why, synthetic)]
     lungs = inside_lungs(name)
-    part = lungs[(lungs["images"] == "normal") & (lungs["method"] == "LRP") & lungs["network"].isin(two)]
-    more = None
-    if len(part):
-        row = part.iloc[0]
-        more = Interval(*(row[column] - row["chance"] for column in ("share", "low", "high")))
-    text = "Networks with two classes look at the lungs of normal images, beyond their area"
-    return [*claims, Claim(text, 1, more, "shown, no number", "only the phantom knows its lungs", synthetic)]
+    part = lungs[(lungs["images"] == "normal") & lungs["network"].isin(two)]
+    for method in ("LRP", "RAP"):
+        rows = part[part["method"] == method].to_dict("records")
+        more = [
+            Measured(*(row[key] - row["chance"] for key in ("share", "low", "high")), row["patients"]) for row in rows
+        ]
+        text = f"With two classes, {method} lies in the lungs of normal images, beyond their area"
+        named = [f"{text} ({row['network'].removesuffix(', two classes')})" for row in rows] or [text]
+        why = "only the phantom knows its lungs"
+        claims += [
+            Claim(of, 1, one, "shown, no number", why, synthetic) for of, one in zip(named, more or [None], strict=True)
+        ]
+    return claims
 
 
-def _less_inside(a: dict[str, np.ndarray], b: dict[str, np.ndarray], method: str = "lrp") -> Interval:
+def _less_inside(a: dict[str, np.ndarray], b: dict[str, np.ndarray], method: str = "lrp") -> Measured:
     """Share of the mass in the boxes, a - b, on the same positives."""
     common = [one for one in a["image_ids"][a["groups"] == "positive"] if one in b["image_ids"]]
     shares = []
@@ -272,7 +280,7 @@ def _less_inside(a: dict[str, np.ndarray], b: dict[str, np.ndarray], method: str
         maps = torch.from_numpy(kept["maps"][list(kept["methods"]).index(method)][rows])
         shares.append(metrics.energy_pointing_game(maps, torch.from_numpy(kept["masks"][rows])).numpy())
     patients = a["patient_ids"][[list(a["image_ids"]).index(one) for one in common]]
-    return bootstrap(shares[0] - shares[1], patients, n=2000)
+    return measured(shares[0] - shares[1], patients)
 
 
 def surviving(name: str) -> pd.DataFrame:
@@ -285,5 +293,5 @@ def surviving(name: str) -> pd.DataFrame:
             for threshold in sorted(frame["threshold"].unique()):
                 found = _paired(frame, (method, threshold), ("cam", threshold), column)
                 row = {"IoU of": reading, "difference": f"{METHODS[method]} less CAM", "T": threshold}
-                rows.append(row | dict(zip(("ours", "low", "high"), (100 * v for v in found), strict=True)))
+                rows.append(row | dict(zip(("ours", "low", "high"), (100 * v for v in found[:3]), strict=True)))
     return pd.DataFrame(rows)

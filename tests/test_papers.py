@@ -13,7 +13,7 @@ import torch
 import cxrkit.models
 from cxrkit import ParameterError
 from cxrkit.study.measuring import parameters_of
-from cxrkit.study.measuring import synthesis as measured
+from cxrkit.study.measuring import synthesis as scoring
 from cxrkit.study.papers import PAPERS, checklist, effort, published, synthesis
 from cxrkit.study.papers.claims import FEWEST, Claim, Measured, measured, table, verdict
 
@@ -145,6 +145,18 @@ def frame() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def test_scored_positives_are_of_as_many_patients_as_there_are(monkeypatch):
+    images = {
+        "image_id": [f"i{n}" for n in range(9)],
+        "patient_id": ["p0"] * 3 + ["p1"] * 2 + ["p2"] * 2 + ["p3", "p4"],
+    }
+    boxes = pd.DataFrame([{"image_id": f"i{n}", "label": label} for n in range(8) for label in "AB"])
+    data = SimpleNamespace(table=pd.DataFrame(images), boxes=boxes, labels=("A", "B"))
+    monkeypatch.setattr(scoring, "target_table", lambda of: torch.ones(9, 2))
+    assert scoring._positives(data, ["A", "B"], 2) == {"A": [0, 3], "B": [5, 7]}  # four boxed patients, four rows
+    assert scoring._positives(data, ["A"], 6)["A"] == [0, 1, 2, 3, 5, 7]
+
+
 def test_metrics_that_rank_methods_in_opposite_order_disagree():
     found = synthesis.agreement(frame())
     assert found.loc["EPG precision", "IoU"] == pytest.approx(-1)
@@ -182,11 +194,11 @@ def test_a_network_on_another_device_gets_the_same_scores():
     masks[:, 8:16, 8:16] = True
     model, random = (cxrkit.models.create("resnet18", ("a", "b"), seed=seed).eval() for seed in (0, 1))
     subject = SimpleNamespace(model=model, random=random, parameters=SimpleNamespace(n_steps=4))
-    here, chance = measured._scores(subject, images, masks, "a", "input_x_gradient")
+    here, chance = scoring._scores(subject, images, masks, "a", "input_x_gradient")
     with second_device.SecondDevice():
         for network in (model, random):
             network.to(second_device.DEVICE)
-        there, same = measured._scores(subject, images, masks, "a", "input_x_gradient")
+        there, same = scoring._scores(subject, images, masks, "a", "input_x_gradient")
     assert set(there) == set(here)
     for name in set(here) - {"seconds"}:
         np.testing.assert_allclose(there[name], here[name], atol=1e-4, err_msg=name)

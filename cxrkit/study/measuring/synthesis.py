@@ -77,16 +77,20 @@ def subject(parameters: NotebookParameters) -> Subject:
 
 
 def _positives(data: cxrkit.data.Dataset, labels: list[str], count: int) -> dict[str, list[int]]:
+    """The first boxed positives of each label, of patients not yet taken before others: a test counts patients."""
     targets, boxed = target_table(data), data.boxes.groupby("label")["image_id"].agg(set)
-    names = data.table["image_id"]
-    return {
-        label: [
-            row
-            for row in torch.nonzero(targets[:, data.labels.index(label)] > 0.5).flatten().tolist()
-            if names.iloc[row] in boxed.get(label, set())
-        ][:count]
-        for label in labels
-    }
+    names, patients = (data.table[column].tolist() for column in ("image_id", "patient_id"))
+    taken: set[str] = set()
+    found = {}
+    for label in labels:
+        rows = torch.nonzero(targets[:, data.labels.index(label)] > 0.5).flatten().tolist()
+        found[label], rest = [], []
+        for row in (row for row in rows if names[row] in boxed.get(label, set())):
+            fresh = patients[row] not in taken and len(found[label]) < count
+            (found[label] if fresh else rest).append(row)
+            taken |= {patients[row]} if fresh else set()
+        found[label] = sorted((found[label] + rest)[:count])
+    return found
 
 
 def score(subject: Subject, hear: Callable[[str], None] | None = None) -> pd.DataFrame:

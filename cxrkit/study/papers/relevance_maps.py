@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
@@ -259,9 +260,7 @@ def _of_intention(name: str, synthetic: bool) -> list[Claim]:
     part = lungs[(lungs["images"] == "normal") & lungs["network"].isin(two)]
     for method in ("LRP", "RAP"):
         rows = part[part["method"] == method].to_dict("records")
-        more = [
-            Measured(*(row[key] - row["chance"] for key in ("share", "low", "high")), row["patients"]) for row in rows
-        ]
+        more = [_beyond_chance(row) for row in rows]
         text = f"With two classes, {method} lies in the lungs of normal images, beyond their area"
         named = [f"{text} ({row['network'].removesuffix(', two classes')})" for row in rows] or [text]
         why = "only the phantom knows its lungs"
@@ -269,6 +268,10 @@ def _of_intention(name: str, synthetic: bool) -> list[Claim]:
             Claim(of, 1, one, "shown, no number", why, synthetic) for of, one in zip(named, more or [None], strict=True)
         ]
     return claims
+
+
+def _beyond_chance(row: Mapping[str, Any]) -> Measured:
+    return Measured(*(row[key] - row["chance"] for key in ("share", "low", "high")), row["patients"])
 
 
 def _less_inside(a: dict[str, np.ndarray], b: dict[str, np.ndarray], method: str = "lrp") -> Measured:

@@ -173,6 +173,42 @@ def test_methods_are_compared_on_the_same_images():
         synthesis.against(frame(), "IoU", "c")
 
 
+def test_p_values_of_few_patients_stay_above_what_they_allow():
+    few = frame()[lambda one: one["patient_id"].isin(["p0", "p1", "p2"])]
+    row = synthesis.against(few, "EPG precision", "a").iloc[0]
+    assert (row["maps"], row["left out"], row["patients"]) == (6, 0, 3)
+    assert row["p (Holm)"] == 2 / 2**3
+
+
+def degenerate() -> pd.DataFrame:
+    """As `frame`, but b draws nothing on the second image of each patient, so that EPG and IoU have no score."""
+    one = frame()
+    second = one["image_id"].isin([f"i{n}" for n in range(1, 10, 2)])
+    empty = (one["method"] == "b") & (one["score"] != "deletion") & second
+    return one.assign(value=one["value"].mask(empty))
+
+
+def test_a_mean_over_fewer_maps_does_not_stand_beside_the_others():
+    shown = synthesis.overview(degenerate())["n"]
+    assert shown["rows"] == ["a", "b (5 of 10)", "chance"]
+    assert np.isnan(shown["values"][1][:2]).all()
+    assert shown["values"][1][2] == pytest.approx(0.645)
+    row = synthesis.means(degenerate(), "EPG precision").set_index("method").loc["b"]
+    assert (row["maps"], row["degenerate"], row["patients"]) == (5, 5, 5)
+    assert row["EPG precision"] == pytest.approx(0.54)
+    assert row["low"] <= row["EPG precision"] <= row["high"]
+    assert synthesis.against(degenerate(), "IoU", "a").iloc[0]["left out"] == 5
+
+
+def test_metrics_are_compared_over_methods_that_all_of_them_score():
+    both = degenerate()
+    more = [both[both["method"] == "a"].assign(method=name, value=lambda one, by=by: one["value"] + by)
+            for name, by in (("c", 0.1), ("d", 0.3))]  # fmt: skip
+    found = synthesis.agreement(pd.concat([both, *more]))
+    assert found.loc["EPG precision", "deletion"] == pytest.approx(-1)
+    assert found.loc["IoU", "deletion"] == pytest.approx(-1)  # with b's five maps: another order
+
+
 def test_the_overview_ends_with_chance():
     shown = synthesis.overview(frame())["n"]
     assert shown["rows"] == ["b", "a", "chance"]
@@ -184,9 +220,11 @@ def test_the_overview_ends_with_chance():
 def test_reasons_count_as_one_verdict():
     claims = pd.DataFrame({"paper": ["bcos", "bcos", "path"], "claim": list("xyz")})
     claims["verdict"] = ["same direction", "can't be tested here: private", "can't be tested here: no number"]
+    claims.loc[3] = ["path", "w", "undecided here: too few patients"]
     found = synthesis.counted(claims).set_index("paper")
+    assert found.loc["path", "too few patients"] == 1
     assert found.loc["bcos", "can't be tested here"] == found.loc["bcos", "same direction"] == 1
-    assert found.loc["path", "claims"] == 1
+    assert found.loc["path", "claims"] == 2
 
 
 def test_a_network_on_another_device_gets_the_same_scores():

@@ -9,13 +9,14 @@ import pandas as pd
 
 import cxrkit.attribution
 from cxrkit.errors import ParameterError
-from cxrkit.metrics import compare, holm
+from cxrkit.metrics import Accumulator, LocalisationScores, compare, holm
 from cxrkit.study import grid
 from cxrkit.study.measuring.synthesis import CALLED
 from cxrkit.study.papers import PAPERS
+from cxrkit.study.papers.claims import TOO_FEW
 from cxrkit.study.report import runs_of, variant
 
-__all__ = ["BETTER", "against", "agreement", "claims", "costs", "counted", "overview", "scores"]
+__all__ = ["BETTER", "against", "agreement", "claims", "costs", "counted", "means", "overview", "scores"]
 
 # Where the claims of a paper are, if not in the module of its name.
 _CLAIMS = {"covid": "covid_claims", "relevance": "relevance_maps"}
@@ -39,48 +40,91 @@ def scores(name: str) -> pd.DataFrame:
 
 
 def _means(frame: pd.DataFrame, column: str = "value") -> pd.DataFrame:
-    """Mean over the images of each label, then over labels: a row per method, a column per score."""
+    """Mean over the images of each label, then over labels: a row per method, a column per score.
+
+    nan where a map has no score: of fewer images than the others', a mean can't stand beside theirs.
+    """
     by_label = frame.groupby(["method", "label", "score"], sort=False)[column].mean()
     table = by_label.groupby(["method", "score"], sort=False).mean().unstack()
+    whole = _counts(frame) == frame.groupby(["method", "score"], sort=False).size().unstack()
+    table = table.where(whole.reindex_like(table))
     return table.reindex(columns=[name for name in BETTER if name in table])
 
 
+def _counts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Maps that have the score: a row per method, a column per score."""
+    return frame.groupby(["method", "score"], sort=False)["value"].count().unstack()
+
+
 def overview(frame: pd.DataFrame) -> dict[str, dict]:
-    """By network, what `charts.matrix` takes: methods in the order of the first metric, and chance below."""
+    """By network, what `charts.matrix` takes: methods in the order of the first metric, and chance below.
+
+    A method that drew a degenerate map says how many of its maps a metric could score, at least, and has nan where that
+    isn't all of them.
+    """
     shown = {}
     for network, part in frame.groupby("network", sort=False):
+        part = part[part["score"].isin(BETTER)]
         table = _means(part)
         table = table.sort_values(table.columns[0], ascending=False)
+        fewest, maps = _counts(part).min(axis=1), part.groupby(["method", "score"]).size().max()
+        names = [name if fewest[name] == maps else f"{name} ({fewest[name]} of {maps})" for name in table.index]
+        table.index = pd.Index(names)
         table.loc["chance"] = _means(part, "chance").mean()
         shown[network] = {"values": table.to_numpy(), "rows": list(table.index), "columns": list(table.columns)}
     return shown
 
 
+def means(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric by network and method: mean over labels with its 95 % interval (patients resampled), chance, maps that
+    were scored, degenerate ones (left out), patients. Raises ParameterError for an unknown metric."""
+    rows = []
+    for network, part in _of(frame, metric).groupby("network", sort=False):
+        gathered = Accumulator()
+        numbers = LocalisationScores({metric: part["value"].to_numpy()}, {metric: part["chance"].to_numpy()})
+        gathered.add(numbers, part["patient_id"].to_numpy(), method=part["method"], label=part["label"])
+        found = gathered.table().query("label == 'macro'").assign(network=network).set_index("method")
+        found["patients"] = part.dropna(subset="value").groupby("method")["patient_id"].nunique()
+        rows.append(found.fillna({"patients": 0}).astype({"patients": int}).reset_index())
+    table = pd.concat(rows, ignore_index=True).rename(columns={"n": "maps", "mean": metric})
+    table.loc[table["patients"] < 2, ["low", "high"]] = np.nan
+    return table[["network", "method", metric, "low", "high", "chance", "maps", "degenerate", "patients"]]
+
+
+def _of(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    if metric not in BETTER:
+        raise ParameterError(f"metric {metric!r} is unknown; use one of {list(BETTER)}")
+    return frame[frame["score"] == metric]
+
+
 def agreement(frame: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's rank correlation between metrics over (network, method), each turned so that high is good."""
-    tables = [_means(part) for _, part in frame.groupby("network", sort=False)]
+    """Spearman's rank correlation between metrics over (network, method), each turned so that high is good.
+
+    Methods that any metric can't score on every map stay out, so that all numbers rank the same methods.
+    """
+    tables = [_means(part[part["score"].isin(BETTER)]).dropna() for _, part in frame.groupby("network", sort=False)]
     turned = pd.concat([table * [BETTER[name] for name in table] for table in tables])
     return turned.corr(method="spearman")
 
 
 def against(frame: pd.DataFrame, metric: str, reference: str) -> pd.DataFrame:
-    """Each method less the reference on the same images, a row per network and method: difference, interval, p (Holm).
+    """Each method less the reference on the same images, a row per network and method: difference, interval, p (Holm),
+    maps (of each of the two), left out (a degenerate one of either), patients.
 
-    Raises ParameterError for an unknown metric or reference.
+    p is exact where patients are few (see `metrics.compare`); nan below two of them. Raises ParameterError for an
+    unknown metric or reference.
     """
-    if metric not in BETTER:
-        raise ParameterError(f"metric {metric!r} is unknown; use one of {list(BETTER)}")
     rows = []
-    for network, part in frame[frame["score"] == metric].groupby("network", sort=False):
-        wide = part.pivot_table("value", ["patient_id", "image_id", "label"], "method", sort=False, dropna=False)
-        wide = wide.dropna(axis=1, how="all")
+    for network, part in _of(frame, metric).groupby("network", sort=False):
+        keys = ["patient_id", "image_id", "label", "method"]
+        wide = part.groupby(keys, sort=False)["value"].mean().unstack(sort=False).dropna(axis=1, how="all")
         if reference not in wide:
             raise ParameterError(f"reference {reference!r} explains no image of {network}; use one of {list(wide)}")
         for method in (name for name in wide if name != reference):
             both = {method: wide[method].to_numpy(), reference: wide[reference].to_numpy()}
             found = compare(both, wide.index.get_level_values("patient_id").to_numpy()).iloc[0]
-            row = {"network": network, "method": method, "difference": found["difference"]}
-            rows.append(row | {"low": found["low"], "high": found["high"], "p": found["p"]})
+            row = {"network": network, "method": method, **found[["difference", "low", "high", "p"]]}
+            rows.append(row | {"maps": found["n"], "left out": found["left_out"], "patients": found["patients"]})
     table = pd.DataFrame(rows)
     if len(table):
         table["p"] = holm(table["p"])
@@ -99,18 +143,19 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims() -> pd.DataFrame:
-    """The claims of all papers with their verdicts, from the grid of each (paper, claim, ours, low, high, verdict)."""
+    """The claims of all papers with verdicts, from the grid of each (paper, claim, ours, low, high, n, verdict)."""
     parts = []
     for paper in PAPERS:
         module = importlib.import_module(f"cxrkit.study.papers.{_CLAIMS.get(paper, paper)}")
         parts.append(module.claims(grid.shown(paper)).assign(source=paper))
     frame = pd.concat(parts, ignore_index=True)
-    columns = ["claim", "ours", "low", "high", "verdict"]
+    columns = ["claim", "ours", "low", "high", "n", "verdict"]
     return frame[["source", *columns]].rename(columns={"source": "paper"})
 
 
 def counted(frame: pd.DataFrame) -> pd.DataFrame:
-    """How many claims of each paper got which verdict; reasons why one can't be tested count as one."""
-    kinds = frame["verdict"].str.split(":").str[0]
+    """How many claims of each paper got which verdict; reasons why one can't be tested count as one, but too few
+    patients for any verdict have a column of their own."""
+    kinds = frame["verdict"].str.split(":").str[0].mask(frame["verdict"] == TOO_FEW, "too few patients")
     table = pd.crosstab(frame["paper"], kinds).reindex([paper for paper in PAPERS if paper in set(frame["paper"])])
     return table.assign(claims=table.sum(axis=1)).replace(np.nan, 0).reset_index().rename_axis(columns=None)

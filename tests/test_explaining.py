@@ -61,6 +61,7 @@ def test_scores_are_the_closed_forms(subject):
     assert left["chance"] == pytest.approx(0.25)
     assert left["precision"] == pytest.approx(0.5)  # the box holds half of the positive half
     assert left["recall"] == pytest.approx(1.0)
+    assert left["chance_recall"] == pytest.approx(1024 / 1536)  # of all evidence in the image, what speaks for it
     assert left["signed"] == pytest.approx(1.0)  # 512 / (1024 - 512): why signed maps need clipping
     assert right["precision"] == 0.0
     assert left["logit"] == pytest.approx(0.1 * 512 - 100.0, abs=1e-3)

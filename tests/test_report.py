@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from cxrkit import ParameterError
-from cxrkit.study import grid, report, runs
-from cxrkit.study.papers import bcos, claims, published
+from cxrkit.study import comparing, grid, report, runs
+from cxrkit.study.papers import bcos, bcos_claims, claims, published
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 PRECISION = {"resnet18": 0.2, "none": 0.3, "flc": 0.5, "blur": 0.3}
@@ -39,6 +39,7 @@ def scores(precision: float, method: str) -> pd.DataFrame:
                     "threshold": threshold,
                     "precision": value + threshold / 10,
                     "recall": 1 - threshold,
+                    "chance_recall": 0.6 - threshold,
                 }
             )
     return pd.DataFrame(rows)
@@ -64,6 +65,8 @@ def made(tmp_path) -> str:
     path.write_text(yaml.safe_dump(steps, sort_keys=False))
     predictions = pd.DataFrame({"label": ["A", "B"] * 4, "target": [0.0, 1, 0, 0, 1, 0, 1, 1]})
     predictions["probability"] = [0.1, 0.9, 0.2, 0.1, 0.7, 0.3, 0.8, 0.9]
+    predictions = pd.concat([predictions] * 6, ignore_index=True)
+    predictions["patient_id"] = [f"p{row // 2}" for row in range(48)]
     tasks = grid.plan(path)
     trained = {task.key: task.parameters for task in tasks if task.needs is None}
     for task in tasks:
@@ -129,7 +132,7 @@ def test_published_cells_stand_beside_ours(made):
 
 
 def test_claims_are_judged_by_their_intervals(made):
-    table = bcos.claims(made).set_index("claim")
+    table = bcos_claims.claims(made).set_index("claim")
     flc = table.loc["FLC raises the EPG of B-cos explanations"]
     assert flc["paper"] == "+17.1"
     assert flc["ours"] == pytest.approx(20.0)
@@ -138,6 +141,49 @@ def test_claims_are_judged_by_their_intervals(made):
     plain = table.loc["Plain B-cos falls behind LayerCAM on the baseline"]
     assert plain["ours"] == pytest.approx(10.0)
     assert plain["verdict"] == "opposite direction"
+    assert plain["n"] == 12  # the thirteenth has a degenerate map only
+    threshold = table.filter(like="grows with the threshold", axis=0)
+    assert threshold.index.str.contains("EPG of B-cos").all()
+    assert threshold["n"].size == 3  # one of each network
+    grid_ = table.loc["Maps of plain B-cos show a grid"]
+    assert grid_["ours"] == pytest.approx(12.5)
+    assert grid_["verdict"] == "same direction"
+    assert table.loc["B-cos + FLC takes the grid away", "verdict"] == "undecided here"
+
+
+def test_a_network_that_found_nothing_is_not_judged(made, monkeypatch):
+    def missing(run):
+        found = predictions(run)
+        return found.assign(probability=0.4 * found["probability"]) if run.parameters.antialias == "flc" else found
+
+    predictions = bcos_claims.predictions
+    monkeypatch.setattr(bcos_claims, "predictions", missing)
+    table = bcos_claims.claims(made).set_index("claim")
+    barred = table.loc["FLC raises the EPG of B-cos explanations"]
+    assert barred["verdict"] == "can't be tested here: B-cos + FLC (plain) learnt too little: it missed every positive"
+    assert barred["ours"] == pytest.approx(20.0)
+    assert table.loc["BlurPool raises the EPG of B-cos explanations", "verdict"] == "undecided here"
+
+
+def test_what_learning_too_little_is():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"label": "A", "target": np.arange(60) % 2, "patient_id": np.arange(60) // 2})
+    known = frame.assign(probability=0.3 + 0.4 * frame["target"] + 0.1 * rng.random(60))
+    assert claims.too_little(known) == ""
+    assert claims.too_little(known.assign(probability=0.5 * known["probability"])) == "it missed every positive"
+    assert claims.too_little(frame.assign(probability=rng.random(60))) == "its AUC may be that of chance"
+    area = comparing.area(known)
+    assert area == (1, 1, 1)
+    assert comparing.area(frame.assign(probability=rng.random(60))).mean == pytest.approx(0.5, abs=0.2)
+
+
+def test_recall_stands_beside_its_own_chance_and_interval(made):
+    table = bcos.beside(bcos.overview(made), "bcos_tab5_rsna_epg_recall", "binary", metric="recall")
+    row = table.set_index(["network", "regime"]).loc[("B-cos + FLC", "plain")]
+    assert row[["ours", "low", "high", "chance"]].astype(float).tolist() == pytest.approx([100, 100, 100, 60])
+    assert row[["maps", "degenerate"]].tolist() == [25, 1]
+    older = scores(0.3, "bcos").drop(columns="chance_recall")
+    assert report.pointing_table(older)["recall chance"].isna().all()
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from torch import nn
 
 import cxrkit.models
 from cxrkit.errors import ParameterError
+from cxrkit.metrics import Interval
 from cxrkit.study import ensembles, grid, report, runs
 
-__all__ = ["choices", "differences", "networks", "pair", "scores"]
+__all__ = ["area", "choices", "differences", "networks", "pair", "scores"]
 
 Pair = tuple[runs.Run, runs.Run]
 
@@ -80,6 +81,25 @@ def _paired(truth: pd.DataFrame, logits: list[np.ndarray], n: int, seed: int) ->
         for column in drawn.T
     ]
     return np.array(bounds).T
+
+
+def area(predictions: pd.DataFrame, n: int = 300, seed: int = 0) -> Interval:
+    """Macro AUC of predictions as `training.predict` gives them, with its 95 % interval.
+
+    The interval resamples the patients ``n`` times; its bounds are nan for fewer than two patients and where most
+    resamples lack a class.
+    """
+    labels = len(dict.fromkeys(predictions["label"]))
+    targets, values = (predictions[name].to_numpy().reshape(-1, labels) for name in ("target", "probability"))
+    rows = pd.Series(np.arange(len(targets))).groupby(predictions["patient_id"].to_numpy()[::labels])
+    of_patient, rng = list(rows.indices.values()), np.random.default_rng(seed)
+    drawn = []
+    for _ in range(n if len(of_patient) > 1 else 0):
+        picked = np.concatenate([of_patient[place] for place in rng.integers(0, len(of_patient), len(of_patient))])
+        drawn.append(_areas(targets[picked], values[picked])[-1])
+    known = np.array(drawn)[np.isfinite(drawn)]
+    bounds = np.quantile(known, [0.025, 0.975]) if len(known) > n / 2 else (np.nan, np.nan)
+    return Interval(float(_areas(targets, values)[-1]), *map(float, bounds))
 
 
 def _areas(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:

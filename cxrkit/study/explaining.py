@@ -75,8 +75,8 @@ def score(subject: Subject, hear: Callable[[str], None] | None = None) -> pd.Dat
     1-3).
 
     A row per image, label, method and threshold: precision, recall, signed, chance (the boxes' share of the image),
-    grid (share of spectral energy at the strides' frequencies), logit, probability. A degenerate map scores nan and
-    keeps its row.
+    chance_recall (what the recall would be with the whole image as box), grid (share of spectral energy at the strides'
+    frequencies), logit, probability. A degenerate map scores nan and keeps its row.
     """
     data = subject.images
     targets = target_table(data)
@@ -122,6 +122,8 @@ def _score_chunk(subject: Subject, rows: torch.Tensor, column: int, method: str)
     kinds = {
         kind: cxrkit.metrics.threshold_sweep(maps, masks, thresholds, kind).numpy() for kind in ("precision", "recall")
     }
+    everywhere = torch.ones_like(masks)
+    kinds["chance_recall"] = cxrkit.metrics.threshold_sweep(maps, everywhere, thresholds, "recall").numpy()
     parts = [
         pd.DataFrame({**frame, "threshold": threshold} | {kind: values[:, column] for kind, values in kinds.items()})
         for column, threshold in enumerate(thresholds)

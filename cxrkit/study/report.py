@@ -100,8 +100,8 @@ def pointing_table(scores: pd.DataFrame, threshold: float = 0.0, cutoff: float =
     `explaining.score` gives.
 
     The mean is taken per label, then over labels, as in the tables of paper `bcos`; a label without any such image
-    stays out. Interval: 95 %, patients resampled. Degenerate maps are counted, not averaged. Raises ParameterError
-    for a threshold not scored.
+    stays out. Intervals: 95 %, patients resampled. `chance` is that of the precision. Degenerate maps are counted, not
+    averaged. Raises ParameterError for a threshold not scored.
     """
     frame = scores[np.isclose(scores["threshold"], threshold)]
     if frame.empty:
@@ -110,6 +110,7 @@ def pointing_table(scores: pd.DataFrame, threshold: float = 0.0, cutoff: float =
     found = frame["probability"] > cutoff
     tables = {"all": _macro(frame), "TP": _macro(frame[found]), "FN": _macro(frame[~found])}
     columns = ["method", "subset", "EPG", "low", "high", "recall", "chance", "maps", "degenerate"]
+    columns += ["recall low", "recall high", "recall chance"]
     empty = {"maps": 0, "degenerate": 0}
     rows = [
         {"method": method, "subset": subset} | (table.loc[method].to_dict() if method in table.index else empty)
@@ -125,6 +126,8 @@ def _macro(frame: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     gathered = Accumulator()
     values, chance = dict(frame[["precision", "recall"]]), {"precision": frame["chance"]}
+    if "chance_recall" in frame:  # runs of older versions lack it
+        chance["recall"] = frame["chance_recall"]
     scores = LocalisationScores(*({name: value.to_numpy() for name, value in of.items()} for of in (values, chance)))
     gathered.add(scores, frame["patient_id"].to_numpy(), method=frame["method"], label=frame["label"])
     table = gathered.table().query("label == 'macro'").set_index(["score", "method"])
@@ -135,6 +138,9 @@ def _macro(frame: pd.DataFrame) -> pd.DataFrame:
             "low": precision["low"],
             "high": precision["high"],
             "recall": recall["mean"],
+            "recall low": recall["low"],
+            "recall high": recall["high"],
+            "recall chance": recall["chance"],
             "chance": precision["chance"],
             "maps": precision["n"] + precision["degenerate"],
             "degenerate": precision["degenerate"],

@@ -11,7 +11,7 @@ PAPERS = {
     "path": "brima2023",
     "relevance": "nam2021",
 }  # the key of each paper here, and in the book's bibliography
-_MODULES = (*PAPERS, "bcos_maps", "checklist", "claims", "kept", "published", "synthesis")
+_MODULES = (*PAPERS, "bcos_claims", "bcos_maps", "checklist", "claims", "kept", "published", "synthesis")
 __all__ = ["PAPERS", *_MODULES]
 
 

@@ -1,4 +1,4 @@
-"""Paper `bcos` beside our runs: its tables of accuracy and of the energy-based pointing game, and its claims."""
+"""Paper `bcos` beside our runs: its tables of accuracy and of the energy-based pointing game."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pandas as pd
 
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import bootstrap
-from cxrkit.study import comparing, report, runs
-from cxrkit.study.papers.claims import Claim, Measured, measured
-from cxrkit.study.papers.claims import table as claim_table
+from cxrkit.study import report, runs
+from cxrkit.study.papers.claims import Measured, measured
 from cxrkit.study.papers.published import table
 from cxrkit.study.report import (
     classification_of,
@@ -19,7 +18,6 @@ from cxrkit.study.report import (
     own_method,
     pointing_table,
     runs_of,
-    synthetic,
     variant,
     view,
 )
@@ -27,7 +25,6 @@ from cxrkit.study.report import (
 __all__ = [
     "REGIMES",
     "beside",
-    "claims",
     "classification",
     "curves",
     "difference",
@@ -52,17 +49,6 @@ EXPLANATIONS = {"LayerCAM": "layercam", "Inherent": "bcos"}
 # Augmentation and oversampling, as tables name them; the first is the plain one.
 REGIMES = ("plain", "oversampled", "augmented", "both")
 METRICS = {"accuracy": "acc", "precision": "pre", "recall": "rec", "f1": "f1", "auc": "auc"}
-_CLAIMS = (
-    ("FLC raises the EPG of B-cos explanations", ("B-cos + FLC", "bcos"), ("B-cos", "bcos")),
-    ("BlurPool raises the EPG of B-cos explanations", ("B-cos + BlurPool", "bcos"), ("B-cos", "bcos")),
-    ("B-cos + FLC beats LayerCAM on the baseline", ("B-cos + FLC", "bcos"), ("Baseline", "layercam")),
-    ("Plain B-cos falls behind LayerCAM on the baseline", ("B-cos", "bcos"), ("Baseline", "layercam")),
-    (
-        "With FLC, B-cos explanations beat LayerCAM on the same network",
-        ("B-cos + FLC", "bcos"),
-        ("B-cos + FLC", "layercam"),
-    ),
-)
 
 
 def regime(parameters) -> str:
@@ -78,19 +64,21 @@ def network(parameters) -> str:
 
 
 def overview(name: str) -> pd.DataFrame:
-    """A row per view, network, regime and method: AUC, EPG with interval, chance, recall; all folds and seeds of a
-    cell together (patients are resampled)."""
+    """A row per view, network, regime and method: AUC, EPG and recall with intervals and chance, maps; all folds and
+    seeds of a cell together (patients are resampled)."""
     rows = []
-    for place, pairs in _cells(name).items():
-        auc = _macro(pd.concat([_predictions(train) for train, _ in pairs]))["auc"]
+    for place, pairs in cells(name).items():
+        auc = _macro(pd.concat([predictions(train) for train, _ in pairs]))["auc"]
         table_ = pointing_table(pd.concat([explain.frame("scores") for _, explain in pairs]))
         for found in table_[table_["subset"] == "all"].to_dict("records"):
             rows.append(dict(zip(("view", "network", "regime"), place, strict=True)) | {"AUC": auc} | found)
-    columns = ["view", "network", "regime", "AUC", "method", "EPG", "low", "high", "chance", "recall", "maps"]
-    return pd.DataFrame(rows).reindex(columns=[*columns, "degenerate"])
+    columns = ["view", "network", "regime", "AUC", "method", "EPG", "low", "high", "chance"]
+    columns += ["recall", "recall low", "recall high", "recall chance", "maps", "degenerate"]
+    return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def _cells(name: str) -> dict[tuple[str, str, str], list[tuple[runs.Run, runs.Run]]]:
+def cells(name: str) -> dict[tuple[str, str, str], list[tuple[runs.Run, runs.Run]]]:
+    """The explained networks of a grid by (view, network, regime): pairs of training run and explanation."""
     found: dict[tuple[str, str, str], list[tuple[runs.Run, runs.Run]]] = {}
     for train, explain in explained_runs(name):
         p = train.parameters
@@ -98,8 +86,8 @@ def _cells(name: str) -> dict[tuple[str, str, str], list[tuple[runs.Run, runs.Ru
     return found
 
 
-def _predictions(train: runs.Run) -> pd.DataFrame:
-    """Without the added class of healthy images: where there is one, the finding's row is the paper's."""
+def predictions(train: runs.Run) -> pd.DataFrame:
+    """A run's, without the added class of healthy images: where there is one, the finding's row is the paper's."""
     found = train.frame("predictions")
     return found[found["label"] != train.parameters.healthy_class] if train.parameters.healthy_class else found
 
@@ -109,7 +97,8 @@ def _macro(predictions: pd.DataFrame, average: str = "macro") -> Mapping[str, fl
     return found[found["label"] == average].iloc[0].to_dict()
 
 
-def _regime_of(cell: Mapping[str, object]) -> str:
+def regime_of(cell: Mapping[str, object]) -> str:
+    """The regime of a published cell."""
     switches = (str(cell["aug"]) not in ("No", "nan"), str(cell["oversampling"]) == "Yes")
     return REGIMES[{(False, False): 0, (False, True): 1, (True, False): 2, (True, True): 3}[switches]]
 
@@ -126,10 +115,10 @@ def classification(name: str, published_table: str, view_name: str) -> pd.DataFr
             trained.setdefault((network(run.parameters), regime(run.parameters)), []).append(run)
     rows = []
     for cell in table(published_table).to_dict("records"):
-        place = PUBLISHED[cell["variant"]], _regime_of(cell)
+        place = PUBLISHED[cell["variant"]], regime_of(cell)
         ours: Mapping[str, float] = {}
         if place in trained:
-            together = pd.concat([_predictions(run) for run in trained[place]])
+            together = pd.concat([predictions(run) for run in trained[place]])
             ours = {**_macro(together), "accuracy": _macro(together, "micro")["accuracy"]}
         row = {"network": place[0], "regime": place[1]}
         for title, short in METRICS.items():
@@ -146,31 +135,33 @@ def beside(ours: pd.DataFrame, published_table: str, view_name: str, metric: str
     """A published EPG table beside the same cells of `overview`, in percent.
 
     `metric`: "EPG" (precision) or "recall". Ours: macro mean over test positives with its 95 % interval and chance
-    level. Rows that the grid doesn't hold have no numbers of ours.
+    level (for recall the whole image's, see `metrics.energy_pointing_game`). Rows that the grid doesn't hold have no
+    numbers of ours.
     """
     ours = ours[ours["view"] == view_name].set_index(["network", "regime", "method"])
     rows = []
     for cell in table(published_table).to_dict("records"):
         explanation = cell.get("explanation") or "LayerCAM"
-        place = PUBLISHED[cell["variant"]], _regime_of(cell), EXPLANATIONS[explanation]
+        place = PUBLISHED[cell["variant"]], regime_of(cell), EXPLANATIONS[explanation]
         row = {"network": place[0], "regime": place[1], "explanation": explanation}
         row |= {"paper": cell["epg_mean"], "paper std": cell["epg_std"]}
         if place in ours.index:
             found = ours.loc[place]
-            row |= {"ours": 100 * found[metric], "chance": 100 * found["chance"], "maps": found["maps"]}
-            if metric == "EPG":
-                row |= {"low": 100 * found["low"], "high": 100 * found["high"]}
+            of = "" if metric == "EPG" else f"{metric} "
+            row |= {"ours": 100 * found[metric]} | {key: 100 * found[of + key] for key in ("low", "high", "chance")}
+            row |= {"maps": found["maps"], "degenerate": found["degenerate"]}
         rows.append(row)
-    columns = ["network", "regime", "explanation", "paper", "paper std", "ours", "low", "high", "chance", "maps"]
+    columns = ["network", "regime", "explanation", "paper", "paper std", "ours", "low", "high", "chance"]
+    columns += ["maps", "degenerate"]
     frame = pd.DataFrame(rows).reindex(columns=columns).dropna(axis=1, how="all")
-    return frame.astype({"maps": "Int64"}) if "maps" in frame else frame
+    return frame.astype({"maps": "Int64", "degenerate": "Int64"}) if "maps" in frame else frame
 
 
 def per_label(name: str, view_name: str = "multilabel") -> pd.DataFrame:
     """EPG of each label on the plain B-cos network beside the authors' notebook: paper, ours, chance (percent)."""
     published = table("ext_bcos_vinbig_epg_per_class_authors_notebook")
     plain = published.query("variant == 'B-cos' and aug == 'No' and oversampling == 'No' and metric == 'precision'")
-    parts = [explain.frame("scores") for _, explain in _cells(name).get((view_name, "B-cos", "plain"), [])]
+    parts = [explain.frame("scores") for _, explain in cells(name).get((view_name, "B-cos", "plain"), [])]
     columns = ["label", "paper", "ours", "low", "high", "chance"]
     if not parts:
         return pd.DataFrame(columns=columns)
@@ -192,7 +183,7 @@ def curves(name: str, view_name: str, method: str = "own") -> pd.DataFrame:
     `method` holds the network's name.
     """
     parts = []
-    for (seen, title, how), pairs in _cells(name).items():
+    for (seen, title, how), pairs in cells(name).items():
         if (seen, how) != (view_name, "plain"):
             continue
         wanted = own_method(pairs[0][0].parameters) if method == "own" else method
@@ -214,99 +205,28 @@ def difference(
     """Mean difference a - b over the maps of the same image and label, with a 95 % interval (patients resampled).
 
     `a` and `b`: (network, method) or (network, method, regime), plain when not said. `column`: precision, recall,
-    signed or grid, at the thresholds of the two. Raises ParameterError where the grid has no such network.
+    signed, grid or excess (grid less what a smooth spectrum would have), at the thresholds of the two. Raises
+    ParameterError where the grid has no such network.
     """
-    parts = []
-    for place, threshold in zip((a, b), thresholds, strict=True):
-        title, method, how = (*place, "plain")[:3]
-        found = []
-        for train, explain in _cells(name).get((view_name, title, how), []):
-            scores = explain.frame("scores")
-            scores = scores[(scores["method"] == method) & np.isclose(scores["threshold"], threshold)]
-            found.append(scores.assign(fold=train.parameters.fold, seed=train.parameters.seed))
-        if not found:
-            raise ParameterError(f"grid {name!r} has no explained {title!r} ({how}) on {view_name!r}")
-        keys = ["image_id", "label", "fold", "seed"]
-        parts.append(pd.concat(found).set_index(keys)[[column, "patient_id"]])
+    sides = zip((a, b), thresholds, strict=True)
+    parts = [scores_of(name, view_name, place, threshold)[[column, "patient_id"]] for place, threshold in sides]
     both = parts[0].join(parts[1], lsuffix="_a", rsuffix="_b", how="inner")
     return measured((both[f"{column}_a"] - both[f"{column}_b"]).to_numpy(), both["patient_id_a"].to_numpy())
 
 
-def claims(name: str, view_name: str = "binary") -> pd.DataFrame:
-    """The paper's claims as differences: published, ours with interval (percent), and a plain verdict."""
-    made = [*_about_maps(name, view_name), *_about_training(name, view_name), *_about_accuracy(name, view_name)]
-    return claim_table(made)
-
-
-def _about_maps(name: str, view_name: str) -> list[Claim]:
-    published = pd.concat([table("bcos_tab3_rsna_epg_antialiasing"), table("bcos_tab2_rsna_epg")])
-    paper = {
-        (PUBLISHED[cell["variant"]], EXPLANATIONS[cell["explanation"]], _regime_of(cell)): cell["epg_mean"]
-        for cell in published.to_dict("records")
-    }
+def scores_of(name: str, view_name: str, place: Sequence[str], threshold: float = 0.0) -> pd.DataFrame:
+    """The scores of (network, method) or (network, method, regime), plain when not said, at one threshold; a row per
+    image, label, fold and seed. Raises ParameterError where the grid has no such network."""
+    title, method, how = (*place, "plain")[:3]
     found = []
-    for text, a, b in _CLAIMS:
-        try:
-            ours = difference(name, view_name, a, b)
-        except ParameterError:  # a small grid holds no such pair
-            continue
-        found.append(Claim(text, paper[(*a, "plain")] - paper[(*b, "plain")], ours, synthetic=synthetic(name)))
-    return found
-
-
-def _about_training(name: str, view_name: str) -> list[Claim]:
-    published = {
-        (PUBLISHED[cell["variant"]], _regime_of(cell)): cell["epg_mean"]
-        for cell in table("bcos_tab3_rsna_epg_antialiasing").query("explanation == 'Inherent'").to_dict("records")
-    }
-    found = []
-    for title in ("B-cos", "B-cos + FLC", "B-cos + BlurPool"):
-        gain = published[(title, "both")] - published[(title, "plain")]
-        text = f"Augmentation and oversampling {'raise' if gain > 0 else 'lower'} the EPG of {title}"
-        try:
-            ours = difference(name, view_name, (title, "bcos", "both"), (title, "bcos"))
-        except ParameterError:
-            continue
-        found.append(Claim(text, gain, ours, synthetic=synthetic(name)))
-    text = "The EPG grows with the threshold, up to 0.7 of the maximum"
-    try:
-        ours = difference(name, view_name, ("B-cos + FLC", "bcos"), ("B-cos + FLC", "bcos"), thresholds=(0.7, 0.0))
-        found.append(Claim(text, 1, ours, printed="Fig. 3", synthetic=synthetic(name)))
-    except ParameterError:
-        pass
-    return found
-
-
-def _about_accuracy(name: str, view_name: str) -> list[Claim]:
-    rsna = {_regime_of(cell): cell for cell in table("bcos_tab1_rsna_classification").dropna(
-        subset="auc_mean").to_dict("records")}  # fmt: skip
-    trained = {
-        (network(run.parameters), regime(run.parameters), view(run.parameters)): run
-        for run in reversed(runs_of(name))
-        if run.kind == "train"
-    }
-    found = []
-    for how, text in (
-        ("augmented", "Light augmentation raises the AUC"),
-        ("oversampled", "Oversampling alone does not"),
-    ):
-        pair = [trained.get(("B-cos", one, view_name)) for one in ("plain", how)]
-        if None not in pair:
-            gain = rsna[how]["auc_mean"] - rsna["plain"]["auc_mean"]
-            found.append(Claim(f"{text} (B-cos)", gain, _auc_difference(pair), synthetic=synthetic(name)))
-    pair = [trained.get((title, "plain", "multilabel")) for title in ("Baseline", "B-cos")]
-    if None not in pair:
-        base, bcos = table("bcos_tab6_vinbig_classification")["auc_mean"]
-        text = "With fourteen labels, B-cos loses a little AUC to the baseline"
-        found.append(Claim(text, bcos - base, _auc_difference(pair), synthetic=synthetic(name)))
-    return found
-
-
-def _auc_difference(pair: Sequence[runs.Run]) -> Measured:
-    """Second less first, on the same test images; the first fold and seed."""
-    row = comparing.scores((pair[0], pair[1])).loc["macro"]
-    patients = set.intersection(*(set(run.frame("predictions")["patient_id"]) for run in pair))
-    return Measured(row["difference"], row["low"], row["high"], len(patients))
+    for train, explain in cells(name).get((view_name, title, how), []):
+        scores = explain.frame("scores")
+        scores = scores[(scores["method"] == method) & np.isclose(scores["threshold"], threshold)]
+        found.append(scores.assign(fold=train.parameters.fold, seed=train.parameters.seed))
+    if not found:
+        raise ParameterError(f"grid {name!r} has no explained {title!r} ({how}) on {view_name!r}")
+    together = pd.concat(found).set_index(["image_id", "label", "fold", "seed"])
+    return together.assign(excess=together["grid"] - together["smooth"])
 
 
 def grid_energies(name: str) -> pd.DataFrame:
@@ -316,7 +236,7 @@ def grid_energies(name: str) -> pd.DataFrame:
     spectrum were smooth; `ratio`: one by the other, 1 where there is no grid.
     """
     rows = []
-    for (seen, title, how), pairs in _cells(name).items():
+    for (seen, title, how), pairs in cells(name).items():
         if how != "plain":
             continue
         scores = pd.concat([explain.frame("scores") for _, explain in pairs])
@@ -335,12 +255,12 @@ def reversed_labels(name: str, view_name: str = "binary") -> pd.DataFrame:
     A row per plainly trained network and encoding; the predictions are the same in both rows.
     """
     rows = []
-    for (seen, title, how), pairs in _cells(name).items():
+    for (seen, title, how), pairs in cells(name).items():
         if (seen, how) != (view_name, "plain"):
             continue
-        predictions = pd.concat([_predictions(train) for train, _ in pairs])
-        swapped = predictions.assign(target=1 - predictions["target"], probability=1 - predictions["probability"])
-        for encoding, shown in (("finding is 1", predictions), ("finding is 0", swapped)):
+        given = pd.concat([predictions(train) for train, _ in pairs])
+        swapped = given.assign(target=1 - given["target"], probability=1 - given["probability"])
+        for encoding, shown in (("finding is 1", given), ("finding is 0", swapped)):
             found = _macro(shown)
             rows.append({"network": title, "encoding": encoding} | {key: 100 * found[key] for key in METRICS})
     return pd.DataFrame(rows)

@@ -11,8 +11,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from cxrkit.metrics import bootstrap
+from cxrkit.study import comparing
 
-__all__ = ["FEWEST", "Claim", "Measured", "measured", "table", "verdict"]
+__all__ = ["FEWEST", "TOO_FEW", "Claim", "Measured", "measured", "table", "too_little", "verdict"]
 
 # Patients below which no verdict is given: 2^(1 - 6) = 0.03 is the first chance of a false one below 0.05.
 FEWEST = 6
@@ -74,6 +75,19 @@ def verdict(found: Measured, expected: float, synthetic: bool = True) -> str:
     if synthetic:
         return "same direction" if same else "opposite direction"
     return "reproduced" if same else "not reproduced"
+
+
+def too_little(predictions: pd.DataFrame, cutoff: float = 0.5) -> str:
+    """Why a network learnt too little for its maps to be judged, in words; empty where it learnt.
+
+    `predictions` as `training.predict` gives them. Too little: no positive is found at the cutoff, or the interval of
+    the macro AUC (patients resampled) holds 0.5.
+    """
+    positive = predictions["target"] > 0.5
+    if positive.any() and not (predictions.loc[positive, "probability"] > cutoff).any():
+        return "it missed every positive"
+    low, high = comparing.area(predictions)[1:]
+    return "its AUC may be that of chance" if low <= 0.5 <= high else ""
 
 
 def table(claims: Iterable[Claim], scale: float = 100) -> pd.DataFrame:

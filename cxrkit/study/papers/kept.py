@@ -20,7 +20,17 @@ import pandas as pd
 import cxrkit
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.study import grid, report, runs
-from cxrkit.study.papers import PAPERS, bcos, covid, covid_claims, normgrad, path, relevance, relevance_maps
+from cxrkit.study.papers import (
+    PAPERS,
+    bcos,
+    bcos_claims,
+    covid,
+    covid_claims,
+    normgrad,
+    path,
+    relevance,
+    relevance_maps,
+)
 
 __all__ = ["Kept", "keep", "of"]
 
@@ -29,7 +39,7 @@ _FEW = 1000  # test patients below which the caption warns
 
 # By paper: what is kept of a grid, by title. A table that a grid can't give is left out.
 TABLES: Mapping[str, Mapping[str, Callable[[str], pd.DataFrame]]] = {
-    "bcos": {"Networks and methods": bcos.overview, "Claims": lambda name: _of_views(bcos.claims, name)},
+    "bcos": {"Networks and methods": bcos.overview, "Claims": lambda name: _of_views(bcos_claims.claims, name)},
     "normgrad": {"Networks": normgrad.classifiers, "Claims": normgrad.claims},
     "covid": {
         "Networks": lambda name: covid.micro_table(name).dropna(subset="ours"),

@@ -19,7 +19,7 @@ from cxrkit.study.report import runs_of, variant
 __all__ = ["BETTER", "against", "agreement", "claims", "costs", "counted", "means", "overview", "scores"]
 
 # Where the claims of a paper are, if not in the module of its name.
-_CLAIMS = {"covid": "covid_claims", "relevance": "relevance_maps"}
+_CLAIMS = {"bcos": "bcos_claims", "covid": "covid_claims", "relevance": "relevance_maps"}
 # +1: the higher the better.
 BETTER = {name: -1 if name in ("deletion", "likeness to random") else 1 for name in CALLED.values()}
 

@@ -85,7 +85,8 @@ def made(monkeypatch):
                 "middle": [True],
             }
         )
-        frames = {"methods": methods, "nested": nested, "bands": bands, "inactive": inactive}
+        profiles = pd.DataFrame({"layer": "image", "map": range(4), "strength": 1.0, "border": 1.4 + 0.1 * place})
+        frames = {"methods": methods, "nested": nested, "bands": bands, "inactive": inactive, "profiles": profiles}
         runs += [trained, MadeRun("covid_scores", frames, run=trained.key)]
     monkeypatch.setattr(report, "runs_of", lambda name: runs)
     return runs
@@ -195,6 +196,10 @@ def test_claims_get_the_verdict_of_their_interval(made):
     shown = table.loc["Occlusion on ResNet18 finds the place better than on DenseNet"]
     assert (shown["ours"], shown["low"], shown["high"]) == pytest.approx((20, 20, 20))
     assert table.loc["Dark bands move DenseNet more than ResNet18", "ours"] == pytest.approx(40)
+    border = table.loc["Profiles of groups differ at the border, where the bands are"]
+    assert (border["ours"], border["n"], border["verdict"]) == (pytest.approx(50), 12, "same direction")
+    both = table.loc["COVID-19 and ARDS are found together where an image has both: share beyond one half"]
+    assert (both["ours"], both["n"], both["verdict"]) == (pytest.approx(50), 1, "undecided here: too few patients")
     assert "lacks" in table.loc["InceptionResNetV2 has a higher specificity than ResNet18", "verdict"]
     assert table.loc["DenseNet beats ResNet18 in micro F1", "paper"] == "+3.0"
 

@@ -418,7 +418,11 @@ def test_claims_have_the_direction_that_was_put_in(made):
     assert table.loc["Xception's maps are the least stable", "ours"] == pytest.approx(-40)
     assert verdicts["Training parts the classes: right neighbours"] == "same direction"
     assert verdicts["Guided IG withstands noise better than the vanilla gradient"] == "undecided here"
-    assert verdicts["DenseNet121 classifies MRI best, before Xception"] == "undecided here"
+    assert verdicts["DenseNet121 classifies MRI best, before Xception"] == "can't be tested here: the grid has no MRI"
+    assert verdicts["Xception classifies radiographs better than DenseNet121"] == "undecided here"
+    missing = verdicts["InceptionResNetV2 classifies radiographs best, before VGG16"]
+    assert missing == "can't be tested here: the shown grid has no such networks or images"
+    assert table.loc["Xception classifies radiographs better than DenseNet121", "paper"] == "+0.5"
     assert table.loc["XRAI with Blur IG (35 %) finds the outline: IoU above chance", "ours"] == pytest.approx(6)
     assert table.loc["The baseline changes the map: 1 - correlation", "ours"] == pytest.approx(60)
     assert table.loc["DenseNet121 classifies MRI best, before Xception", "paper"] == "+1.4"

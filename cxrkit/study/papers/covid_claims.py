@@ -46,11 +46,27 @@ def claims(name: str) -> pd.DataFrame:
             "0.975, the highest",
         ),
     ]
+    found.append(_both(tables, claim))
     return claim_table([*found, *_map_claims(name, dense, claim)])
 
 
 _ABSENT = "the grid lacks one of the networks"
 _TEXT = "in words"
+
+
+def _both(tables: dict[str, pd.DataFrame], claim: Callable[..., Claim], pair=("COVID-19", "ARDS")) -> Claim:
+    """Of the images that have both labels, the share of networks and votes that found both, less one half."""
+    text = f"{' and '.join(pair)} are found together where an image has both: share beyond one half"
+    keys, parts = ["image_id", "patient_id", "fold", "seed"], []
+    for table in tables.values():
+        wide = table.pivot_table(index=keys, columns="label", values=["target", "found"], aggfunc="first")
+        if set(pair) <= set(wide["target"]):
+            have = (wide["target"][list(pair)] > 0.5).all(axis=1)
+            parts.append(wide["found"][list(pair)].astype(bool).all(axis=1)[have])
+    if not parts or not len(parts[0]):
+        return claim(text, 1, None, "all", "no test image has both")
+    by_image = pd.concat(parts).astype(float).groupby(["image_id", "patient_id"]).mean()
+    return claim(text, 1, _mean(by_image - 0.5), "all")
 
 
 def _map_claims(name: str, dense: str, claim: Callable[..., Claim]) -> list[Claim]:
@@ -89,6 +105,9 @@ def _map_claims(name: str, dense: str, claim: Callable[..., Claim]) -> list[Clai
             _TEXT,
             drawn_again if not len(bands) else _ABSENT,
         ),
+        claim(
+            "Profiles of groups differ at the border, where the bands are", 1, _at_border(name), _TEXT, "no profiles"
+        ),
     ]
 
 
@@ -101,6 +120,12 @@ def _paired(table: pd.DataFrame, column: str, a: str, b: str) -> Measured | None
     """Mean of a less b over the images that both have; None where one network is missing."""
     wide = table.pivot_table(index=["image_id", "patient_id"], columns="network", values=column)
     return _mean(wide[a] - wide[b]) if {a, b} <= set(wide) else None
+
+
+def _at_border(name: str) -> Measured | None:
+    """Strength of the profiles at the border beyond that everywhere; the strongest feature maps are the sample."""
+    beyond = measured(name, "profiles")["border"].astype(float).to_numpy() - 1
+    return from_patients(beyond, np.arange(len(beyond))) if np.isfinite(beyond).any() else None
 
 
 def _dead_difference(name: str, dense: str) -> Measured | None:

@@ -23,7 +23,7 @@ from cxrkit.study import training as trainer
 from cxrkit.study.measuring import path as measuring
 from cxrkit.study.measuring import path_features
 from cxrkit.study.notebook import parameters_for
-from cxrkit.study.papers import checklist, path, path_code, published
+from cxrkit.study.papers import checklist, kept, path, path_code, published
 from cxrkit.view import path_figures
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -373,7 +373,8 @@ def made(tmp_path) -> str:
                 for method, value in PRECISION.items()
                 for share in (0.3, 0.35)
             ]
-            overlap = pd.concat(parts).assign(kept=0.3, iou=0.1, area=0.05, chance_iou=0.04, best_iou=0.15)
+            logits = rows_of(12, method="ig", fraction=0.3, output="logit", precision=0.9)
+            overlap = pd.concat([*parts, logits]).assign(kept=0.3, iou=0.1, area=0.05, chance_iou=0.04, best_iou=0.15)
             writer.frame("overlap", overlap)
             stable = [rows_of(12, method=m, noise=0.02, similarity=steady + jitter) for m in ("vanilla", "guided_ig")]
             writer.frame("stability", pd.concat(stable))
@@ -407,7 +408,15 @@ def test_scores_by_method_leave_wrong_images_out_where_asked(made):
     assert xrai["precision"] == pytest.approx(0.4 + np.linspace(-0.01, 0.01, 12)[1:].mean())
     assert xrai["low"] <= xrai["precision"] <= xrai["high"]
     assert xrai["best_iou"] == pytest.approx(0.15)
-    assert path.per_method(made, "overlap", "precision", fraction=0.3)["n"].unique().tolist() == [12]
+    every = path.per_method(made, "overlap", "precision", fraction=0.3, output="probability")
+    assert every["n"].unique().tolist() == [12]
+    assert every[["degenerate", "patients"]].drop_duplicates().to_numpy().tolist() == [[0, 6]]
+
+
+def test_what_is_kept_counts_maps_of_the_probability_where_the_class_is_right(made):
+    table = kept.TABLES["path"]["Precision of the strongest 30 %"](made)
+    assert table["n"].unique().tolist() == [11]
+    assert table.set_index("method").loc["Integrated gradients", "precision"].max() < 0.31
 
 
 def test_claims_have_the_direction_that_was_put_in(made):

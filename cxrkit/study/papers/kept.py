@@ -48,7 +48,9 @@ TABLES: Mapping[str, Mapping[str, Callable[[str], pd.DataFrame]]] = {
     },
     "path": {
         "Networks": lambda name: path.models(name).dropna(subset="ours"),
-        "Precision of the strongest 30 %": lambda name: path.per_method(name, "overlap", "precision", fraction=0.3),
+        "Precision of the strongest 30 %": lambda name: path.per_method(
+            name, "overlap", "precision", fraction=0.3, output="probability", **path.judged(name)
+        ),
         "Claims": path.claims,
     },
     "relevance": {

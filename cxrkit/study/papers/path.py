@@ -163,8 +163,9 @@ def per_method(
 ) -> pd.DataFrame:
     """Mean of a column of one frame with its 95 % interval (patients resampled): a row per network and method.
 
-    `where`: columns that must have a value, such as `fraction=0.3, right=True`. Further columns: n (images), spread
-    (standard deviation over images), and the means of area, kept and best_iou where the frame has them.
+    `where`: columns that must have a value, such as `fraction=0.3, right=True`. Further columns: n (maps with a value),
+    degenerate (without one), patients, spread (standard deviation over maps), and the means of area, kept, chance_iou
+    and best_iou where the frame has them. Where the frame scores several outputs of a map, ask for one of them.
     """
     found = frames(name, frame)
     for column, wanted in where.items():
@@ -174,7 +175,9 @@ def per_method(
     for key, part in found.groupby(list(by), sort=False):
         mean, low, high = _interval(part, value)
         row = dict(zip(by, key, strict=True)) | {value: mean, "low": low, "high": high}
-        row |= {"n": int(part[value].notna().sum()), "spread": part[value].std(ddof=0)}
+        known = part[value].notna()
+        row |= {"n": int(known.sum()), "degenerate": int((~known).sum())}
+        row |= {"patients": part.loc[known, "patient_id"].nunique(), "spread": part[value].std(ddof=0)}
         rows.append(
             row | {more: part[more].mean() for more in ("area", "kept", "chance_iou", "best_iou") if more in part}
         )

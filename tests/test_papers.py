@@ -98,8 +98,9 @@ def write(folder, text, cells):
 
 def test_a_checklist_and_its_cells_must_agree(tmp_path, monkeypatch):
     rows = ("{id: one, item: A}", "{id: two, item: B, why: no data}", "{id: three, item: C, why: it can't}")
-    text = "".join(f"- {row}\n" for row in (*rows, "{id: four, item: D}"))
-    write(tmp_path, text, ["item-bcos-one, hide-input", "item-bcos-three", "item-bcos-five"])
+    more = ("{id: four, item: D}", "{id: six, item: E, full: a large network, note: slow}")
+    text = "".join(f"- {row}\n" for row in (*rows, *more))
+    write(tmp_path, text, ["item-bcos-one, hide-input", "item-bcos-three", "item-bcos-five", "item-bcos-six"])
     monkeypatch.chdir(tmp_path)
     found = " | ".join(checklist.problems("bcos"))
     assert "'three' is made by ['book/page.md'], yet" in found
@@ -107,7 +108,8 @@ def test_a_checklist_and_its_cells_must_agree(tmp_path, monkeypatch):
     assert "tagged 'five', which is not in the list" in found
     assert found.count("|") == 2
     shown = checklist.page("bcos")
-    assert "2 of 4 items are made" in shown
+    assert "2 of 5 items are made; 1 (◐) are whole in the profile `full` of the grid only; of the others" in shown
+    assert "| ◐ | E | [page](../../book/page.md) | a large network; slow |" in shown
     assert "| ✓ | A | [page](../../book/page.md) |  |" in shown
     assert "| – | B |  | no data |" in shown
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cxrkit.data import cards, sources
+from cxrkit.study import chapter
 
 FOLDER = Path(__file__).resolve().parents[1] / "book" / "data"
 
@@ -32,6 +35,35 @@ def test_text_of_a_manifest_is_text(monkeypatch):
     assert r"\<b\>a\</b\>" in page
     assert r"x\_y \[z\](http://a) \{raw\}" in page
     assert r"- | \* `code_1` \$5" in page
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "<img src=x onerror=alert(1)>",
+        "`` ` <img src=x> `",
+        "$`$<img src=x>`",
+        "![a](http://a) <http://b>",
+        "a|`b|c`\n<b>",
+    ],
+)
+def test_names_from_data_are_text_in_markdown(hostile):
+    from markdown_it import MarkdownIt
+
+    reader = MarkdownIt("commonmark").enable("table")
+    table = chapter.as_markdown(pd.DataFrame({"label": [hostile], hostile: [1]}).set_index("label")).data
+    for page in (cards.escaped(hostile), table):
+        html = reader.render(page)
+        assert not re.search("<(img|a|b|script)[ >]", html), html
+    assert html.count("<td>") == 2
+    assert reader.renderInline(cards.escaped("a_b <c> `d` $e$")) == "a_b &lt;c&gt; `d` $e$"
+
+
+def test_formulas_and_code_of_a_table_stay():
+    page = chapter.as_markdown(
+        pd.DataFrame({"name": ["a_b"], "formula": [r"$\|x\|_2 | y$ and `a_b`"]}).set_index("name")
+    )
+    assert page.data.splitlines()[-1] == r"| a\_b | $\Vert x\Vert _2 \vert  y$ and `a_b` |"
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_images_of_a_folder_need_their_source_and_get_no_verdicts(project):
     kept.keep("bcos", name, "Images of <b>a friend</b>, CC BY 4.0")
     (found,) = kept.of("bcos")
     assert set(found.tables) == {"Networks and methods"}
-    assert found.caption.startswith("Images of &lt;b&gt;a friend&lt;/b&gt;, CC BY 4.0. Networks: ")
+    assert found.caption.startswith(r"Images of \<b\>a friend\</b\>, CC BY 4.0. Networks: ")
 
 
 def test_runs_that_are_not_done_are_told_of(project):

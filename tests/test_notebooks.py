@@ -252,3 +252,10 @@ def test_nbval_notices_lost_tags_and_empty_pictures_and_widgets(run_nbval):
     assert "picture 1 has one colour only" in told
     assert "doesn't hold 'Nodule/Mass'" in told
     assert "small: {texts: 1, pictures: 1, widgets: 1}" in told, "the remedy is a line to copy"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_text_from_data_becomes_markup(path):
+    """A book page holds what Markdown and HTML objects say as it is: only functions that escape may fill them."""
+    calls = re.findall(r"\b(?:Markdown|HTML|Latex)\(\s*(.*)", "\n".join(cell.source for cell in code_cells(read(path))))
+    assert [call for call in calls if not re.match(r"report\.notice\(grid\)\)|\w+\.caption\)\)", call)] == []

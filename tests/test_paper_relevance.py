@@ -191,6 +191,16 @@ def made_maps(shift: int) -> dict[str, np.ndarray]:
     }
 
 
+class Samples:
+    image_ids, size = list("abcd"), 4
+
+    def __init__(self, sample):
+        self.sample = sample
+
+    def __getitem__(self, place):
+        return self.sample
+
+
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
     """Two networks, one with many findings and one with two classes, and their scores."""
@@ -257,6 +267,18 @@ def test_auc_is_that_of_scikit_learn():
     assert found.mean == pytest.approx(roc_auc_score(target, value))
     assert found.low < found.mean < found.high
     assert np.isnan(relevance._auc(np.ones(4), value[:4], np.arange(4)).mean)
+
+
+def test_what_each_network_explains_is_a_table(grid, monkeypatch):
+    sample = SimpleNamespace(image=torch.zeros(1, 4, 4), mask=torch.zeros(2, 4, 4, dtype=torch.bool))
+    monkeypatch.setattr(relevance_maps, "seen_by_all", lambda name, least: Samples(sample))
+    found = relevance_maps.networks_side_by_side(grid)
+    assert found.pop("explained").to_dict("list") == {
+        "image": ["positive 1", "normal 1", "normal 2"],
+        "DenseNet-121, findings": ["Pneumonia", "Normal", "Normal"],
+        "DenseNet-121, two classes": ["Pneumonia", "Normal", "Normal"],
+    }
+    assert found["maps"].shape == (3, 2, 4, 4)
 
 
 def test_a_claim_holds_for_two_classes_and_not_for_the_finding_alone(grid):

@@ -9,7 +9,7 @@ from typing import Any
 
 from cxrkit.data.sources import sources
 
-__all__ = ["NOTICE", "page", "write_pages"]
+__all__ = ["NOTICE", "escaped", "page", "write_pages"]
 
 NOTICE = """```{admonition} Not a medical device
 :class: warning
@@ -116,12 +116,13 @@ def _text(value: Any) -> str:
         return f"{value:,}".replace(",", " ")
     line = " ".join(str(value).split())
     pieces = re.split(r"(`[^`]*`)", line)  # code stays as it is
-    return "".join(piece if piece.startswith("`") else _escaped(piece) for piece in pieces)
+    return "".join(piece if piece.count("`") > 1 else escaped(piece) for piece in pieces)
 
 
-def _escaped(text: str) -> str:
-    # Names of files and columns hold underscores, stars and brackets that Markdown would take for its own.
-    return re.sub(r"([\\*_\[\]<>{}$])", r"\\\1", text)
+def escaped(text: Any) -> str:
+    """Text that Markdown and HTML leave alone: names of labels, files and columns may hold what either takes for its
+    own."""
+    return re.sub(r"([\\*_\[\]<>{}$`])", r"\\\1", str(text))
 
 
 def _code(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import cxrkit.attribution
 from cxrkit.attribution.baselines import baseline_images
+from cxrkit.data.cards import escaped
 from cxrkit.metrics import completeness_gap, map_correlation, map_distance
 from cxrkit.study.judge import Bench, Scene, settings_of
 from cxrkit.study.runs import project_folder
@@ -54,13 +56,25 @@ def method_table(family: str | None = None) -> pd.DataFrame:
 
 
 def as_markdown(frame: pd.DataFrame) -> Markdown:
-    """A table that the book shows whole, with its formulas set."""
+    """A table that the book shows whole, with its formulas set and its `code`; what else it holds is plain text."""
     frame = frame.reset_index()
-    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
+    lines = ["| " + " | ".join(map(_cell, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
     for row in frame.itertuples(index=False):
-        cells = (str(value).replace(r"\|", r"\Vert ").replace("|", r"\vert ") for value in row)
+        cells = map(_cell, row)
         lines.append("| " + " | ".join(cells) + " |")
     return Markdown("\n".join(lines))
+
+
+def _cell(value: object) -> str:
+    """One cell of a table in Markdown, in which names from data are text, not markup."""
+    pieces = re.split(r"(\$[^$]+\$|`[^`]+`)", " ".join(str(value).split()))
+    for place, piece in enumerate(pieces):
+        # A bar would end the cell, also inside a formula.
+        if piece.startswith("$") and place % 2:
+            pieces[place] = piece.replace(r"\|", r"\Vert ").replace("|", r"\vert ")
+        else:
+            pieces[place] = (piece if place % 2 else escaped(piece)).replace("|", r"\|")
+    return "".join(pieces)
 
 
 def settings(bench: Bench, scene: Scene, method: str, options: Mapping[str, dict]) -> dict[str, Tensor]:

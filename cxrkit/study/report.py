@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from cxrkit.data import Dataset
+from cxrkit.data import Dataset, cards
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Accumulator, LocalisationScores, classification_report
 from cxrkit.study import grid, runs
@@ -155,13 +155,14 @@ def curves(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def notice(name: str) -> str:
-    """A sentence that says which grid a page's numbers come from, and what they may be used for."""
+    """A sentence of Markdown that says which grid a page's numbers come from, and what they may be used for."""
     found = [run for run in runs_of(name) if run.kind == "train"]
     size, epochs = found[0].parameters.size, sorted({run.parameters.epochs for run in found})
     finished = max(run.card["finished"] for run in found)
+    origins = cards.escaped(", ".join(sorted(set(map(origin, found)))))
     text = (
-        f"From the grid '{name}': {len(found)} networks, {size} x {size} pixels, "
-        f"{' or '.join(map(str, epochs))} epochs, {', '.join(sorted(set(map(origin, found))))}; finished {finished}."
+        f"From the grid '{cards.escaped(name)}': {len(found)} networks, {size} x {size} pixels, "
+        f"{' or '.join(map(str, epochs))} epochs, {origins}; finished {finished}."
     )
     if name == "smoke":
         text = "NOT A RESULT. These networks are barely trained: `make book` runs the grid 'quick' first. " + text

@@ -5,7 +5,6 @@ They are small, lie in `book/results/PAPER-NAME`, and tell in `card.json` what t
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 import cxrkit
+from cxrkit.data import cards
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.study import grid, report, runs
 from cxrkit.study.papers import (
@@ -72,7 +72,8 @@ class Kept:
     @property
     def caption(self) -> str:
         """The card in a few sentences: Markdown in which what people wrote is plain text."""
-        card = self.card | {"images": html.escape(self.card["images"], quote=False)}
+        said = [cards.escaped(self.card[name]) for name in ("images", "device")]
+        card = self.card | {"images": said[0], "device": said[1], "networks": map(cards.escaped, self.card["networks"])}
         folds, seeds = (_counted(len(card[name]), name[:-1]) for name in ("folds", "seeds"))
         text = (
             f"{card['images']} Networks: {', '.join(card['networks'])}; {_listed(card['sizes'])} pixels, "

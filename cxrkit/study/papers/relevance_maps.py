@@ -181,7 +181,8 @@ def pictures(name: str, of: str = "gallery", least: int = 192) -> dict:
 
 
 def networks_side_by_side(name: str, method: str = "lrp", positives: int = 1, normals: int = 2, least: int = 192):
-    """The same images by every network: what `figures.show_labels` takes, a column per network (Fig. 4)."""
+    """The same images by every network: what `figures.show_labels` takes, a column per network (Fig. 4), and which
+    label each explains: a table with a row per image."""
     shown = [one for one in _intentions(name) if method in one[2]["methods"]]
     kept = shown[0][2]
     groups = (np.flatnonzero(kept["groups"] == name) for name in ("positive", "normal"))
@@ -191,14 +192,14 @@ def networks_side_by_side(name: str, method: str = "lrp", positives: int = 1, no
     maps = np.stack([one["maps"][list(one["methods"]).index(method)][rows] for _, _, one in shown], 1)
     first = {group: int(np.flatnonzero(kept["groups"] == group)[0]) for group in set(kept["groups"])}
     titles = [f"{kept['groups'][row]} {row - first[kept['groups'][row]] + 1}" for row in rows]
-    told = [", ".join(dict.fromkeys(str(one["explained"][row]) for _, _, one in shown)) for row in rows]
+    explained = {called: [str(one["explained"][row]) for row in rows] for called, _, one in shown}
     return {
         "images": torch.stack([sample.image[0] for sample in samples]),
         "maps": report.enlarge(maps, data.size),
         "rows": titles,
         "columns": [called for called, _, _ in shown],
         "masks": torch.stack([sample.mask.any(0) for sample in samples]),
-        "caption": "; ".join(f"{title}: {text}" for title, text in zip(titles, told, strict=True)),
+        "explained": pd.DataFrame({"image": titles} | explained),
     }
 
 

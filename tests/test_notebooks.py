@@ -70,7 +70,14 @@ def test_every_notebook_checks_something_and_says_what_it_is_not(path):
     assert any(CHECKED in cell.metadata.get("tags", []) for cell in code_cells(notebook))
     prose = " ".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert "In this notebook" in prose
-    assert "Not a medical device" in prose
+    assert "> **Not a medical device.** Nothing here is for clinical use." in prose
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_prose_reads_in_jupyterlab_too(path):
+    """It knows no directives: it shows their options as text, and takes the name in the first line away."""
+    prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    assert re.findall(r"^(?:`{3,}|:{3,}|~{3,})\{.*", prose, re.M) == []
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,15 @@ def test_the_whole_book_on_one_page_without_reading_it_again(book, page):
     assert {url.split(":")[0] for url in page.requested} <= {"file", "data", "blob"}
 
 
+def test_the_search_finds_pages_from_disk(book, page):
+    page.goto((book / "search.html").as_uri() + "?q=occlusion")
+    page.get_by_text(re.compile(r"found \d+ page")).wait_for()
+    page.wait_for_timeout(500)
+    assert page.locator("#search-results li").count() > 2
+    assert page.errors == []
+    assert {url.split(":")[0] for url in page.requested} == {"file"}
+
+
 def test_formulas_are_set_offline(book, page):
     page.goto((book / "notebooks" / "explain.html").as_uri())
     page.wait_for_selector("mjx-container", timeout=20_000)

@@ -48,7 +48,8 @@ html[data-theme="dark"] body .bd-content div.cell_output figure > img { backgrou
 @media print { .cxr-interactive { display: none; } }
 </style>"""
 # What the theme leaves undone: wide tables scroll in a box of their own, which the keyboard reaches; the menu's
-# switches say what they open; the list of references holds anchors, so it is no list to a screen reader.
+# switches say what they open; the list of references holds anchors, so it is no list to a screen reader. Files that
+# figures save are named by their page and place in it.
 _MEND = """document.addEventListener("DOMContentLoaded", () => {
   for (const table of document.querySelectorAll(".bd-article table")) {
     if (table.closest(".cxr, .cxr-scroll, .pst-scrollable-table-container")) continue;
@@ -65,6 +66,10 @@ _MEND = """document.addEventListener("DOMContentLoaded", () => {
     summary.ariaLabel = "Pages below: " + (link ? link.textContent.trim() : "");
   }
   for (const list of document.querySelectorAll(".citation-list[role=list]")) list.removeAttribute("role");
+  const page = location.pathname.split("/").pop().replace(/\\.html$/, "");
+  for (const [place, figure] of document.querySelectorAll("figure:has(.cxr-save)").entries()) {
+    for (const link of figure.querySelectorAll(".cxr-save")) link.download = `${page}-${place + 1}-${link.download}`;
+  }
 });"""
 
 

@@ -185,6 +185,9 @@ def test_pages_are_accessible(book, page, scheme):
     for path in pages_of(book):
         page.goto(path.as_uri())
         page.wait_for_load_state("load")
+        page.mouse.wheel(0, 1200)  # a way down and up again, where the theme offers to go back to the top
+        page.mouse.wheel(0, -300)
+        page.wait_for_timeout(100)
         for violation in axe.run(page).response["violations"]:
             if violation["impact"] in ("serious", "critical"):
                 places = [node["target"][0] for node in violation["nodes"]][:3]
@@ -222,6 +225,15 @@ def test_every_page_tells_how_it_was_made(book):
         text = path.read_text(encoding="utf-8")
         assert "How this page was made" in text, path.name
         assert "jupyter lab notebooks/" in text or path.parent.name != "notebooks", path.name
+
+
+def test_every_plot_has_its_data(book):
+    """Drawings of an idea, on the pages of the papers, show none."""
+    bare = []
+    for path in pages_of(book):
+        figures = re.findall(r"<figure[^>]*>(?:(?!</figure>).)*cxr-save.*?</figure>", path.read_text("utf-8"), re.S)
+        bare += [f"{path.stem} {place}" for place, figure in enumerate(figures) if "Data (" not in figure]
+    assert [name for name in bare if not name.startswith("paper ")] == []
 
 
 def test_comparison_pages_stay_below_three_megabytes(book):

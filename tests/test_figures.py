@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cxrkit.errors import ParameterError
-from cxrkit.view import figures
+from cxrkit.view import charts, figures, path_figures, saving
+from cxrkit.view.covid_figures import label_tree
 from cxrkit.view.panels import limits, region_of
-from cxrkit.view.style import COLOURS, to_html
+from cxrkit.view.style import COLOURS, describe, new_figure, style, to_html
 
 
 @pytest.fixture
@@ -204,15 +205,87 @@ def test_what_does_not_fit_is_refused(call):
         call()
 
 
+def saved(figure: Figure) -> tuple[str, str, bytes]:
+    """Name, link text and content of the file that a figure's data link saves."""
+    link = r'download="([^"]+)" href="data:[^,]+,([^"]+)">(Data[^<]*)<'
+    name, content, text = re.search(link, to_html(figure)).groups()
+    return name, text, base64.b64decode(content)
+
+
 def test_a_figure_is_saved_with_its_data(scene):
-    page = to_html(figures.threshold_curves(CURVES))
-    assert 'download="figure.png"' in page
-    table = base64.b64decode(re.search(r'download="figure.csv" href="data:text/csv;base64,([^"]+)"', page).group(1))
+    assert 'download="as-the-threshold-rises-from-0-to.png"' in to_html(figures.threshold_curves(CURVES))
+    name, text, table = saved(figures.threshold_curves(CURVES))
+    assert (name, text) == ("as-the-threshold-rises-from-0-to.csv", "Data (CSV)")
     pd.testing.assert_frame_equal(pd.read_csv(io.BytesIO(table)), CURVES, check_dtype=False)
-    page = to_html(figures.show_maps(**scene))
-    archive = base64.b64decode(re.search(r'download="figure.npz" href="data:[^,]+,([^"]+)"', page).group(1))
+    name, text, archive = saved(figures.show_maps(**scene))
+    assert (name[-4:], text) == (".npz", "Data (NPZ)")
     with np.load(io.BytesIO(archive), allow_pickle=False) as held:
         np.testing.assert_array_equal(held["maps"], scene["maps"].astype(np.float32))
         assert held["image"].shape == (32, 32)
-    large = figures.show_maps(np.zeros((400, 400)), np.random.default_rng(0).normal(size=(2, 400, 400)), ["a", "b"])
-    assert "figure.npz" not in to_html(large)
+
+
+def test_names_of_files_hold_no_markup(scene):
+    name = saved(figures.show_maps(**scene, caption='<b>"../a_b</b> ü'))[0]
+    assert name == "b-a-b-b-ü-image-and.npz"
+    assert saved(figures.montage(np.zeros((1, 8, 8))))[0] == "1-images.npz"
+
+
+@pytest.mark.parametrize(("size", "text"), [(200, "rounded"), (400, "rounded, 1/2 as wide")])
+def test_data_too_large_for_a_page_are_kept_coarser(size, text):
+    maps = np.random.default_rng(0).normal(size=(3, size, size)) * 1e-6
+    figure = figures.show_maps(maps[0] > 0, maps, list("abc"))
+    _, said, archive = saved(figure)
+    assert said == f"Data (NPZ, {text})"
+    assert len(archive) <= saving.LARGEST_DATA
+    with np.load(io.BytesIO(archive), allow_pickle=False) as held:
+        factor = size // held["maps"].shape[-1]
+        wanted = maps.reshape(3, size // factor, factor, size // factor, factor).mean((2, 4))
+        np.testing.assert_allclose(held["maps"], wanted, rtol=0.005, atol=1e-9)
+
+
+def test_a_table_too_large_for_a_page_is_rounded_and_compressed():
+    points = np.random.default_rng(0).random((30_000, 2))
+    figure = charts.clouds(points, ["a"] * len(points))
+    name, text, table = saved(figure)
+    assert (name[-7:], text) == (".csv.gz", "Data (CSV.GZ, rounded)")
+    held = pd.read_csv(io.BytesIO(table), compression="gzip")
+    np.testing.assert_allclose(held[["x", "y"]], points, rtol=1e-3)
+
+
+def test_what_was_drawn_by_hand_is_read_off_the_panels():
+    with style():
+        figure = new_figure(4, 3)
+        left, right = figure.subplots(1, 2)
+        left.plot([0, 1, 2], [3, 4, 5], label="a line")
+        left.axhline(4)
+        left.fill_between([0, 1], [0, 0], [1, 2], label="a band")
+        right.hist([0.1, 0.2, 0.9], bins=[0, 0.5, 1], label="bars")
+        right.scatter([7], [8], label="points")
+        right.set_title("right")
+    table = describe(figure, "by hand").data
+    assert table["series"].unique().tolist() == ["a line", "a band", "bars", "points"]
+    assert table["panel"].unique().tolist() == [0, "right"]
+    assert table.loc[table["series"] == "a line", ["x", "y"]].to_numpy().tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert table.loc[table["series"] == "bars", ["x", "y"]].to_numpy().tolist() == [[0.25, 2], [0.75, 1]]
+    assert table.loc[table["series"] == "points", ["x", "y"]].to_numpy().tolist() == [[7, 8]]
+    with style():
+        figure = new_figure(4, 3)
+        for ax, title in zip(figure.subplots(1, 2), "ab", strict=True):
+            ax.imshow(np.eye(3))
+            ax.set_title(title)
+    held = describe(figure, "by hand").data
+    assert held["titles"].tolist() == ["a", "b"]
+    assert held["images"].shape == (2, 3, 3)
+    assert describe(new_figure(1, 1), "nothing").data is None
+
+
+def test_every_figure_has_its_data(scene):
+    image, mask = scene["image"][0], scene["mask"]
+    more = {
+        "colours": figures.show_colours(image, np.ones((4, 32, 32)), caption="c"),
+        "tree": label_tree(("a", "b"), {"b": "a"}, {"a": 2}),
+        "outlined": path_figures.outlined([image], [mask], ["<i>"]),
+        "readings": path_figures.two_readings(image, np.ones((4, 2)), np.zeros((3, 2))),
+    }
+    for name, figure in (every_figure(scene) | more).items():
+        assert saved(figure)[1].startswith("Data ("), name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from cxrkit.view.style import COLOURS, INK, RULE, SOFT, WIDTH, describe, new_figure, style
@@ -49,4 +50,6 @@ def label_tree(
             box = {"fc": "white", "ec": COLOURS[0] if count else RULE, "boxstyle": "round,pad=0.35"}
             ax.text(x, y, told, va="center", ha="left", fontsize=8.5, color=INK if count else SOFT, bbox=box)
     told = "; ".join(f"{label} ({counts.get(label, 0)}) inside {parents.get(label, 'nothing')}" for label in labels)
-    return describe(figure, f"{caption or 'Hierarchy of labels, with their numbers of images'}: {told}.")
+    rows = [{"label": label, "inside": parents.get(label, ""), "images": counts.get(label, 0)} for label in labels]
+    text = f"{caption or 'Hierarchy of labels, with their numbers of images'}: {told}."
+    return describe(figure, text, pd.DataFrame(rows))

@@ -52,7 +52,7 @@ def diagram(
             _arrow(ax, nodes[arrow[0]], nodes[arrow[1]], arrow[2] if len(arrow) > 2 else "")
         for node in nodes.values():
             _box(figure, ax, node, across, down)
-    return describe(figure, caption)
+    return describe(figure, caption, {})
 
 
 _WIDE, _HIGH = 0.78, 0.72  # of a column and a row

@@ -95,7 +95,8 @@ def show_colours(image: Any, colours: Any, truth: Any = None, caption: str = "")
         for ax in axes[:2]:
             draw_region(ax, None, truth)
     share = float((colours[3] > 0.5).mean())
-    return describe(figure, f"{caption}: an image and its coloured contributions, opaque over {share:.0%} of it")
+    text = f"{caption}: an image and its coloured contributions, opaque over {share:.0%} of it"
+    return describe(figure, text, {"image": array(image).squeeze(), "colours": colours})
 
 
 def show_labels(

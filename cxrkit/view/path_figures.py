@@ -33,7 +33,8 @@ def outlined(images: Any, regions: Any, captions: Sequence[str], columns: int = 
             ax.title.set_fontsize(8)
             draw_region(ax, None, region)
     marked = int(regions.any((1, 2)).sum())
-    return describe(figure, f"{len(images)} images, {marked} with an outlined finding: {', '.join(captions)}.")
+    text = f"{len(images)} images, {marked} with an outlined finding: {', '.join(captions)}."
+    return describe(figure, text, {"images": images, "regions": regions > 0, "captions": np.array(captions, dtype=str)})
 
 
 def two_readings(image: Any, right: np.ndarray, coded: np.ndarray) -> Figure:
@@ -46,9 +47,9 @@ def two_readings(image: Any, right: np.ndarray, coded: np.ndarray) -> Figure:
             ax.plot(*np.asarray(points).T, ".", markersize=2.5, color=COLOURS[1])
             height, width = np.asarray(array(image)).squeeze().shape
             ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    return describe(
-        figure, "An outline read in steps of two lies on the finding; in steps of one it appears mirrored too."
-    )
+    text = "An outline read in steps of two lies on the finding; in steps of one it appears mirrored too."
+    points = {"as_stored": np.asarray(right), "as_coded": np.asarray(coded)}
+    return describe(figure, text, {"image": array(image).squeeze(), **points})
 
 
 def two_scales(frame: pd.DataFrame, x: str, left: str, right: str, title: str = "") -> Figure:

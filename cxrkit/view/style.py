@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+
+from cxrkit.view.saving import LARGEST_DATA, drawn, packed
 
 __all__ = [
     "COLOURS",
@@ -29,9 +32,9 @@ __all__ = [
     "to_html",
 ]
 
+_WORDS = 7  # of a figure's description that name its files
 WIDTH = 7.6  # inches, the width of a page's text
 CSS_DPI, PNG_DPI = 100, 180
-LARGEST_DATA = 400_000  # bytes that a figure's data may add to a page
 SIGNED, POSITIVE, GREY = "RdBu_r", "magma", "gray"
 INK, SOFT, RULE = "#1d2530", "#586373", "#d9dee6"
 # Okabe and Ito's palette without its yellow, which is too pale on white; the order keeps neighbours far apart.
@@ -110,17 +113,19 @@ def describe(
 ) -> Figure:
     """Give a figure its alternative text (plain, one line) and the data that a reader may take along; returns it.
 
+    ``data``: by default what can be read off the figure's panels; an empty mapping for a drawing that shows none.
     ``interactive``: the same chart by ``cxrkit.view.interactive``, if there is one.
     """
     figure.alt_text = " ".join(str(text).split())
-    figure.data, figure.interactive = data, interactive
+    figure.data, figure.interactive = drawn(figure) if data is None else data, interactive
     return figure
 
 
 def to_html(figure: Figure) -> str:
     """The figure as an ``img`` element with its alternative text; the picture is inside, nothing is fetched.
 
-    Below it two links save the picture, and what was drawn: a table as CSV, arrays as a NumPy archive.
+    Below it two links save the picture, and what was drawn: a table as CSV, arrays as a NumPy archive. The files are
+    named by the first words of the alternative text; the book puts the page's name before them.
     """
     png = io.BytesIO()
     with style():
@@ -134,7 +139,10 @@ def to_html(figure: Figure) -> str:
     )
     # The link borrows the picture's own bytes when it is used, so that the page doesn't hold them twice.
     own = "this.href=this.closest('figure').querySelector('img').src"
-    links = [f'<a class="cxr-save" href="#" download="figure.png" onclick="{own}">Picture</a>', _data_link(figure)]
+    links = [
+        f'<a class="cxr-save" href="#" download="{_name(figure)}.png" onclick="{own}">Picture</a>',
+        _data_link(figure),
+    ]
     chart = _chart(figure)
     opened = '<figure class="cxr-chart" style="margin:0">' if chart else '<figure style="margin:0">'
     return (
@@ -153,17 +161,19 @@ def _chart(figure: Figure) -> str:
     return "" if len(content) > LARGEST_DATA else f'<script type="application/json" data-ink="{INK}">{content}</script>'
 
 
+def _name(figure: Figure) -> str:
+    words = re.findall(r"[^\W_]+", getattr(figure, "alt_text", ""))[:_WORDS]
+    return "-".join(words).lower()[:60] or "figure"
+
+
 def _data_link(figure: Figure) -> str:
     data = getattr(figure, "data", None)
-    if data is None:
+    if data is None or not len(data):
         return ""
-    if isinstance(data, pd.DataFrame):
-        name, kind, content = "figure.csv", "text/csv", data.to_csv(index=False).encode()
-    else:
-        stream = io.BytesIO()
-        np.savez_compressed(stream, **{name: np.asarray(values, dtype=np.float32) for name, values in data.items()})
-        name, kind, content = "figure.npz", "application/octet-stream", stream.getvalue()
+    ending, kind, content, remark = packed(data)
     if len(content) > LARGEST_DATA:
         return ""
-    encoded = base64.b64encode(content).decode()
-    return f'<a class="cxr-save" download="{name}" href="data:{kind};base64,{encoded}">Data ({name[-3:].upper()})</a>'
+    encoded, told = base64.b64encode(content).decode(), ", ".join(filter(None, (ending.upper(), remark)))
+    return (
+        f'<a class="cxr-save" download="{_name(figure)}.{ending}" href="data:{kind};base64,{encoded}">Data ({told})</a>'
+    )

@@ -1,0 +1,122 @@
+"""What a figure was drawn from, as a file inside a page: a table as CSV, arrays as a NumPy archive."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+
+__all__ = ["LARGEST_DATA", "drawn", "packed"]
+
+LARGEST_DATA = 400_000  # bytes that a figure's data may add to a page
+_SMALLEST = 16  # pixels: an image of fewer isn't made smaller
+_BITS = (23, 10, 7)  # of a number's mantissa: all, three decimal digits, two
+
+
+def drawn(figure: Figure) -> pd.DataFrame | dict[str, np.ndarray] | None:
+    """What can be read off a figure's panels: the points of its lines, clouds, bars and bands, else its images.
+
+    A table with the columns panel, series, x, y; or the arrays images ``[N, H, W]`` and titles ``[N]`` (the images one
+    by one where their shapes differ). None for a figure that holds neither.
+    """
+    rows = [
+        pd.DataFrame({"panel": ax.get_title() or place, "series": str(name).lstrip("_"), "x": xy[:, 0], "y": xy[:, 1]})
+        for place, ax in enumerate(figure.axes)
+        for name, xy in _series(ax)
+    ]
+    if rows:
+        return pd.concat(rows, ignore_index=True)
+    shown = [ax for ax in figure.axes if ax.images]
+    images = [np.ma.filled(ax.images[0].get_array(), np.nan) for ax in shown]
+    if not images:
+        return None
+    titles = {"titles": np.array([ax.get_title() for ax in shown])}
+    if len({image.shape for image in images}) == 1:
+        return {"images": np.stack(images)} | titles
+    return {f"image_{place}": image for place, image in enumerate(images)} | titles
+
+
+def _series(ax: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and points ``[N, 2]`` of everything in a panel that stands for data; rules across it don't."""
+    for line in ax.lines:
+        if line.get_transform() == ax.transData and len(line.get_xydata()):
+            yield line.get_label(), np.asarray(line.get_xydata(), dtype=float)
+    for one in ax.containers:
+        if isinstance(one, BarContainer):
+            bars = [(bar.get_x() + bar.get_width() / 2, bar.get_y() + bar.get_height()) for bar in one]
+            named = one if not one.get_label().startswith("_") else one[0]  # as a histogram does
+            yield named.get_label(), np.array(bars, dtype=float)
+    for one in ax.collections:
+        if isinstance(one, PathCollection):
+            yield one.get_label(), np.ma.filled(np.ma.asarray(one.get_offsets(), dtype=float), np.nan)
+        elif isinstance(one, PolyCollection):
+            yield one.get_label(), np.concatenate([path.vertices for path in one.get_paths()])
+
+
+def packed(data: pd.DataFrame | Mapping[str, Any]) -> tuple[str, str, bytes, str]:
+    """Ending, media type, content and a remark of the file that holds ``data``, at most ``LARGEST_DATA`` bytes if
+    that can be: numbers are rounded for it, then a table is compressed and images are made half as wide, and so on.
+    """
+    return _table(data) if isinstance(data, pd.DataFrame) else _archive(data)
+
+
+def _table(frame: pd.DataFrame) -> tuple[str, str, bytes, str]:
+    content = frame.to_csv(index=False).encode()
+    if len(content) <= LARGEST_DATA:
+        return "csv", "text/csv", content, ""
+    content = frame.to_csv(index=False, float_format="%.4g").encode()
+    if len(content) <= LARGEST_DATA:
+        return "csv", "text/csv", content, "rounded"
+    return "csv.gz", "application/gzip", gzip.compress(content, mtime=0), "rounded"
+
+
+def _archive(data: Mapping[str, Any]) -> tuple[str, str, bytes, str]:
+    arrays = {name: _plain(values) for name, values in data.items()}
+    step = 1
+    for bits in _BITS:
+        content = _npz({name: _rounded(values, bits) for name, values in arrays.items()})
+        if len(content) <= LARGEST_DATA:
+            return "npz", "application/octet-stream", content, "" if bits == _BITS[0] else "rounded"
+    while len(content) > LARGEST_DATA and any(map(_shrinks, arrays.values())):
+        step *= 2
+        arrays = {name: _halved(values) if _shrinks(values) else values for name, values in arrays.items()}
+        content = _npz({name: _rounded(values, _BITS[-1]) for name, values in arrays.items()})
+    return "npz", "application/octet-stream", content, f"rounded, 1/{step} as wide" if step > 1 else "rounded"
+
+
+def _plain(values: Any) -> np.ndarray:
+    values = np.asarray(values)
+    return values if values.dtype.kind in "bU" else values.astype(np.float32)
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
+
+
+def _rounded(values: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers with so many bits of their mantissa: the zeros in place of the others take no room in the archive."""
+    if values.dtype != np.float32 or bits == _BITS[0]:
+        return values
+    drop = _BITS[0] - bits
+    whole = (values.view(np.uint32) + np.uint32(1 << (drop - 1))) & np.uint32(~((1 << drop) - 1) & 0xFFFFFFFF)
+    return np.where(np.isfinite(values), whole.view(np.float32), values)
+
+
+def _shrinks(values: np.ndarray) -> bool:
+    return values.ndim >= 2 and values.dtype.kind in "bf" and min(values.shape[-2:]) >= 2 * _SMALLEST
+
+
+def _halved(values: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 pixels; of a mask, whether one of them is in it."""
+    height, width = (length // 2 * 2 for length in values.shape[-2:])
+    blocks = values[..., :height, :width].reshape(*values.shape[:-2], height // 2, 2, width // 2, 2)
+    return blocks.any((-3, -1)) if values.dtype.kind == "b" else blocks.mean((-3, -1), dtype=np.float32)

@@ -30,8 +30,9 @@ _SAFE = {"sphinx-mathjax-offline", "sphinx_multitoc_numbering", "sphinx_jupyterb
 _SHOWN = ("torch", "torchvision", "numpy", "bcos")
 _STYLE = "margin-top:2rem;padding-top:.6rem;border-top:1px solid var(--pst-color-border,#ccc);font-size:13px"
 
-# Long addresses may break anywhere, numbers in tables nowhere; links stay readable on the grey of striped tables. In
-# the dark, what cells put out lies on the page and not on the theme's pale grey; pictures stay white.
+# Long addresses may break anywhere, numbers in tables nowhere; links stay readable on the grey of striped tables, and
+# so does the button back to the top, which narrow screens show. In the dark, what cells put out lies on the page and
+# not on the theme's pale grey; pictures stay white.
 _LOOK = """<style>
 .bd-article p, .bd-article li, .bd-article dd, .bd-article td a, .bd-article code { overflow-wrap: anywhere; }
 .bd-article :is(td, th) p { overflow-wrap: break-word; }
@@ -44,6 +45,8 @@ html[data-theme="dark"] body .bd-content div.cell_output .text_html:not(:has(tab
 }
 html[data-theme="dark"] body .bd-content div.cell_output figure > img { background: #fff; padding: 0; }
 .bd-article table caption { color: inherit; }
+html[data-theme="light"] body #pst-back-to-top { background-color: #955300; }
+body #pst-back-to-top:hover { background-color: #7a3fdc; color: #fff; }
 @media screen { .cxr-live > img { display: none; } }
 @media print { .cxr-interactive { display: none; } }
 </style>"""

@@ -16,7 +16,8 @@ test: $(VENV)/.developer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax tests notebooks
 
 lab: $(VENV)/.user
-	$(BIN)/jupyter lab --notebook-dir . notebooks/start.ipynb
+	$(BIN)/jupyter lab --notebook-dir . --LabApp.news_url=None \
+	    --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks/start.ipynb
 
 bench: $(VENV)/.developer
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
@@ -29,7 +30,7 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "cxrkit needs Python 3.11 or 3.12; none was found. Name one: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.user: $(VENV)/bin/python requirements.txt pyproject.toml
+$(VENV)/.user: $(VENV)/bin/python requirements.txt pyproject.toml jupyter/cxrkit.json
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from urllib.parse import urlsplit
 import nbformat
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 
+PROJECT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.browser
 
 CELLS = (
@@ -45,6 +48,9 @@ def free_port() -> int:
 def server(tmp_path_factory):
     """Folder and address of a JupyterLab that serves a notebook with the live viewer."""
     folder, home = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("home")
+    # Where an installation puts it: in a folder of that name.
+    (home / "jupyter_server_config.d").mkdir()
+    shutil.copy(PROJECT / "jupyter" / "cxrkit.json", home / "jupyter_server_config.d")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip()) for source in CELLS])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "live.ipynb")
@@ -54,7 +60,8 @@ def server(tmp_path_factory):
         f"--IdentityProvider.token= --ServerApp.root_dir={folder} --ServerApp.allow_root=True --LabApp.news_url=None "
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"
     )
-    places = {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    places = {name: str(home / name) for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    places |= {"JUPYTER_CONFIG_DIR": str(home)}
     places |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "s"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "w")}
     log = (home / "log").open("w")
     process = subprocess.Popen(
@@ -100,10 +107,15 @@ def test_the_live_viewer_in_jupyterlab(browser, server):
         page.get_by_role("button", name=re.compile("Own images")).click()
     hostile = folder / "<img src=x>.png"
     hostile.write_bytes(b"no picture")
-    chooser.value.set_files([get_testdata_file("RG1_UNCR.dcm", download=False), hostile])
+    large = folder / "large.png"  # more than a server takes in one message unless it is told otherwise
+    noise = np.random.default_rng(0).integers(0, 65535, (2400, 2600), dtype=np.uint16)
+    Image.fromarray(noise).save(large, compress_level=0)
+    assert large.stat().st_size > 11 * 2**20
+    chooser.value.set_files([get_testdata_file("RG1_UNCR.dcm", download=False), hostile, large])
     page.get_by_text("RG1_UNCR.dcm: shown, 64 x 64 pixels.").wait_for()
     page.get_by_text("<img src=x>.png: ").wait_for()
-    page.locator(ready.format("RG1_UNCR.dcm", "saliency")).wait_for()
+    page.get_by_text("large.png: shown, 64 x 64 pixels.").wait_for()
+    page.locator(ready.format("large.png", "saliency")).wait_for()
 
     # Labels are text, and a map of another label is computed.
     page.get_by_role("combobox", name="Label").select_option("1")

@@ -44,8 +44,8 @@ def png(pixels) -> bytes:
     return stream.getvalue()
 
 
-def dropped(explorer, *files, negative=False, **options):
-    """What is said after files (name, content) were dropped in."""
+def dropped(explorer, *files, negative=False, bench=False, **options):
+    """What is said after files (name, content) were dropped in; with ``bench`` the widgets too."""
     box = lab.drop_in(explorer, SIZE, **options)
     (field, invert), said = box.children[0].children, box.children[1]
     invert.value = negative
@@ -55,7 +55,7 @@ def dropped(explorer, *files, negative=False, **options):
         {"name": name, "size": len(content), "content": memoryview(content), **about} for name, content in files
     )
     assert field.value == ()
-    return said.value
+    return (said.value, box) if bench else said.value
 
 
 def test_a_dicom_and_a_png_are_dropped_in(explorer):
@@ -70,6 +70,30 @@ def test_a_dicom_and_a_png_are_dropped_in(explorer):
 def test_a_negative_is_turned_round(explorer):
     dropped(explorer, ("negative.png", png(np.full((40, 40), 51))), negative=True)
     assert explorer._sample(0)["image"].unique().tolist() == pytest.approx([0.8])
+
+
+def test_a_negative_is_told_and_the_tick_turns_what_is_shown(explorer):
+    radiograph = cxrkit.data.load("phantom", size=64, images=3)[0].image[0].numpy()
+    said, box = dropped(explorer, ("right.png", png(255 * radiograph)), bench=True)
+    assert "inverted" not in said
+    said, box = dropped(explorer, ("negative.png", png(255 * (1 - radiograph))), bench=True)
+    assert said.endswith("It looks inverted: tick the box.")
+    tick, words = box.children[0].children[1], box.children[1]
+    tick.value = True
+    assert words.value == "negative.png: shown inverted."
+    assert explorer.bundle["images"][-1]["id"] == "negative.png, inverted"
+    assert not lab.looks_inverted(explorer._sample(2)["image"])
+    assert explorer.bundle["start"] == {"image": 2}
+    explorer.selection = {"image": 2, "label": 0, "series": [0]}
+    tick.value = False
+    assert explorer.bundle["images"][-1]["id"] == "negative.png"
+    assert torch.equal(explorer._sample(3)["image"], explorer._sample(1)["image"])
+
+
+def test_no_radiograph_of_the_phantom_looks_inverted():
+    images = [sample.image for sample in cxrkit.data.load("phantom", size=64, images=40)]
+    assert not any(map(lab.looks_inverted, images))
+    assert sum(lab.looks_inverted(1 - image) for image in images) >= 38
 
 
 @pytest.mark.parametrize(
@@ -166,13 +190,17 @@ def test_a_region_is_filled():
 
 
 def test_what_if_changes_the_image_and_tells_the_logits(explorer):
-    image = torch.ones(1, 10, 10)
+    image, masks = torch.ones(1, 10, 10), torch.zeros(2, 10, 10, dtype=torch.bool)
+    masks[0, :5] = True
+    bench = lab.what_if(explorer, image, "one", masks=masks, truth=masks, targets=torch.tensor([1.0, 0.0]))
     across, down, (fill, button), said = (
-        each.children if hasattr(each, "children") else each for each in lab.what_if(explorer, image, "one").children
+        each.children if hasattr(each, "children") else each for each in bench.children
     )
     across.value, down.value, fill.value = (0, 10), (0, 5), "black"
     button.click()
     assert explorer.bundle["images"][0]["id"] == "one, change 1: black"
+    assert torch.equal(explorer._sample(0)["masks"], masks)  # what scores and outlines need
+    assert explorer.answer({"type": "image", "image": 0})["record"]["targets"] == [1, 0]
     assert "<td>10.00</td><td>5.00</td><td>-5.00</td>" in said.value
     assert "<img" not in said.value
     across.value = (5, 5)

@@ -18,9 +18,15 @@ from cxrkit.view import figures
 from cxrkit.view.exporting import FORMATS, export_figure, export_maps, file_name
 from cxrkit.view.widget import Explorer
 
-__all__ = ["FILLS", "change_region", "drop_in", "exports", "what_if"]
+__all__ = ["FILLS", "change_region", "drop_in", "exports", "looks_inverted", "what_if"]
 
 LARGEST_FILE = 256 * 2**20  # bytes: several times the largest radiograph
+_INVERTED = 0.1  # none of fifty public radiographs and a hundred phantoms exceeds it, nearly all their negatives do
+_LARGER = (
+    "<small>Nothing happens with a file above 10 MB? Then this server takes no larger messages; <code>make lab</code> "
+    "does. Or read it in a cell: <code>explorer.add_image(cxrkit.data.image_tensor(&quot;FILE&quot;, {size}), "
+    "&quot;NAME&quot;)</code></small>"
+)
 FILLS = ("black", "mean", "blur", "white")
 
 
@@ -28,11 +34,16 @@ def drop_in(explorer: Explorer, size: int, most: int = LARGEST_FILE) -> widgets.
     """A field that takes image files (DICOM, PNG, JPEG) and gives them to the explorer, ``size`` x ``size`` pixels.
 
     What can't be read is said in a sentence; the rest goes on. Of a DICOM header nothing is shown. ``most``: bytes
-    beyond which a file is not looked at.
+    beyond which a file is not looked at. The tick inverts what is dropped next, and the dropped image that is shown.
     """
     files = widgets.FileUpload(accept=".dcm,.png,.jpg,.jpeg,application/dicom", multiple=True, description="Own images")
     negative = widgets.Checkbox(description="air is white: invert", indent=False)
-    said = widgets.HTML()
+    said, hint = widgets.HTML(), widgets.HTML(_LARGER.format(size=size))
+    shown: dict[int, tuple[Tensor, str]] = {}  # by position in the explorer: the image as it came, its file's name
+
+    def show(image: Tensor, name: str) -> None:
+        called = f"{name}, inverted" if negative.value else name
+        shown[explorer.add_image(1 - image if negative.value else image, called)] = (image, name)
 
     def take(change: Mapping[str, Any]) -> None:
         if not change["new"]:
@@ -41,8 +52,10 @@ def drop_in(explorer: Explorer, size: int, most: int = LARGEST_FILE) -> widgets.
         for upload in change["new"]:
             try:
                 image = _read(bytes(upload["content"]), size, most)
-                explorer.add_image(1 - image if negative.value else image, Path(upload["name"]).name)
+                show(image, Path(upload["name"]).name)
                 lines.append(f"{upload['name']}: shown, {size} x {size} pixels.")
+                if looks_inverted(1 - image if negative.value else image):
+                    lines[-1] += f" It looks inverted: {'untick' if negative.value else 'tick'} the box."
             except CxrkitError as error:
                 lines.append(f"{upload['name']}: {error}")
             except (OSError, ValueError, MemoryError) as error:
@@ -50,8 +63,24 @@ def drop_in(explorer: Explorer, size: int, most: int = LARGEST_FILE) -> widgets.
         said.value = "<br>".join(html.escape(line) for line in lines)
         files.value = ()  # so that the same file can come again
 
+    def turn(_change: Any) -> None:
+        if shown:
+            image, name = shown.get(explorer.selection.get("image"), shown[max(shown)])
+            show(image, name)
+            said.value = html.escape(f"{name}: shown {'inverted' if negative.value else 'as it came'}.")
+
     files.observe(take, "value")
-    return widgets.VBox([widgets.HBox([files, negative]), said])
+    negative.observe(turn, "value")
+    return widgets.VBox([widgets.HBox([files, negative]), said, hint])
+
+
+def looks_inverted(image: Tensor) -> bool:
+    """Whether an image ``[1, H, W]`` in [0, 1] is brighter in its upper corners, where air is, than along the spine."""
+    pixels, (height, width) = image[0], image.shape[-2:]
+    corner = (slice(0, max(1, height // 8)), max(1, width // 8))
+    air = (pixels[corner[0], : corner[1]].mean() + pixels[corner[0], -corner[1] :].mean()) / 2
+    spine = pixels[:, 7 * width // 16 : max(9 * width // 16, 7 * width // 16 + 1)].mean()
+    return bool(air - spine > _INVERTED)
 
 
 def _read(content: bytes, size: int, most: int) -> Tensor:
@@ -138,10 +167,12 @@ def change_region(image: Tensor, box: tuple[int, int, int, int], fill: str = "me
     return changed
 
 
-def what_if(explorer: Explorer, image: Tensor, image_id: str) -> widgets.VBox:
+def what_if(explorer: Explorer, image: Tensor, image_id: str, **regions: Any) -> widgets.VBox:
     """Controls that erase or paint a region of an image ``[1, H, W]``; the explorer shows the changed image.
 
-    A table tells every label's logit before and after, for each model of the explorer.
+    ``regions``: the image's ``masks``, ``boxes``, ``truth`` and ``targets`` as in :meth:`Explorer.add_image`; the
+    changed image keeps them, so that its maps get the same scores as those before. A table tells every label's
+    logit before and after, for each model of the explorer.
     """
     height, width = image.shape[-2:]
     across = widgets.IntRangeSlider(value=(width // 3, width // 2), max=width, description="x, pixels")
@@ -155,7 +186,7 @@ def what_if(explorer: Explorer, image: Tensor, image_id: str) -> widgets.VBox:
             box = (across.value[0], down.value[0], across.value[1], down.value[1])
             changed = change_region(image, box, fill.value)
             tried.append(box)
-            explorer.add_image(changed, f"{image_id}, change {len(tried)}: {fill.value}")
+            explorer.add_image(changed, f"{image_id}, change {len(tried)}: {fill.value}", **regions)
             said.value = _logits_table(explorer, image, changed)
         except CxrkitError as error:
             said.value = html.escape(str(error))

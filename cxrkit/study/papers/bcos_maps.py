@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,17 +11,21 @@ import torch
 from torch import Tensor, nn
 
 import cxrkit.attribution
+import cxrkit.data
 import cxrkit.models
 from cxrkit import metrics
 from cxrkit.attribution.inherent import bcos_rgba
-from cxrkit.data import Batch, Dataset
+from cxrkit.data import Dataset
 from cxrkit.errors import ParameterError
+from cxrkit.study.experiment import TrainParameters
 from cxrkit.study.papers.bcos import network, regime
 from cxrkit.study.report import runs_of, view
-from cxrkit.study.training import load_data
+from cxrkit.study.training import fit, load_data, make_model
 
 __all__ = [
     "Gallery",
+    "coarse_grid",
+    "coarse_grids",
     "colours",
     "comparison",
     "gallery",
@@ -28,6 +33,8 @@ __all__ = [
     "per_label",
     "pools",
     "properties",
+    "thresholds",
+    "two_logits",
     "which_map",
 ]
 
@@ -163,6 +170,31 @@ def colours(shown: Gallery) -> dict:
     return {"image": batch.images[0, 0], "colours": drawn, "truth": truth, "caption": f"{label}, {title}"}
 
 
+def coarse_grid(maps: Tensor) -> Tensor:
+    """Grid energy at periods from 8 pixels on, over that of an evenly filled spectrum: ``[..., H, W]`` -> ``[...]``.
+
+    1: no grid. The periods of 2 and 4 pixels are left out: they come from the stem, which every variant keeps as it is.
+    """
+    return _beyond_stem(metrics.grid_energy, maps) / _beyond_stem(metrics.isotropic_grid_energy, maps)
+
+
+def _beyond_stem(energy: Callable[..., Tensor], maps: Tensor) -> Tensor:
+    # The bins of a period hold those of its divisors, so they are taken away, not left out of the list.
+    return energy(maps) - energy(maps, strides=(2, 4))
+
+
+def coarse_grids(shown: Gallery) -> pd.DataFrame:
+    """:func:`coarse_grid` of the inherent maps of the first label, mean and 95 % interval over all images of a gallery
+    (patients resampled): a row per way of down-sampling."""
+    batch = shown.data.batch(range(len(shown.data)))
+    rows = []
+    for title in (name for name in _ORDER if name in shown.networks):
+        maps = cxrkit.attribute(shown.networks[title], batch.images, "bcos", [shown.data.labels[0]])[:, 0].float()
+        mean, low, high = metrics.bootstrap(coarse_grid(maps).numpy(), batch.patient_ids)
+        rows.append({"network": title, "coarse grid": mean, "low": low, "high": high, "images": len(batch)})
+    return pd.DataFrame(rows)
+
+
 def properties(shown: Gallery, images: int = 8) -> pd.DataFrame:
     """What can be said of each kind of map without knowing the truth, measured on a few images.
 
@@ -181,8 +213,6 @@ def properties(shown: Gallery, images: int = 8) -> pd.DataFrame:
         if method == "bcos":
             found = metrics.completeness_gap(model, batch.images, maps, promise="without_bias")
             gap = float(found.relative.nan_to_num().abs().amax())
-        coarse = metrics.grid_energy(maps) - metrics.grid_energy(maps, strides=(2, 4))
-        smooth = metrics.isotropic_grid_energy(maps) - metrics.isotropic_grid_energy(maps, strides=(2, 4))
         rows.append(
             {
                 "map": _title(title, method),
@@ -190,40 +220,75 @@ def properties(shown: Gallery, images: int = 8) -> pd.DataFrame:
                 "gap": gap,
                 "values below 0": float((maps < 0).float().mean()),
                 "cells, pixels": 1 if method == "bcos" else size // max(size // 32, 1),
-                "coarse grid": float(np.nanmean((coarse / smooth).numpy())) if method == "bcos" else np.nan,
+                "coarse grid": float(coarse_grid(maps).nanmean()) if method == "bcos" else np.nan,
             }
         )
     return pd.DataFrame(rows)
 
 
-def which_map(shown: Gallery) -> pd.DataFrame:
-    """EPG of positives that a network found and missed: by the finding's own map, and by that of the highest logit.
+def two_logits(images: int = 400, epochs: int = 3, positives: int = 200, seed: int = 0) -> Gallery:
+    """A small B-cos network with the classes Pneumonia and No pneumonia under cross-entropy, as the paper has them on
+    RSNA, trained here on the phantom; and boxed positives of patients that it never saw."""
+    options = {"view": "binary", "conspicuity": 2.0, "prevalence": {"Pneumonia": 0.35}}
+    parameters = TrainParameters(
+        dataset_options=options | {"images": images},
+        healthy_class="No pneumonia",
+        loss="cross_entropy",
+        epochs=epochs,
+        learning_rate=5e-4,
+        seed=seed,
+    )
+    data = load_data(parameters)
+    model = fit(make_model(parameters, data.labels), data, parameters).model.eval()
+    # Another seed draws other patients; about a third of the images are positive.
+    fresh = cxrkit.data.load("phantom", size=parameters.size, images=3 * positives, seed=seed + 1, **options)
+    ill = fresh.table["image_id"].isin(fresh.boxes["image_id"]).to_numpy().nonzero()[0][:positives]
+    return Gallery({"B-cos": model}, fresh.select(ill.tolist()))
 
-    The published code takes the second for B-cos networks on RSNA (see `metrics.explained_maps`). Rows: network
-    and subset; `maps`: how many, of boxed positives of every label.
+
+def which_map(shown: Gallery, seed: int = 0) -> pd.DataFrame:
+    """EPG of positives that a network found and missed: by the map of the finding, and by that of the higher logit.
+
+    ``shown``: networks of two logits, and boxed positives of one finding. The published code takes the second map for
+    B-cos networks on RSNA (see `metrics.explained_maps`). Rows: network and subset; difference: second less first,
+    with its 95 % interval (patients resampled); images: how many.
     """
     batch = shown.data.batch(range(len(shown.data)))
-    boxed = (batch.targets == 1) & batch.masks.flatten(2).any(2)
+    finding, masks, patients = shown.data.labels[0], batch.masks[:, 0], np.array(batch.patient_ids)
     rows = []
-    for title in (name for name in _ORDER if name in shown.networks):
-        model = shown.networks[title]
+    for title, model in shown.networks.items():
         with torch.no_grad():
             logits = model(batch.images)
-        maps = _maps_of(model, batch, boxed | torch.nn.functional.one_hot(logits.argmax(1), boxed.shape[1]).bool())
-        highest = metrics.explained_maps(maps, logits, "predicted")[:, None].expand_as(maps)
-        own, other = (metrics.energy_pointing_game(one, batch.masks) for one in (maps, highest))
-        chance = metrics.chance_level(batch.masks)
-        for subset, chosen in (("found", boxed & (logits > 0)), ("missed", boxed & (logits <= 0))):
-            scores = {"own map": own, "map of the highest": other, "chance": chance}
+        maps = cxrkit.attribute(model, batch.images, "bcos").float()
+        column = model.labels.index(finding)
+        own, higher = (
+            metrics.energy_pointing_game(metrics.explained_maps(maps, logits, target), masks)
+            for target in (column, "predicted")
+        )
+        found = logits.argmax(1) == column
+        for subset, chosen in (("found", found), ("missed", ~found)):
+            scores = {"own map": own, "map of the higher": higher, "chance": metrics.chance_level(masks)}
             means = {name: float(value[chosen].nanmean()) for name, value in scores.items()}
-            rows.append({"network": title, "positives": subset, **means, "maps": int(chosen.sum())})
+            mean, low, high = metrics.bootstrap((higher - own)[chosen].numpy(), patients[chosen.numpy()], seed=seed)
+            gap = {"difference": mean, "low": low, "high": high, "images": int(chosen.sum())}
+            rows.append({"network": title, "positives": subset} | means | gap)
     return pd.DataFrame(rows)
 
 
-def _maps_of(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
-    """Maps of the wanted labels of each image, wanted bool [N, L]; zeros for the others, which cost nothing."""
-    maps = torch.zeros_like(batch.masks, dtype=torch.float32)
-    for column, label in enumerate(model.labels):
-        if (rows := wanted[:, column].nonzero()[:, 0]).numel():
-            maps[rows, column] = cxrkit.attribute(model, batch.images[rows], "bcos", [label])[:, 0].float()
-    return maps
+def thresholds(maps: Tensor, masks: Tensor, shares: Sequence[float] = (0.0, 0.1, 0.3, 0.5)) -> pd.DataFrame:
+    """Mean precision and recall of maps ``[N, H, W]`` with boxes bool ``[N, H, W]``, a row per threshold, three ways.
+
+    As the published code has it (share of the whole map's maximum; the recall's denominator is never cut); with the
+    box's own maximum; and with the recall's denominator cut like its numerator.
+    """
+    inside = maps * masks
+    whole_peak, box_peak = (values.clamp(min=0).amax((-2, -1), keepdim=True) for values in (maps, inside))
+    rows = []
+    for share in shares:
+        row = {kind: metrics.energy_pointing_game(maps, masks, kind, share) for kind in ("precision", "recall")}
+        of_box = inside.where(inside >= share * box_peak, 0.0).clamp(min=0)
+        row["recall, box's maximum"] = of_box.sum((-2, -1)) / inside.abs().sum((-2, -1))
+        left = inside.where(maps >= share * whole_peak, 0.0) if share else inside
+        row["recall, cut below too"] = left.clamp(min=0).sum((-2, -1)) / left.abs().sum((-2, -1))
+        rows.append({"threshold": share} | {name: float(value.nanmean()) for name, value in row.items()})
+    return pd.DataFrame(rows)

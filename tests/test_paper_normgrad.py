@@ -359,3 +359,16 @@ def test_ties_and_the_middle_in_closed_form(grid, monkeypatch):
     monkeypatch.setattr(normgrad_maps, "pairs", normgrad.pairs)
     monkeypatch.setattr(report, "kept_of", lambda run: kept)
     assert (normgrad_maps.central(grid)[["resnet18", "efficientnet_lite0"]] == 0.5).all(axis=None)
+
+
+def test_the_middle_is_asked_for_where_there_is_one(monkeypatch):
+    def attribute(model, images, method, virtual_layer, **options):
+        maps = torch.zeros(len(images), 1, 66, 66)
+        maps[:, 0, *((33, 33) if virtual_layer == "conv3x3" else (1, 1))] = 1
+        return maps
+
+    monkeypatch.setattr(cxrkit, "attribute", attribute)
+    row = normgrad_code.centred((66,), networks=3, images=2).iloc[0]
+    assert row[["cells", "conv1x1", "conv3x3", "difference", "low", "high", "maps"]].tolist() == [3, 0, 1, 1, 1, 1, 6]
+    with pytest.raises(ParameterError, match="64 pixels make 2 cells, none in the middle; take 96"):
+        normgrad_code.centred((64,))

@@ -335,10 +335,10 @@ def test_the_checklist_is_complete():
     assert listed.set_index("id").loc["tab1", "why"]
 
 
-def test_the_grid_is_right_in_both_profiles():
+def test_the_grid_is_right_in_all_profiles():
     from cxrkit.study import grid as grids
 
-    for profile, trainings in ((None, 8), ("full", 12)):
+    for profile, trainings in ((None, 8), ("full", 12), ("object_cxr", 6)):
         tasks = grids.plan("normgrad", profile=profile)
         kinds = [task.notebook.stem for task in tasks]
         assert kinds.count("train") == kinds.count("normgrad_scores") == trainings

@@ -11,7 +11,7 @@ import second_device
 import torch
 
 import cxrkit.models
-from cxrkit import ParameterError
+from cxrkit import ParameterError, data
 from cxrkit.study.measuring import parameters_of
 from cxrkit.study.measuring import synthesis as scoring
 from cxrkit.study.papers import PAPERS, checklist, effort, published, synthesis
@@ -133,6 +133,42 @@ def test_hours_follow_from_images_epochs_and_the_area_of_the_input():
     work = 3 * costs["resnet18"] * 1e9 * (64 / 224) ** 2 * 0.64 * (4 * 600 * 3 + 1000 * 4)
     assert quick["10^15 operations"] * 1e15 > work  # the baseline's part of it
     assert found.loc["full", "10^15 operations"] > 1000 * quick["10^15 operations"]
+
+
+def test_a_set_of_unknown_size_leaves_the_others_of_its_profile_their_costs():
+    found = effort.table({"one": 1e12}, ("normgrad", "covid", "synthesis"))
+    found = found.set_index(["paper", "profile", "data"]).sort_index()
+    costs = found[["10^15 operations", "hours, one", "GB"]].notna()
+    assert costs.loc[("normgrad", "full", "object_cxr")].all()
+    assert not costs.loc[("normgrad", "full", "lvot")].any()  # private: its manifest counts no images
+    assert costs.loc[("covid", "data", "covid")].all()  # the paper's count, where the source has none of its own
+    assert costs.loc[("synthesis", "full", "phantom")].all()
+    both = found.loc[("normgrad", "full")]
+    assert both["trainings"].tolist() == both["other runs"].tolist() == [6, 6]
+
+
+@pytest.mark.parametrize("paper", [*PAPERS, "synthesis"])
+def test_the_commands_of_a_paper_name_profiles_and_sources_that_exist(paper):
+    shown = effort.commands(paper).splitlines()
+    assert shown[0] == "```bash"
+    assert f"cxrkit grid run {paper}" in shown
+    runs = [line.split("--profile ")[1].split()[0] for line in shown if "--profile" in line]
+    assert set(runs) == set(effort.profiles(paper)) - {"quick", "sample"}
+    got = [line.split()[3] for line in shown if line.startswith("cxrkit data get")]
+    assert len(got) == len(set(got))
+    assert set(got) <= set(data.sources())
+    assert any("--slurm" in line for line in shown)
+
+
+def test_the_commands_repeat_what_the_grid_asks_of_a_source():
+    shown = effort.commands("path")
+    assert "data prepare brain_mri --root data/brain_mri --size 225\n" in shown
+    assert (
+        "data check covid_radiography --root data/covid_radiography --option 'classes=[COVID, Lung_Opacity, Normal]'"
+        in shown
+    )
+    assert "--size 512 --preprocessing covid/authors --option protocol=authors" in effort.commands("covid")
+    assert "cxrkit data get nih --to data/nih" in effort.commands("relevance")
 
 
 def frame() -> pd.DataFrame:

@@ -23,6 +23,14 @@ def test_a_grid_of_the_stem_is_no_coarse_grid():
     assert coarse > 3 * plain
 
 
+def test_the_coarse_grid_of_many_maps_has_an_interval(positives, monkeypatch):
+    noise = torch.randn(10, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(cxrkit, "attribute", lambda model, images, method, labels: noise + 16 * tile(16))
+    row = bcos_maps.coarse_grids(positives).iloc[0]
+    assert (row["network"], row["images"]) == ("B-cos", 10)
+    assert 1.2 < row["low"] < row["coarse grid"] < row["high"]
+
+
 class Two(nn.Module):
     """Finds the finding in every second image."""
 

@@ -22,8 +22,8 @@ class Elsewhere(Tensor):
             return DEVICE
         if func in (Tensor.numpy, Tensor.__array__):
             raise TypeError(f"can't convert a tensor on {DEVICE} to numpy; use Tensor.cpu() first")
-        if func == Tensor.cpu or (func == Tensor.to and any(str(each) == "cpu" for each in args[1:])):
-            return args[0].as_subclass(Tensor)
+        if func == Tensor.cpu or (func == Tensor.to and any(map(_here, args[1:]))):
+            return func(args[0].as_subclass(Tensor), *args[1:], **kwargs or {})
         given = [each for each in tree_leaves((args, kwargs or {})) if isinstance(each, Tensor)]
         if func not in _PLACES and any(not isinstance(each, Elsewhere) and each.ndim for each in given):
             raise RuntimeError(f"{func} met tensors on {DEVICE} and on the CPU")
@@ -54,6 +54,10 @@ class SecondDevice(TorchFunctionMode):
         if _there(kwargs.get("device")):
             return func(*args, **kwargs | {"device": "cpu"}).as_subclass(Elsewhere)
         return func(*args, **kwargs)
+
+
+def _here(goal) -> bool:
+    return type(goal) is Tensor or (isinstance(goal, (str, torch.device)) and str(goal) == "cpu")
 
 
 def _there(goal) -> bool:

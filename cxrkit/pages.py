@@ -43,7 +43,7 @@ html[data-theme="dark"] body { --pst-color-link: #86b4f6; }
 html[data-theme="dark"] body .bd-content div.cell_output .text_html:not(:has(table.dataframe)) {
   background: none; color: inherit; padding: 0;
 }
-html[data-theme="dark"] body .bd-content div.cell_output figure > img { background: #fff; padding: 0; }
+html[data-theme="dark"] body .bd-content div.cell_output figure img { background: #fff; padding: 0; }
 .bd-article table caption { color: inherit; }
 html[data-theme="light"] body #pst-back-to-top { background-color: #955300; }
 body #pst-back-to-top:hover { background-color: #7a3fdc; color: #fff; }

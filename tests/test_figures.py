@@ -289,3 +289,31 @@ def test_every_figure_has_its_data(scene):
     }
     for name, figure in (every_figure(scene) | more).items():
         assert saved(figure)[1].startswith("Data ("), name
+
+
+def test_long_titles_keep_to_their_panel():
+    names = ["Pulmonary fibrosis (present)", "Consolidation (present)", "Pneumothorax", "Lung Opacity (present)"] * 2
+    figure = figures.show_maps(np.zeros((8, 8)), np.ones((8, 8, 8)), names)
+    table = figures.show_labels(np.zeros((1, 8, 8)), np.ones((1, 4, 8, 8)), names[:1], names[:4])
+    for one in (figure, table):
+        with style():
+            one.draw_without_rendering()
+        boxes = [ax.title.get_window_extent() for ax in shown(one)]
+        assert not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place] if a.width * b.width)
+        assert all(box.x0 >= 0 and box.x1 <= one.bbox.width for box in boxes if box.width)
+    assert "Pulmonary fibrosis (present)" in figure.alt_text
+
+
+@pytest.mark.browser
+def test_a_wide_figure_scrolls_on_a_phone_instead_of_shrinking(browser, tmp_path):
+    wide = figures.show_labels(np.zeros((2, 8, 8)), np.ones((2, 7, 8, 8)), "ab", "cdefghi")
+    slim = figures.montage(np.zeros((2, 8, 8)), "ab", columns=2)
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    (tmp_path / "page.html").write_text(f"<!doctype html>{head}{to_html(wide)}{to_html(slim)}", encoding="utf-8")
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto((tmp_path / "page.html").as_uri())
+    widths = page.locator("img").evaluate_all("all => all.map(one => one.getBoundingClientRect().width)")
+    assert widths[0] == 720
+    assert widths[1] <= 390
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()

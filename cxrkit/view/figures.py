@@ -25,6 +25,7 @@ from cxrkit.view import interactive
 from cxrkit.view.learning import draw_line, search_trials, training_curves
 from cxrkit.view.panels import (
     array,
+    broken,
     colour_bar,
     draw_image,
     draw_map,
@@ -72,11 +73,12 @@ def show_maps(
     """
     maps, titles = stack(maps, "maps"), _names(titles, len(maps), "titles")
     region = region_of(boxes, mask, maps.shape[-2:])
+    shown, deep = broken(titles, min(columns, len(maps) + 1))
     with style():
-        figure, axes = panels(len(maps) + 1, columns, caption=caption)
+        figure, axes = panels(len(maps) + 1, columns, caption=caption, deep=deep)
         draw_image(axes[0], image, "image")
         full = limits(maps, scale, signed)
-        for ax, values, title, limit in zip(axes[1:], maps, titles, full, strict=False):
+        for ax, values, title, limit in zip(axes[1:], maps, shown, full, strict=False):
             draw_map(ax, values, limit, signed, title)
         for ax in axes[: len(maps) + 1]:
             draw_region(ax, region, truth)
@@ -121,14 +123,16 @@ def show_labels(
     rows, columns = _names(rows, len(maps), "rows"), _names(columns, maps.shape[1], "columns")
     regions = [region_of(None, mask, maps.shape[-2:]) for mask in _each(masks, len(maps))]
     truths = _each(truth, len(maps))
+    width = len(columns) + 1
+    shown, deep = broken(columns, width, 1.0)
+    beside = broken(rows, width, 1.0)[0]
     with style():
-        width = len(columns) + 1
-        figure, axes = panels(width * len(maps), width, titles=1, margin=1.0, caption=caption)
+        figure, axes = panels(width * len(maps), width, titles=1, margin=1.0, caption=caption, deep=deep)
         for row, cells in enumerate(axes.reshape(len(maps), width)):
             draw_image(cells[0], images[row], "image" if row == 0 else "")
-            cells[0].set_ylabel(rows[row], labelpad=4)
+            cells[0].set_ylabel(beside[row], labelpad=4)
             full = limits(maps[row], scale, signed)
-            for ax, values, title, limit in zip(cells[1:], maps[row], columns, full, strict=True):
+            for ax, values, title, limit in zip(cells[1:], maps[row], shown, full, strict=True):
                 draw_map(ax, values, limit, signed, title if row == 0 else "")
             for ax in cells:
                 draw_region(ax, regions[row], truths[row])

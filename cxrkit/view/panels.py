@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from cxrkit.view.style import GREY, OUTLINE, POSITIVE, RIM, RULE, SIGNED, SOFT, 
 
 __all__ = [
     "array",
+    "broken",
     "colour_bar",
     "draw_image",
     "draw_map",
@@ -28,6 +31,8 @@ __all__ = [
 
 LARGEST_PANEL = 2.2  # inches
 TITLE, MARGIN = 0.24, 0.75  # inches: the height of a row of titles, the width of a colour bar or of row names
+LETTERS, LINE = 15.5, 0.15  # of a title: how many fit into an inch, inches that one more line takes
+LEAST_PANEL = 90  # CSS pixels: a narrower one is too small to be read, as on a phone
 CLIP = 99.5  # percentile of |map| at which colours are full, as paper `bcos` draws its maps
 
 
@@ -47,19 +52,31 @@ def stack(values: Any, name: str) -> np.ndarray:
     return stacked
 
 
+def broken(names: Sequence[str], columns: int, margin: float = MARGIN) -> tuple[list[str], int]:
+    """Titles in lines that fit above so many panels in a row, and how many lines the longest one has."""
+    letters = max(8, int(LETTERS * _side(columns, margin)))
+    lines = [textwrap.wrap(name, letters, break_long_words=False) or [""] for name in names]
+    return ["\n".join(each) for each in lines], max(map(len, lines))
+
+
+def _side(columns: int, margin: float) -> float:
+    return min(LARGEST_PANEL, (WIDTH - margin) / columns)
+
+
 def panels(
-    count: int, columns: int, titles: int | None = None, margin: float = MARGIN, caption: str = ""
+    count: int, columns: int, titles: int | None = None, margin: float = MARGIN, caption: str = "", deep: int = 1
 ) -> tuple[Figure, np.ndarray]:
     """A figure with ``count`` bare square panels, at most ``columns`` in a row; surplus ones stay hidden.
 
-    ``titles``: how many rows have titles (all by default); ``margin``: inches left for what stands beside the
-    panels; ``caption``: a line above all of them.
+    ``titles``: how many rows have titles (all by default), of ``deep`` lines; ``margin``: inches left for what stands
+    beside the panels; ``caption``: a line above all of them.
     """
     columns = min(columns, count)
     rows = -(-count // columns)
-    side = min(LARGEST_PANEL, (WIDTH - margin) / columns)
-    lines = (rows if titles is None else titles) + bool(caption)
-    figure = new_figure(side * columns + margin, side * rows + TITLE * lines)
+    side, titled = _side(columns, margin), rows if titles is None else titles
+    lines = TITLE * (titled + bool(caption)) + LINE * (deep - 1) * titled
+    figure = new_figure(side * columns + margin, side * rows + lines)
+    figure.least_width = round(LEAST_PANEL * columns)
     if caption:
         figure.suptitle(caption, x=0.01, ha="left", fontsize=10)
     axes = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()

@@ -32,6 +32,8 @@ __all__ = [
     "to_html",
 ]
 
+_PHONE = 300  # CSS pixels: a text's width on a phone
+_SIDEWAYS = 'style="overflow-x:auto;max-width:100%"'
 _WORDS = 7  # of a figure's description that name its files
 WIDTH = 7.6  # inches, the width of a page's text
 CSS_DPI, PNG_DPI = 100, 180
@@ -79,12 +81,14 @@ class Picture(Figure):
     """A matplotlib figure that shows itself in a page with alternative text, and never opens a window.
 
     ``alt_text``: a sentence that says what is to be seen; ``data``: what was drawn, a table or arrays by name;
+    ``least_width``: CSS pixels below which the picture scrolls sideways instead of shrinking;
     ``interactive``: the same as a plotly figure, which takes the picture's place in the book. Set them with
     :func:`describe`.
     """
 
     alt_text: str = ""
     data: pd.DataFrame | Mapping[str, np.ndarray] | None = None
+    least_width: int = 0
     interactive: Any = None
 
     def _repr_html_(self) -> str:
@@ -132,11 +136,15 @@ def to_html(figure: Figure) -> str:
         figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white")
     width = round(figure.get_figwidth() * CSS_DPI)
     alt = html.escape(getattr(figure, "alt_text", ""), quote=True)
+    least = getattr(figure, "least_width", 0)
+    limit = f"max-width:max(100%,{least}px)" if least else "max-width:100%"
     # The class keeps the book's dark theme from dimming a picture whose colours mean something.
     picture = (
-        f'<img class="dark-light" alt="{alt}" width="{width}" style="max-width:100%;height:auto;border-radius:6px" '
+        f'<img class="dark-light" alt="{alt}" width="{width}" style="{limit};height:auto;border-radius:6px" '
         f'src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
     )
+    if least > _PHONE:
+        picture = f'<div class="cxr-wide" tabindex="0" role="region" aria-label="{alt}" {_SIDEWAYS}>{picture}</div>'
     # The link borrows the picture's own bytes when it is used, so that the page doesn't hold them twice.
     own = "this.href=this.closest('figure').querySelector('img').src"
     links = [

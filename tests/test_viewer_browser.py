@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import threading
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import cxrkit
 from cxrkit.view import packing, viewer
@@ -356,8 +359,6 @@ def test_numbers_and_picture_are_saved(open_page, bundle):
     assert len(lines) == 3
     with page.expect_download() as caught:
         page.get_by_role("button", name="PNG").click()
-    from PIL import Image
-
     saved = Image.open(caught.value.path()).convert("L")
     canvas = panel(page, 0).locator("canvas").bounding_box()
     assert saved.width > 2 * canvas["width"]
@@ -511,3 +512,95 @@ def test_live_widget_says_which_image_fails_and_goes_on(alive):
     explorer._dataset[1] = kept
     page.get_by_role("combobox", name="Image").select_option("1")
     page.locator("canvas[aria-label*='row-1 with the saliency']").wait_for()
+
+
+@pytest.fixture
+def slow(alive):
+    """The live viewer where every map of "Mass" by gradcam takes until the event is set; which maps were begun."""
+    explorer, page = alive
+    ready(page, "saliency")
+    page.get_by_text("no convolution").wait_for()
+    go, begun = threading.Event(), []
+
+    def explain(model, image, method, label, progress):
+        begun.append((method, label))
+        while method == "gradcam" and label == "Mass" and not go.wait(0.02):
+            progress(0.5)
+        return image[0] * (1 + LABELS.index(label))
+
+    explorer.explain, explorer._tells = explain, True
+    yield page, go, begun
+    go.set()
+
+
+def saved_numbers(page):
+    with page.expect_download() as caught:
+        page.get_by_role("button", name="CSV").click()
+    return list(csv.DictReader(caught.value.path().read_text("utf-8-sig").splitlines()))
+
+
+def saved_picture(page):
+    with page.expect_download() as caught:
+        page.get_by_role("button", name="PNG").click()
+    return Image.open(caught.value.path()).convert("RGB")
+
+
+def test_a_map_that_is_being_computed_has_no_numbers_and_no_picture(slow):
+    page, go, _ = slow
+    page.get_by_text("Numbers as a table").click()
+    page.get_by_role("combobox", name="Label").select_option("1")
+    page.locator("canvas[aria-label*='saliency map of linear for Mass']").wait_for()
+    panel(page, 1).get_by_text("Computing").wait_for()
+    ours, pending = saved_numbers(page)
+    assert (ours["Label"], pending["Label"]) == ("Mass", "Mass")
+    assert ours["Logit"] != ""
+    assert pending["Note"] == "computing"
+    assert {pending[name] for name in ("Logit", "Probability", "Highest", "Strongest cell")} == {""}
+    assert page.locator(".cxr-numbers tbody tr").nth(1).locator("td").last.text_content() == "computing"
+    width = page.locator("canvas").first.bounding_box()["width"]
+    one = saved_picture(page)
+    go.set()
+    ready(page, "gradcam", 1)
+    assert one.width < 2 * width < saved_picture(page).width
+    assert saved_numbers(page)[1]["Logit"] == ours["Logit"]
+
+
+def test_a_label_that_was_left_and_chosen_again_is_computed(slow):
+    page, go, begun = slow
+    choose = page.get_by_role("combobox", name="Label").select_option
+    choose("1")
+    panel(page, 1).get_by_text("Computing … 50 %").wait_for()
+    choose("0")
+    choose("1")
+    for _ in range(200):  # until it is asked anew, and the first question's late reply has come
+        if begun.count(("gradcam", "Mass")) == 2:
+            break
+        page.wait_for_timeout(25)
+    page.wait_for_timeout(100)
+    assert page.get_by_text("Stopped").count() == 0
+    go.set()
+    page.locator("canvas[aria-label*='gradcam map of linear for Mass']").wait_for()
+
+
+def test_what_was_stopped_is_computed_at_a_button(slow):
+    page, go, _ = slow
+    page.get_by_role("combobox", name="Label").select_option("1")
+    panel(page, 1).get_by_text("Computing … 50 %").wait_for()
+    panel(page, 1).get_by_role("button", name="Stop").click()
+    panel(page, 1).get_by_text("Stopped.").wait_for()
+    go.set()
+    panel(page, 1).get_by_role("button", name="Compute").click()
+    page.locator("canvas[aria-label*='gradcam map of linear for Mass']").wait_for()
+    assert page.get_by_text("Stopped").count() == 0
+    assert page.get_by_role("button", name="Compute").count() == 0
+
+
+def test_the_table_opens_where_an_image_failed(alive):
+    explorer, page = alive
+    ready(page, "saliency")
+    explorer._dataset[1] = None
+    page.get_by_role("combobox", name="Image").select_option("1")
+    page.get_by_text("AttributeError").first.wait_for()
+    page.get_by_text("Numbers as a table").click()
+    page.wait_for_function("document.querySelector('.cxr-numbers table thead')")
+    assert page.locator(".cxr-numbers tbody tr").count() == 0

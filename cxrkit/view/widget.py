@@ -142,7 +142,7 @@ class Explorer(anywidget.AnyWidget):
                 raise _Stopped
             answer = self.answer(question, self._teller(key))
         except _Stopped:
-            answer = {"error": "Stopped. Choose the map again to compute it."}
+            answer = {"error": "Stopped."}
         except CxrkitError as error:
             answer = {"error": str(error)}
         except Exception as error:

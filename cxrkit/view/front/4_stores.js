@@ -21,6 +21,7 @@ const download = (href, name) => h("a", { href, download: name.replace(/[^\w.-]+
 
 class PageStore {
   constructor(bundle) { this.bundle = bundle; }
+  get computes() { return false; }
   has() { return true; }
   cancel() {}
   // Not every label of every image is stored: a change of image stays with the label if it can.
@@ -42,39 +43,47 @@ const mapQuestion = (image, label, series) => ({ type: "map", image, label, seri
 
 class KernelStore {
   constructor(model) {
-    // Of every question: the promise of its reply (oldest first), how to keep that promise, and who hears how far it is.
-    Object.assign(this, { model, asked: new Map(), waiting: new Map(), hearing: new Map() });
+    // `asked`: of every question its key, the promise of its reply, how to keep that, and who hears how far it is.
+    // `waiting`: those without a reply, by key. Each asking has a key of its own, in this view and in any other:
+    // what comes late of one that was stopped is nobody's.
+    Object.assign(this, { model, asked: new Map(), waiting: new Map(), count: 0, own: Math.random().toString(36).slice(2) });
     this.listen = (reply) => this.receive(reply);
     model.on("msg:custom", this.listen);
   }
   get bundle() { return this.model.get("bundle"); }
+  get computes() { return true; }
   labelFor(image, label) { return label; }
   close() { this.model.off("msg:custom", this.listen); }
   has(...place) { return this.asked.has(JSON.stringify(mapQuestion(...place))); }
   image(image) { return this.ask({ type: "image", image }); }
   map(image, label, series, hear) { return this.ask(mapQuestion(image, label, series), hear); }
   ask(question, hear) {
-    const key = JSON.stringify(question);
-    if (hear) this.hearing.set(key, hear);
-    if (!this.asked.has(key)) {
-      this.asked.set(key, new Promise((resolve) => this.waiting.set(key, resolve)));
-      if (this.asked.size > 400) this.asked.delete(this.asked.keys().next().value);
-      this.model.send({ ...question, key });
-    }
-    return this.asked.get(key);
+    const entry = this.asked.get(JSON.stringify(question)) ?? this.send(question);
+    if (hear) entry.hear = hear;
+    return entry.reply;
   }
-  // What nobody waits for any more needn't be computed to its end.
+  send(question) {
+    const text = JSON.stringify(question), entry = { text, key: `${this.own} ${this.count += 1} ${text}` };
+    entry.reply = new Promise((resolve) => { entry.resolve = resolve; });
+    this.asked.set(text, entry);
+    this.waiting.set(entry.key, entry);
+    if (this.asked.size > 400) this.asked.delete(this.asked.keys().next().value);
+    this.model.send({ ...question, key: entry.key });
+    return entry;
+  }
+  // What nobody waits for any more needn't be computed to its end; who comes back to it asks anew.
   cancel(...place) {
-    const key = JSON.stringify(mapQuestion(...place));
-    if (this.waiting.has(key)) this.model.send({ type: "cancel", key });
+    const entry = this.asked.get(JSON.stringify(mapQuestion(...place)));
+    if (!this.waiting.has(entry?.key)) return;
+    this.model.send({ type: "cancel", key: entry.key });
+    this.receive({ key: entry.key, type: "map", error: "Stopped." });
   }
   receive(reply) {
-    if (reply.type === "progress") return this.hearing.get(reply.key)?.(reply.share);
-    const resolve = this.waiting.get(reply.key);
-    if (!resolve) return;
+    const entry = this.waiting.get(reply.key);
+    if (reply.type === "progress") return entry?.hear?.(reply.share);
+    if (!entry) return;
     this.waiting.delete(reply.key);
-    this.hearing.delete(reply.key);
-    if (reply.error) this.asked.delete(reply.key); // asked again when the reader comes back to it
-    resolve(reply.type === "image" && !reply.error ? reply.record : reply);
+    if (reply.error && this.asked.get(entry.text) === entry) this.asked.delete(entry.text);
+    entry.resolve(reply.type === "image" && !reply.error ? reply.record : reply);
   }
 }

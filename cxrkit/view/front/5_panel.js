@@ -12,14 +12,15 @@ class Panel {
     this.canvas = h("canvas", { tabIndex: 0, className: "cxr-canvas", role: "img", ariaLabel: "A picture, being drawn" });
     this.message = h("p", { className: "cxr-message", role: "status" });
     this.stop = button("Stop", "Stop computing this map", () => viewer.store.cancel(...this.asked));
-    this.stop.hidden = true;
+    this.again = button("Compute", "Compute this map again", () => this.retry());
+    this.stop.hidden = this.again.hidden = true;
     this.bar = h("span", { className: "cxr-gradient" });
     [this.low, this.high, this.readout] = [h("span"), h("span"), h("span", { className: "cxr-readout" })];
     this.scores = h("p", { className: "cxr-scores", ariaLive: "polite" });
     this.modelField = field("Model", this.model);
     this.node = h("section", { className: "cxr-panel" },
       h("div", { className: "cxr-head" }, this.modelField, field("Method", this.method)),
-      h("div", { className: "cxr-picture" }, this.canvas, h("div", { className: "cxr-status" }, this.message, this.stop)),
+      h("div", { className: "cxr-picture" }, this.canvas, h("div", { className: "cxr-status" }, this.message, this.stop, this.again)),
       h("p", { className: "cxr-legend" }, this.low, this.bar, this.high, this.readout), this.scores);
     new Gestures(this.canvas, viewer, this);
     this.list();
@@ -55,9 +56,10 @@ class Panel {
 
   async load(turn) {
     const { viewer, series } = this, { image, label } = viewer.state, place = [image, label, series];
-    if (this.pending && this.asked && String(this.asked) !== String(place)) viewer.forget(this.asked, place);
+    if (this.asked && String(this.asked) !== String(place)) viewer.forget(this.asked);
     Object.assign(this, { pending: true, asked: place });
     const hear = (share) => viewer.turn === turn && this.say(`Computing … ${Math.round(100 * share)} %`, true);
+    // A picture for one label is not left clear, with its scores, beside the name of another.
     const soon = setTimeout(() => viewer.turn === turn && this.say("Computing …", true), 150);
     // A reader who runs through a list with the arrow keys shouldn't queue a computation for each entry.
     if (!viewer.store.has(...place)) await new Promise((resolve) => setTimeout(resolve, 120));
@@ -70,6 +72,14 @@ class Panel {
   say(text, computing = false) {
     if (this.message.textContent !== text) this.message.textContent = text; // a live region, read out when it is written
     this.stop.hidden = !computing;
+    this.again.hidden = computing || !text || !this.viewer.store.computes;
+    this.node.classList.toggle("cxr-pending", computing);
+  }
+
+  // After a stop or an error.
+  retry() {
+    if (!this.viewer.record) return this.viewer.load(undefined, this.viewer.state.label);
+    this.load(this.viewer.turn);
   }
 
   show(reply, map = null) {

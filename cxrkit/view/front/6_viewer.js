@@ -97,6 +97,8 @@ class Viewer {
   async load(image = this.state.image, label = this.store.labelFor(image, this.state.label)) {
     const turn = ++this.turn, { bundle, state } = this;
     Object.assign(state, { image, label });
+    for (const panel of this.panels) panel.pending = true; // what they show is another label's
+    this.repaint();
     this.changed({ image: state.image, label: state.label, series: this.panels.map(({ series }) => series) });
     const record = await this.store.image(state.image);
     if (turn !== this.turn) return;
@@ -188,14 +190,15 @@ class Viewer {
   // The same numbers as under the pictures, for those who read tables.
   get rows() {
     const { bundle, state, record } = this;
-    return this.panels.flatMap((panel) => {
-      if (!panel.reply) return [];
+    if (!record) return [];
+    return this.panels.map((panel) => {
       const { map } = panel, { model, method } = bundle.series[panel.series];
+      const about = [["Image", bundle.images[state.image].id], ["Label", bundle.labels[state.label]], ["Model", model], ["Method", method]];
+      if (panel.pending) return [...about, ["Threshold", String(state.threshold)], ["Note", "computing"]];
       const place = map ? [`${(map.peak % map.width) + 1} of ${map.width}, ${Math.floor(map.peak / map.width) + 1} of ${map.height}`, say(map.top), say(map.bottom)] : [];
       const [where, high, low] = [...place, "–", "–", "–"];
-      return [[["Image", record.id], ["Label", bundle.labels[state.label]], ["Model", model], ["Method", method],
-        ["Threshold", String(state.threshold)], ...panel.stats.map(([name, text]) => [name, text]),
-        ["Strongest cell", where], ["Highest", high], ["Lowest", low], ["Note", panel.reply.error ?? ""]]];
+      return [...about, ["Threshold", String(state.threshold)], ...panel.stats.map(([name, text]) => [name, text]),
+        ["Strongest cell", where], ["Highest", high], ["Lowest", low], ["Note", panel.reply.error ?? ""]];
     });
   }
 
@@ -207,7 +210,7 @@ class Viewer {
     return [names, ...rows.map((row) => names.map((name) => Object.fromEntries(row)[name] ?? ""))];
   }
 
-  get title() { return `${this.record.id} ${this.bundle.labels[this.state.label]}`; }
+  get title() { return `${this.bundle.images[this.state.image].id} ${this.bundle.labels[this.state.label]}`; }
 
   saveNumbers() {
     if (!this.record) return;
@@ -217,9 +220,10 @@ class Viewer {
     download(`data:text/csv;charset=utf-8,${encodeURIComponent(`\ufeff${text}\r\n`)}`, `${this.title}.csv`);
   }
 
+  // Of panels that are being computed nothing is saved: their pictures are those of another label.
   savePicture() {
     if (!this.record) return;
-    const shown = this.panels.filter(({ canvas }) => canvas.width), gap = 16, line = 28;
+    const shown = this.panels.filter(({ canvas, pending }) => canvas.width && !pending), gap = 16, line = 28;
     const width = shown.reduce((sum, { canvas }) => sum + canvas.width + gap, gap);
     const height = Math.max(...shown.map(({ canvas }) => canvas.height)) + 5 * line;
     const sheet = h("canvas", { width, height }), pen = sheet.getContext("2d");

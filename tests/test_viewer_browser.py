@@ -120,7 +120,7 @@ def test_page_compares_two_methods_and_scores_them(open_page, bundle):
     assert picture(page, 0) != picture(page, 1)
     for number in (0, 1):
         told = scores(page, number)
-        names = ("EPG precision", "EPG recall", "Chance")
+        names = ("EPG precision", "EPG recall", "Chance (EPG)")
         assert [told[name] for name in names] == expected_scores(bundle, 0, 0, number, 0.0)
         assert (told["Logit"], told["Probability"]) == ("2.00", "0.881")
     assert page.locator(".cxr-fact").text_content() == "Truth: present, boxes cover 11.1 % of the image"
@@ -137,7 +137,7 @@ def test_threshold_acts_on_scores_and_picture(open_page, bundle, threshold):
     assert picture(page) != before
     for number in (0, 1):
         told = scores(page, number)
-        shown = [told[name] for name in ("EPG precision", "EPG recall", "Chance")]
+        shown = [told[name] for name in ("EPG precision", "EPG recall", "Chance (EPG)")]
         assert shown == expected_scores(bundle, 0, 0, number, threshold)
 
 
@@ -283,7 +283,11 @@ def test_pointing_and_overlap_are_those_of_the_metrics(open_page, bundle):
             chance = cxrkit.metrics.pointing_chance(masks, tolerance_fraction=15 / 224)
             told = scores(page, number)
             assert told["IoU"] == f"{100 * iou:.1f} %"
-            assert told["Pointing"] == f"{'hit' if hit else 'miss'}, chance {100 * chance:.1f} %"
+            assert told["Pointing"] == ("hit" if hit else "miss")
+            assert told["Chance (pointing)"] == f"{100 * chance:.1f} %"
+            kept = (maps >= threshold * maps.max()) & (maps > 0)
+            share, part = masks.double().mean(), kept.double().mean()
+            assert told["Chance (IoU)"] == f"{100 * share * part / (share + part - share * part):.1f} %"
 
 
 def test_zoom_and_pan_are_linked(open_page, bundle):
@@ -294,7 +298,7 @@ def test_zoom_and_pan_are_linked(open_page, bundle):
     page.get_by_role("button", name="Zoom in").click()
     moved = "old => [...document.querySelectorAll('.cxr-panel canvas')].every((each, i) => each.toDataURL() !== old[i])"
     page.wait_for_function(moved, arg=before)
-    page.get_by_text("150 %").wait_for()
+    page.get_by_text("150 %", exact=True).wait_for()
     canvas = panel(page, 0).locator("canvas")
     canvas.focus()
     canvas.hover(position={"x": 100, "y": 100})
@@ -307,7 +311,7 @@ def test_zoom_and_pan_are_linked(open_page, bundle):
     page.wait_for_function(moved, arg=here)
     page.keyboard.press("Shift+ArrowLeft")
     page.keyboard.press("0")
-    page.get_by_text("100 %").wait_for()
+    page.get_by_text("100 %", exact=True).wait_for()
     page.keyboard.press("Escape")
     back = "old => [...document.querySelectorAll('.cxr-panel canvas')].every((each, i) => each.toDataURL() === old[i])"
     page.wait_for_function(back, arg=before)
@@ -327,7 +331,7 @@ def test_fingers_zoom(open_page, bundle):
           for (const id of [1, 2]) finger("pointerup", id, 0);
         }"""
     )
-    page.get_by_text("300 %").wait_for()
+    page.get_by_text("300 %", exact=True).wait_for()
 
 
 def test_one_to_six_panels(open_page, bundle):
@@ -363,6 +367,127 @@ def test_numbers_and_picture_are_saved(open_page, bundle):
     canvas = panel(page, 0).locator("canvas").bounding_box()
     assert saved.width > 2 * canvas["width"]
     assert len(set(np.asarray(saved).ravel().tolist())) > 20
+
+
+def saved_numbers(page):
+    with page.expect_download() as caught:
+        page.get_by_role("button", name="CSV").click()
+    return list(csv.DictReader(caught.value.path().read_text("utf-8-sig").splitlines()))
+
+
+def saved_picture(page):
+    with page.expect_download() as caught:
+        page.get_by_role("button", name="PNG").click()
+    return Image.open(caught.value.path()).convert("RGB")
+
+
+def test_saved_numbers_are_plain(open_page, bundle):
+    page = open_page(viewer.static_html(bundle))
+    ready(page, "bcos", 1)
+    page.get_by_role("combobox", name="Label").select_option("1")
+    page.locator("canvas[aria-label*='bcos map of ResNet for Mass']").wait_for()
+    told, row = scores(page, 1), saved_numbers(page)[1]
+    assert row["Logit"] == "-1"
+    for name in ("EPG precision", "EPG recall", "Chance (EPG)", "IoU", "Chance (IoU)", "Chance (pointing)"):
+        assert f"{100 * float(row[name]):.1f} %" == told[name]
+    assert float(row["Lowest"]) < 0 < float(row["Highest"])
+    assert row["Pointing"] in ("hit", "miss")
+
+
+# What is written on a canvas: text, its place and width, the canvas; and where pictures come to lie.
+WRITTEN = """() => {
+  const pens = CanvasRenderingContext2D.prototype, { fillText, drawImage } = pens;
+  window.written = [], window.drawn = [];
+  pens.fillText = function (text, x, y) {
+    window.written.push([text, x, y, this.measureText(text).width, this.canvas.width, this.canvas.height]);
+    return fillText.call(this, text, x, y);
+  };
+  pens.drawImage = function (...given) {
+    if (given.length === 3) window.drawn.push([given[1], given[2], given[0].width, given[0].height]);
+    return drawImage.apply(this, given);
+  };
+}"""
+
+
+@pytest.mark.parametrize("ratio", [1, 2])
+def test_a_saved_picture_of_six_panels_tells_all_and_nothing_overlaps(open_page, ratio):
+    bundle, name = make_bundle(), "A network with a name that is longer than any panel is wide, and then some"
+    for method in ("layercam", "bcos", "saliency", "unbroken_" * 9):
+        bundle.add_series(name, method, np.ones((2, 3, 1, 1)) * np.eye(SIZE), [[2.0, -1.0, 0.5]] * 2, keep="all")
+    page = open_page(viewer.static_html(bundle), device_scale_factor=ratio)
+    page.get_by_role("combobox", name="Panels").select_option("6")
+    ready(page, "unbroken_" * 9, 5)
+    page.get_by_role("slider", name="Overlay").fill("0.4")
+    page.get_by_role("slider", name="Threshold").fill("0.15")
+    page.get_by_role("combobox", name="Scale").select_option("shared")
+    page.get_by_role("button", name="Zoom in").click()
+    page.wait_for_function("document.querySelector('.cxr-settings').textContent.includes('zoom 150 %')")
+    page.evaluate(WRITTEN)
+    saved_picture(page)
+    written, drawn = page.evaluate("[written, drawn]")
+    text = " ".join(line[0] for line in written)
+    for part in (
+        "image-0: Effusion",
+        "Overlay 40 %",
+        "threshold 0.15 × max",
+        "scale: shared",
+        "by method",
+        "zoom 150 %",
+    ):
+        assert part in text
+    for score in scores(page):
+        assert sum(line[0].startswith(f"{score} ") for line in written) == 6
+    assert sum("…" in line[0] for line in written) == 6  # what the colours mean
+    assert all(word in text for word in name.split())
+    assert len({round(top) for _, top, *_ in drawn}) == 2
+    boxes = [(x, y - 8 * ratio, x + wide, y + 2 * ratio) for _, x, y, wide, *_ in written]
+    boxes += [(x, y, x + wide, y + high) for x, y, wide, high in drawn]
+    width, height = written[0][4:]
+    assert all(box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height for box in boxes)
+    apart = [
+        a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+        for number, a in enumerate(boxes)
+        for b in boxes[:number]
+    ]
+    assert all(apart)
+
+
+@pytest.mark.parametrize("attributes", ['data-theme="dark"', 'data-jp-theme-light="false"', ""])
+def test_paper_is_light_and_tells_the_settings(open_page, bundle, attributes):
+    page = open_page(viewer.static_html(bundle), attributes=attributes, color_scheme="light")
+    ready(page)
+    settings = page.locator(".cxr-settings")
+    assert not settings.is_visible()
+    page.get_by_role("slider", name="Threshold").fill("0.3")
+    page.emulate_media(media="print")
+    assert page.locator(".cxr").evaluate("node => getComputedStyle(node).colorScheme") == "light"
+    assert settings.is_visible()
+    assert "threshold 0.30 × max" in settings.text_content()
+
+
+def test_the_open_viewer_is_accessible(open_page, bundle):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = open_page(viewer.static_html(bundle), width=390, attributes='lang="en"')
+    ready(page)
+    page.get_by_text("Numbers as a table").click()
+    page.locator(".cxr-numbers tbody tr").first.wait_for()
+    violations = Axe().run(page).response["violations"]
+    assert [found["id"] for found in violations if found["impact"] in ("serious", "critical")] == []
+
+
+def test_keys_are_read_out_and_the_mouse_is_not(open_page, bundle):
+    page = open_page(viewer.static_html(bundle))
+    ready(page)
+    ready(page, "bcos", 1)
+    live = "all => all.map(each => each.ariaLive)"
+    panel(page, 1).locator("canvas").hover()
+    panel(page, 1).get_by_text("x 30, y").wait_for()
+    assert page.locator(".cxr-readout").evaluate_all(live) == ["off", "off"]
+    panel(page, 1).locator("canvas").focus()
+    page.keyboard.press("ArrowRight")
+    panel(page, 1).get_by_text("x 31, y").wait_for()
+    assert page.locator(".cxr-readout").evaluate_all(live) == ["off", "polite"]
 
 
 def test_the_first_label_shown_is_one_that_is_there(open_page):
@@ -531,18 +656,6 @@ def slow(alive):
     explorer.explain, explorer._tells = explain, True
     yield page, go, begun
     go.set()
-
-
-def saved_numbers(page):
-    with page.expect_download() as caught:
-        page.get_by_role("button", name="CSV").click()
-    return list(csv.DictReader(caught.value.path().read_text("utf-8-sig").splitlines()))
-
-
-def saved_picture(page):
-    with page.expect_download() as caught:
-        page.get_by_role("button", name="PNG").click()
-    return Image.open(caught.value.path()).convert("RGB")
 
 
 def test_a_map_that_is_being_computed_has_no_numbers_and_no_picture(slow):

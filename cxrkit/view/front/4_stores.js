@@ -14,6 +14,19 @@ function fill(select, names, chosen) {
   select.value = String(chosen);
 }
 
+// Text as lines no wider than that; a word that is too long is broken.
+function wrapped(pen, text, width) {
+  const lines = [""], fits = (line) => pen.measureText(line.trimEnd()).width <= width;
+  for (const word of text.split(/(?<=\s)/)) {
+    if (!fits(lines.at(-1) + word) && lines.at(-1)) lines.push("");
+    for (const letters of fits(word) ? [word] : word) {
+      if (!fits(lines.at(-1) + letters)) lines.push("");
+      lines[lines.length - 1] += letters;
+    }
+  }
+  return lines.map((line) => line.trimEnd());
+}
+
 // A file of the reader's own: made here, sent nowhere.
 const download = (href, name) => h("a", { href, download: name.replace(/[^\w.-]+/g, "-") }).click();
 

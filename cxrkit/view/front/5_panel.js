@@ -113,8 +113,7 @@ class Panel {
     }
     this.shade(this.colours, state.strength);
     this.bar.hidden = this.low.hidden = this.high.hidden = !this.map || !limit;
-    this.low.textContent = this.colours === "signed" ? say(-limit, 2) : "0";
-    this.high.textContent = say(limit, 2);
+    [this.low.textContent, this.high.textContent] = [this.colours === "signed" ? say(-limit, 2) : "0", say(limit, 2)];
     this.readout.textContent = this.read(cursor);
     this.describe(record);
   }
@@ -142,19 +141,31 @@ class Panel {
     return `${place}: ${say(lookup[codes[row * width + column]])}`;
   }
 
-  // What this panel says in numbers: name, text, and for scores value and chance.
+  // What this panel says in numbers: name, text, the value as a plain number or word, and for scores with a tick chance.
   get stats() {
     const { state, region, bundle } = this.viewer, { logit, probability } = this.reply;
-    const stats = [["Logit", say(logit)], ["Probability", say(probability)]];
-    if (this.map && !region) stats.push(["EPG", "no box for this label"]);
+    const stats = logit === undefined ? [] : [["Logit", say(logit), logit], ["Probability", say(probability), probability]];
+    if (this.map && !region) stats.push(["EPG", "no box for this label", ""]);
     if (!this.map || !region) return stats;
     const { precision, recall, iou, blind } = scoresOf(this.map, this.held(this.map, region), state.threshold);
     const { hit, chance } = pointingGame(this.map, region, bundle.tolerance);
-    stats.push(["EPG precision", percent(precision), precision, region.share], ["EPG recall", percent(recall)]);
-    stats.push(["Chance", percent(region.share)]);
-    stats.push(["IoU", percent(iou), iou, blind]);
-    stats.push(["Pointing", hit === null ? "–" : `${hit ? "hit" : "miss"}, chance ${percent(chance)}`]);
+    const share = (name, value, tick) => stats.push([name, percent(value), value, tick]);
+    share("EPG precision", precision, region.share);
+    share("EPG recall", recall);
+    share("Chance (EPG)", region.share);
+    share("IoU", iou, blind);
+    share("Chance (IoU)", blind);
+    const pointed = hit === null ? "–" : hit ? "hit" : "miss";
+    stats.push(["Pointing", pointed, pointed]);
+    share("Chance (pointing)", chance);
     return stats;
+  }
+
+  // The same as lines of text, with what the colours mean: for a picture that leaves the page.
+  get lines() {
+    const colours = COLOURS.find(([name]) => name === this.colours)[1], said = this.message.textContent;
+    const range = this.bar.hidden ? [] : [`${colours}: ${this.low.textContent} … ${this.high.textContent}`];
+    return [...range, ...this.stats.map(([name, text]) => `${name} ${text}`), ...(said ? [said] : [])];
   }
 
   describe(record) {
@@ -168,7 +179,7 @@ class Panel {
     this.line = JSON.stringify(stats);
     this.scores.replaceChildren(...stats.flatMap(([name, text, value, chance]) => {
       const stat = h("span", { className: "cxr-stat" }, h("span", { textContent: name }), " ", h("b", { textContent: text }));
-      if (value !== undefined) {
+      if (chance !== undefined) {
         const title = `The tick marks chance, ${percent(chance)}: what a map that knows nothing would reach`;
         const meter = stat.appendChild(h("i", { className: "cxr-meter", title }));
         meter.style.cssText = `--value: ${value || 0}; --chance: ${chance || 0}`;

@@ -43,7 +43,8 @@ class Viewer {
     this.zoomed = button("100 %", "Whole image", () => this.zoomBy(0));
     this.table = h("table");
     this.numbers = h("details", { className: "cxr-numbers", ontoggle: () => this.tabulate() },
-      h("summary", { textContent: "Numbers as a table" }), h("div", {}, this.table));
+      h("summary", { textContent: "Numbers as a table" }),
+      h("div", { tabIndex: 0, role: "region", ariaLabel: "Numbers as a table" }, this.table));
     this.root.replaceChildren(
       h("div", { className: "cxr-shared" }, field("Image", this.image), field("Label", this.label), this.fact),
       h("div", { className: "cxr-tools" },
@@ -56,7 +57,7 @@ class Viewer {
           button("−", "Zoom out", () => this.zoomBy(1 / 1.5)), this.zoomed, button("+", "Zoom in", () => this.zoomBy(1.5))),
         h("div", { className: "cxr-toggles" }, button("Save picture", "Save the panels as a PNG picture", () => this.savePicture()),
           button("Save numbers", "Save the numbers as a CSV table", () => this.saveNumbers()))),
-      this.grid, this.numbers, h("p", { className: "cxr-note" }));
+      h("p", { className: "cxr-settings" }), this.grid, this.numbers, h("p", { className: "cxr-note" }));
   }
 
   // Take the lists from the bundle again: at the start, and when Python added an image.
@@ -143,7 +144,20 @@ class Viewer {
     // Sizes are read before anything is written: a page laid out anew for each panel would be slow.
     const sizes = panels.map(({ canvas }) => canvas.getBoundingClientRect());
     panels.forEach((panel, i) => panel.paint(scale === "row" || scale === "shared" ? joint(i) : limits[i], sizes[i]));
+    this.root.querySelector(".cxr-settings").textContent = this.settings;
     if (this.numbers.open) this.tabulate();
+  }
+
+  // How the panels are drawn, in one line: for paper and saved pictures, which have no controls.
+  get settings() {
+    const { state, view } = this, named = (options, key) => options.find(([value]) => value === key)[1].toLowerCase();
+    const shown = [["boxes", state.boxes], ["true mask", state.truth], ["smooth", state.smooth]];
+    const extras = shown.map(([name, on]) => `${name} ${on ? "on" : "off"}`).join(", ");
+    const part = (from) => `${Math.round(100 * from)} to ${Math.round(100 * (from + 1 / view.zoom))} %`;
+    const where = view.zoom > 1 ? ` (across ${part(view.x)}, down ${part(view.y)} of the image)` : "";
+    return `Overlay ${Math.round(100 * state.strength)} %; threshold ${state.threshold.toFixed(2)} × max; `
+      + `colours: ${named(COLOURS, state.colours)}; scale: ${named(SCALES, state.scale)}; ${extras}; `
+      + `zoom ${Math.round(100 * view.zoom)} %${where}`;
   }
 
   repaint() {
@@ -152,7 +166,10 @@ class Viewer {
   }
 
   // The cross-hair is at the same place in every panel; places are fractions of the image.
-  point(x, y) {
+  point(x, y, keyed = false) {
+    for (const { readout, canvas } of this.panels) { // a mouse would never let it be read to its end
+      readout.ariaLive = keyed && document.activeElement === canvas ? "polite" : "off";
+    }
     this.cursor = x === null || x < 0 || y < 0 || x >= 1 || y >= 1 ? null : [x, y];
     this.repaint();
   }
@@ -184,65 +201,95 @@ class Viewer {
     if (zoom !== undefined) return this.zoomBy(zoom);
     if (event.shiftKey) return this.pan(0.1 * move[0], 0.1 * move[1]);
     const [x, y] = this.cursor ?? [0.5, 0.5], within = (value) => Math.min(0.999, Math.max(0, value));
-    this.point(within(x + move[0] / map.width), within(y + move[1] / map.height));
+    this.point(within(x + move[0] / map.width), within(y + move[1] / map.height), true);
   }
 
-  // The same numbers as under the pictures, for those who read tables.
+  // The same numbers as under the pictures, for those who read tables: name, text, and a plain number or word for files.
   get rows() {
     const { bundle, state, record } = this;
     if (!record) return [];
     return this.panels.map((panel) => {
       const { map } = panel, { model, method } = bundle.series[panel.series];
-      const about = [["Image", bundle.images[state.image].id], ["Label", bundle.labels[state.label]], ["Model", model], ["Method", method]];
-      if (panel.pending) return [...about, ["Threshold", String(state.threshold)], ["Note", "computing"]];
-      const place = map ? [`${(map.peak % map.width) + 1} of ${map.width}, ${Math.floor(map.peak / map.width) + 1} of ${map.height}`, say(map.top), say(map.bottom)] : [];
-      const [where, high, low] = [...place, "–", "–", "–"];
-      return [...about, ["Threshold", String(state.threshold)], ...panel.stats.map(([name, text]) => [name, text]),
-        ["Strongest cell", where], ["Highest", high], ["Lowest", low], ["Note", panel.reply.error ?? ""]];
+      const about = [["Image", bundle.images[state.image].id], ["Label", bundle.labels[state.label]], ["Model", model], ["Method", method],
+        ["Threshold", String(state.threshold), state.threshold]];
+      if (panel.pending) return [...about, ["Note", "computing"]];
+      const where = map ? `${(map.peak % map.width) + 1} of ${map.width}, ${Math.floor(map.peak / map.width) + 1} of ${map.height}` : "–";
+      return [...about, ...panel.stats, ["Strongest cell", where], ["Highest", say(map?.top), map?.top ?? NaN],
+        ["Lowest", say(map?.bottom), map?.bottom ?? NaN], ["Note", panel.reply.error ?? ""]];
     });
   }
 
-  tabulate() {
-    const { rows } = this, names = [...new Set(rows.flatMap((row) => row.map(([name]) => name)))];
-    const line = (tag, cells) => h("tr", {}, ...cells.map((textContent) => h(tag, { textContent })));
-    this.table.replaceChildren(h("thead", {}, line("th", names)),
-      h("tbody", {}, ...rows.map((row) => line("td", names.map((name) => Object.fromEntries(row)[name] ?? "")))));
-    return [names, ...rows.map((row) => names.map((name) => Object.fromEntries(row)[name] ?? ""))];
+  // Names, then the cells of each row; `told` picks what a cell holds. The shown table follows.
+  listed(told) {
+    const { rows } = this, longest = [...rows].sort((a, b) => b.length - a.length); // its names are in their order
+    const names = [...new Set(longest.flatMap((row) => row.map(([name]) => name)))];
+    const cells = rows.map((row) => new Map(row.map((cell) => [cell[0], told(cell)])));
+    return [names, ...cells.map((row) => names.map((name) => row.get(name) ?? ""))];
   }
 
+  tabulate() {
+    const [names, ...rows] = this.listed(([, text]) => text);
+    const line = (tag, cells) => h("tr", {}, ...cells.map((textContent) => h(tag, { textContent })));
+    this.table.replaceChildren(h("thead", {}, line("th", names)),
+      h("tbody", {}, ...rows.map((row) => line("td", row))));
+  }
+
+  get heading() { return `${this.bundle.images[this.state.image].id}: ${this.bundle.labels[this.state.label]}`; }
   get title() { return `${this.bundle.images[this.state.image].id} ${this.bundle.labels[this.state.label]}`; }
 
   saveNumbers() {
     if (!this.record) return;
-    // A cell that starts like a formula would be run by a spreadsheet.
-    const cell = (text) => `"${(/^[=+@\t\r]/.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
-    const text = this.tabulate().map((row) => row.map(cell).join(",")).join("\r\n");
+    const cell = (value) => {
+      if (typeof value === "number") return Number.isFinite(value) ? String(Number(value.toPrecision(6))) : "";
+      // A cell that starts like a formula would be run by a spreadsheet.
+      return `"${(/^[=+@\t\r-]/.test(value) ? `'${value}` : value).replaceAll('"', '""')}"`;
+    };
+    const text = this.listed(([, text, value]) => value ?? text).map((row) => row.map(cell).join(",")).join("\r\n");
     download(`data:text/csv;charset=utf-8,${encodeURIComponent(`\ufeff${text}\r\n`)}`, `${this.title}.csv`);
   }
 
-  // Of panels that are being computed nothing is saved: their pictures are those of another label.
+  // At most three panels in a row, each with its numbers below. Of panels that are being computed nothing is saved: their
+  // pictures are those of another label.
   savePicture() {
-    if (!this.record) return;
-    const shown = this.panels.filter(({ canvas, pending }) => canvas.width && !pending), gap = 16, line = 28;
-    const width = shown.reduce((sum, { canvas }) => sum + canvas.width + gap, gap);
-    const height = Math.max(...shown.map(({ canvas }) => canvas.height)) + 5 * line;
-    const sheet = h("canvas", { width, height }), pen = sheet.getContext("2d");
-    const write = (text, x, y, size) => {
-      pen.font = `${size}px system-ui, sans-serif`;
-      pen.fillText(text, x, y);
+    const shown = this.panels.filter(({ canvas, pending }) => canvas.width && !pending);
+    if (!this.record || !shown.length) return;
+    const ratio = window.devicePixelRatio || 1, gap = 16 * ratio, columns = Math.min(3, shown.length);
+    const wide = Math.max(220 * ratio, ...shown.map(({ canvas }) => canvas.width));
+    const sheet = h("canvas", { width: columns * (wide + gap) + gap }), pen = sheet.getContext("2d");
+    const style = (size) => { pen.font = `${size * ratio}px system-ui, sans-serif`; };
+    const block = (size, width, texts) => {
+      style(size);
+      const lines = texts.flatMap((text) => wrapped(pen, text, width));
+      return { size, lines, height: 1.45 * size * ratio * lines.length };
     };
-    Object.assign(pen, { fillStyle: "#ffffff" }).fillRect(0, 0, width, height);
+    const write = ({ size, lines, height }, x, y) => {
+      style(size);
+      lines.forEach((line, i) => pen.fillText(line, x, y + ((i + 0.75) * height) / lines.length));
+      return y + height;
+    };
+    const full = sheet.width - 2 * gap;
+    const head = [block(18, full, [this.heading]), block(13, full, [this.settings])], foot = block(13, full, [this.bundle.note]);
+    const cells = shown.map((panel) => ({ panel, name: block(15, wide, [panel.name]), told: block(13, wide, panel.lines) }));
+    const rows = Array.from({ length: Math.ceil(cells.length / columns) }, (_, i) => cells.slice(columns * i, columns * (i + 1)));
+    const most = (row, height) => Math.max(...row.map(height));
+    const heights = rows.map((row) => [({ name }) => name.height, ({ panel }) => panel.canvas.height, ({ told }) => told.height]
+      .map((height) => most(row, height) + gap / 2));
+    const sum = (values) => values.reduce((total, value) => total + value, 0);
+    sheet.height = 2.5 * gap + sum(head.map(({ height }) => height)) + foot.height + sum(heights.flat()) + (rows.length * gap) / 2;
+    Object.assign(pen, { fillStyle: "#ffffff" }).fillRect(0, 0, sheet.width, sheet.height);
     pen.fillStyle = "#1d2530";
-    write(`${this.title}, threshold ${this.state.threshold} × max`, gap, 0.8 * line, 18);
-    let left = gap;
-    for (const panel of shown) {
-      const { canvas } = panel, under = 2 * line + canvas.height;
-      write(panel.name, left, 1.7 * line, 15);
-      pen.drawImage(canvas, left, 2 * line);
-      panel.stats.slice(0, 3).forEach(([name, text], i) => write(`${name} ${text}`, left + (i * canvas.width) / 3, under + 0.8 * line, 13));
-      left += canvas.width + gap;
-    }
-    write(this.bundle.note, gap, height - 0.5 * line, 13);
+    let top = head.reduce((y, lines) => write(lines, gap, y), gap / 2) + gap / 2;
+    rows.forEach((row, i) => {
+      const [title, picture, numbers] = heights[i];
+      row.forEach(({ panel, name, told }, k) => {
+        const left = gap + k * (wide + gap);
+        write(name, left, top);
+        pen.drawImage(panel.canvas, left, top + title);
+        write(told, left, top + title + picture);
+      });
+      top += title + picture + numbers + gap / 2;
+    });
+    write(foot, gap, top);
     download(sheet.toDataURL("image/png"), `${this.title}.png`);
   }
 

@@ -334,6 +334,28 @@ def test_fingers_zoom(open_page, bundle):
     page.get_by_text("300 %", exact=True).wait_for()
 
 
+def test_what_a_finger_pointed_at_stays_when_it_is_lifted(open_page, bundle):
+    page = open_page(viewer.static_html(bundle), width=390, has_touch=True)
+    ready(page)
+    page.locator("canvas").first.tap(position={"x": 100, "y": 80})
+    page.get_by_text(re.compile(r"x \d+, y \d+: ")).first.wait_for()
+    page.wait_for_timeout(100)  # for what follows the finger's leaving
+    assert page.locator(".cxr-readout").first.text_content() != ""
+
+
+def test_the_wheel_scrolls_the_page_where_there_is_nothing_to_zoom(open_page, bundle):
+    page = open_page(viewer.static_html(bundle) + "<div style='height:3000px'></div>")
+    ready(page)
+    page.locator("canvas").first.click(position={"x": 100, "y": 20})
+    page.mouse.wheel(0, -200)
+    page.get_by_text("149 %", exact=True).wait_for()
+    page.mouse.wheel(0, 300)
+    page.get_by_text("100 %", exact=True).wait_for()
+    assert page.evaluate("scrollY") == 0
+    page.mouse.wheel(0, 300)
+    page.wait_for_function("scrollY > 0")
+
+
 def test_one_to_six_panels(open_page, bundle):
     page = open_page(viewer.static_html(bundle))
     ready(page)

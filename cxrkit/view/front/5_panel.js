@@ -197,12 +197,17 @@ class Gestures {
     canvas.onpointermove = (event) => this.move(event);
     canvas.onpointerdown = (event) => this.down(event);
     canvas.onpointerup = canvas.onpointercancel = ({ pointerId }) => this.fingers.delete(pointerId);
-    canvas.onpointerleave = (event) => { this.fingers.delete(event.pointerId); viewer.point(null); };
+    canvas.onpointerleave = ({ pointerId, pointerType }) => {
+      this.fingers.delete(pointerId);
+      if (pointerType === "mouse") viewer.point(null); // a finger hides what it points at until it is lifted
+    };
     canvas.ondblclick = (event) => viewer.zoomBy(viewer.view.zoom > 1 ? 0 : 3, ...this.place(event));
     canvas.onkeydown = (event) => viewer.key(event, panel.map);
     // Over a page the wheel scrolls; it zooms with Ctrl, as everywhere, and on a picture that was chosen.
     canvas.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey && !event.metaKey && document.activeElement !== canvas) return;
+      const meant = event.ctrlKey || event.metaKey, { zoom } = viewer.view;
+      const ended = event.deltaY > 0 ? zoom <= 1 : zoom >= MOST_ZOOM; // then the page goes on
+      if (!meant && (document.activeElement !== canvas || ended)) return;
       event.preventDefault();
       viewer.zoomBy(Math.exp(-0.002 * event.deltaY), ...this.place(event));
     }, { passive: false });

@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 import cxrkit
-from cxrkit.view import exporting, figures, lab, widget
+from cxrkit.view import exporting, figures, lab, overlay, widget
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 SIZE = 32
@@ -128,7 +128,7 @@ def test_what_is_shown_is_written_with_its_parameters(explorer, tmp_path):
     show(explorer, label=1)
     for button in buttons:
         button.click()
-    name = "one--img-src-x-onerror-alert-1"
+    name = "one--img-src-x-onerror-alert-1--saliency"
     files = {path.suffix: path for path in (tmp_path / "out").iterdir()}
     assert set(files) == {".png", ".svg", ".pdf", ".npz"}
     assert {path.stem for path in files.values()} == {name}
@@ -144,6 +144,76 @@ def test_what_is_shown_is_written_with_its_parameters(explorer, tmp_path):
         assert held["maps"].dtype == np.float32
         np.testing.assert_array_equal(held["maps"][0], -held["image"])
         assert json.loads(str(held["parameters"]))["label"] == HOSTILE
+
+
+LOOK = {
+    "overlay": 0.4,
+    "threshold": 0.5,
+    "colours": "viridis",
+    "scale": "shared",
+    "smooth": False,
+    "boxes": False,
+    "true_mask": False,
+    "zoom": 2,
+    "left": 0.5,
+    "top": 0.25,
+}
+
+
+def test_a_written_picture_is_the_shown_one_and_tells_how(explorer, tmp_path, monkeypatch):
+    show(explorer)
+    shown = {"panels": [{"colours": "viridis", "full_colour": 2.0}]}
+    explorer.selection = {**explorer.selection, **LOOK, **shown}
+    drawn, export = [], lab.export_figure
+    monkeypatch.setattr(lab, "export_figure", lambda figure, *rest: drawn.append(figure) or export(figure, *rest))
+    lab.exports(explorer, tmp_path).children[0].children[0].click()
+    (file,) = tmp_path.iterdir()
+    told = json.loads(Image.open(file).info["Description"])
+    assert {name: told[name] for name in LOOK} == LOOK
+    assert told["panels"] == [{"model": "mean", "method": "saliency", "colours": "viridis", "full_colour": 2.0}]
+    (ax,) = (ax for ax in drawn[0].axes if ax.get_visible())
+    radiograph, layer = (picture.get_array() for picture in ax.images)
+    values = explorer._sample(0)["image"][0].numpy()
+    np.testing.assert_allclose(radiograph, values)
+    np.testing.assert_allclose(layer, overlay.coloured(values.astype(float), 2.0, "viridis", 0.5, 0.4))
+    assert ((layer[..., 3] > 0) == (values >= 0.5 * values.max())).all()
+    assert layer[..., 3].max() <= 0.4
+    assert (ax.get_xlim(), ax.get_ylim()) == ((15.5, 31.5), (23.5, 7.5))
+    assert len(ax.collections) == 0
+    assert ax.get_xlabel() == "viridis: 0 … 2"
+    explorer.selection = {**explorer.selection, "boxes": True}
+    lab.exports(explorer, tmp_path).children[0].children[0].click()
+    assert len(drawn[1].axes[0].collections) > 0
+
+
+def test_a_written_file_is_never_written_over(explorer, tmp_path):
+    show(explorer)
+    save, *_, maps = lab.exports(explorer, tmp_path).children[0].children
+    for button in (save, maps, save, save):
+        button.click()
+    series = [*explorer.bundle["series"], {"model": "mean", "method": "gradcam"}]
+    explorer.bundle = {**explorer.bundle, "series": series}
+    explorer._handle_custom_msg({"type": "map", "image": 0, "label": 0, "series": 1, "key": "k"}, [])
+    explorer.selection = {**explorer.selection, "series": [1]}
+    maps.click()
+    names = ["gradcam.npz", "saliency-2.png", "saliency-3.png", "saliency.npz", "saliency.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"one-Mass-{name}" for name in names]
+    with np.load(tmp_path / "one-Mass-gradcam.npz", allow_pickle=False) as held:
+        assert held["names"].tolist() == ["mean: gradcam"]
+
+
+def test_colours_are_those_of_the_viewer():
+    values = np.array([[0.0, 1.0, -2.0, 4.0]])
+    painted = overlay.coloured(values, 4.0, "signed", threshold=0.5, strength=0.5)[0]
+    assert (painted[:, 3] > 0).tolist() == [False, False, True, True]
+    np.testing.assert_allclose(painted[3], [*np.array([240, 78, 16]) / 255, 0.5])
+    assert painted[2, 2] > painted[2, 0]
+    assert (overlay.coloured(values, 4.0, "heat")[0, :, 3] > 0).tolist() == [False, True, False, True]
+    assert not overlay.coloured(np.zeros((2, 2)), 0.0, "heat").any()
+    many = np.arange(1.0, 201.0)
+    assert overlay.full_colour(many, False) == 200
+    assert overlay.full_colour(many, False, "clip") == 198
+    assert overlay.full_colour(-many, True) == 200
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):

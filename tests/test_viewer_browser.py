@@ -604,7 +604,8 @@ def test_live_widget_computes_what_is_asked_for_and_says_what_fails(alive):
     image = explorer._sample(0)["image"][0].numpy()
     share = f"{100 * image[4:12, 6:20].sum() / image.sum():.1f} %"
     assert scores(page)["EPG precision"] == share
-    assert page.evaluate("state.selection") == {"image": 0, "label": 0, "series": [0, 1]}
+    selected = page.evaluate("state.selection")
+    assert {name: selected[name] for name in ("image", "label", "series")} == {"image": 0, "label": 0, "series": [0, 1]}
     before = picture(page)
     page.get_by_role("combobox", name="Label").select_option("1")
     page.wait_for_function("old => document.querySelector('.cxr canvas').toDataURL() !== old", arg=before)
@@ -612,6 +613,27 @@ def test_live_widget_computes_what_is_asked_for_and_says_what_fails(alive):
     page.get_by_role("combobox", name="Label").select_option("0")
     page.wait_for_function("document.querySelector('.cxr canvas').ariaLabel.includes('for Effusion')")
     assert explain.calls == [("saliency", "Effusion"), ("saliency", "Mass")]
+
+
+def test_live_widget_tells_python_all_that_makes_the_picture(alive):
+    _, page = alive
+    ready(page, "saliency")
+    page.get_by_role("slider", name="Threshold").fill("0.25")
+    page.get_by_role("slider", name="Overlay").fill("0.4")
+    page.get_by_role("combobox", name="Colours").select_option("viridis")
+    page.get_by_role("combobox", name="Scale").select_option("shared")
+    page.get_by_label("Boxes").uncheck()
+    page.get_by_label("True mask").check()
+    page.get_by_label("Smooth").uncheck()
+    page.get_by_role("button", name="Zoom in").click()
+    page.wait_for_function("state.selection.zoom === 1.5 && state.selection.panels[0].full_colour !== null")
+    told = page.evaluate("state.selection")
+    expected = {"threshold": 0.25, "overlay": 0.4, "colours": "viridis", "scale": "shared"}
+    expected |= {"boxes": False, "true_mask": True, "smooth": False}
+    assert {name: told[name] for name in expected} == expected
+    assert told["left"] == told["top"] == pytest.approx(1 / 6)
+    assert told["panels"][0]["colours"] == "viridis"
+    assert told["panels"][0]["full_colour"] == pytest.approx(1, abs=0.05)
 
 
 def test_live_widget_tells_how_far_it_is_and_stops(alive):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from cxrkit.errors import CxrkitError, ParameterError
-from cxrkit.view import figures
 from cxrkit.view.exporting import FORMATS, export_figure, export_maps, file_name
+from cxrkit.view.overlay import show_overlays
 from cxrkit.view.widget import Explorer
 
 __all__ = ["FILLS", "change_region", "drop_in", "exports", "looks_inverted", "what_if"]
@@ -103,7 +103,8 @@ def exports(
 ) -> widgets.VBox:
     """Buttons that write what the explorer shows into ``folder``: its panels as PNG, SVG or PDF, its raw maps.
 
-    ``parameters`` go into every file beside image, label, models and methods.
+    ``parameters`` go into every file beside image, label, models, methods and all that makes the picture. A file's
+    name tells image, label and methods; one that is there is never written over.
     """
     said = widgets.HTML()
 
@@ -112,16 +113,17 @@ def exports(
             try:
                 shown = explorer.shown()
                 told = {**(parameters or {}), **shown["parameters"]}
-                path = Path(folder, file_name(f"{told['image']}-{told['label']}"))
+                path = _free(folder, told, "npz" if kind == "maps" else kind)
                 if kind == "maps":
                     written = [export_maps(path, shown["image"], shown["maps"], told)]
                 else:
-                    figure = figures.show_maps(
+                    figure = show_overlays(
                         shown["image"],
                         torch.stack(list(shown["maps"].values())),
                         list(shown["maps"]),
-                        mask=shown["mask"],
-                        caption=f"{told['image']}: {told['label']}",
+                        {**told, "caption": f"{told['image']}: {told['label']}"},
+                        shown["regions"] if told["boxes"] else [],
+                        shown["truth"] if told["true_mask"] else None,
                     )
                     written = export_figure(figure, path, told, [kind])
                 said.value = html.escape("Written: " + ", ".join(str(file) for file in written))
@@ -136,6 +138,17 @@ def exports(
     for button, kind in zip(buttons, (*FORMATS, "maps"), strict=True):
         button.on_click(write(kind))
     return widgets.VBox([widgets.HBox(buttons), said])
+
+
+def _free(folder: str | Path, told: Mapping[str, Any], suffix: str) -> Path:
+    """A path without suffix at which no such file is: image, label, methods, and a number from the second on."""
+    methods = "-".join(dict.fromkeys(panel["method"] for panel in told["panels"]))
+    path = start = Path(folder, file_name(f"{told['image']}-{told['label']}-{methods}"))
+    number = 1
+    while path.with_name(f"{path.name}.{suffix}").exists():
+        number += 1
+        path = start.with_name(f"{start.name}-{number}")
+    return path
 
 
 def change_region(image: Tensor, box: tuple[int, int, int, int], fill: str = "mean") -> Tensor:

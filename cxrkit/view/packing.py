@@ -11,8 +11,17 @@ from PIL import Image
 
 from cxrkit.errors import ParameterError
 
-__all__ = ["LEVELS", "THRESHOLD_STEP", "area_resize", "pack_image", "pack_map", "pack_mask", "unpack_map"]
+__all__ = ["LEVELS", "RAMPS", "THRESHOLD_STEP", "area_resize", "pack_image", "pack_map", "pack_mask", "unpack_map"]
 
+# Colours from the smallest to the largest value: for signed maps two hues that colour-blind readers tell apart, for
+# maps without sign ramps that rise in lightness.
+RAMPS: dict[str, list[tuple[int, int, int]]] = {
+    "positive": [(255, 176, 92), (255, 132, 46), (240, 78, 16)],
+    "negative": [(140, 196, 255), (84, 158, 255), (38, 112, 235)],
+    "heat": [(92, 22, 120), (150, 38, 104), (206, 68, 70), (242, 118, 32), (252, 182, 40), (250, 246, 150)],
+    "viridis": [(68, 1, 84), (65, 68, 135), (42, 120, 142), (34, 168, 132), (122, 209, 81), (253, 231, 37)],
+    "white": [(150, 160, 170), (205, 210, 215), (255, 255, 255)],
+}
 THRESHOLD_STEP = 0.05  # The viewer's threshold slider moves in these steps.
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from cxrkit.errors import ParameterError
-from cxrkit.view.packing import LEVELS, THRESHOLD_STEP, area_resize, pack_image, pack_map, pack_mask
+from cxrkit.view.packing import LEVELS, RAMPS, THRESHOLD_STEP, area_resize, pack_image, pack_map, pack_mask
 
 __all__ = ["NOTE", "Bundle", "image_record", "new_bundle", "script", "static_html", "styles"]
 
@@ -23,9 +23,9 @@ TOLERANCE = 15 / 224
 
 @cache
 def script() -> str:
-    """The front end as one ES module: the numbered files of the folder ``front``, joined."""
+    """The front end as one ES module: the colours, then the numbered files of the folder ``front``, joined."""
     parts = sorted((part for part in _front().iterdir() if part.name.endswith(".js")), key=lambda part: part.name)
-    return "\n".join(part.read_text(encoding="utf-8") for part in parts)
+    return "\n".join([f"const RAMPS = {json.dumps(RAMPS)};", *(part.read_text(encoding="utf-8") for part in parts)])
 
 
 @cache

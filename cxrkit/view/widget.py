@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from cxrkit.errors import CxrkitError, ParameterError
 from cxrkit.view import viewer
+from cxrkit.view.overlay import full_colour
 from cxrkit.view.packing import area_resize, pack_map
+from cxrkit.view.panels import region_of
 
 __all__ = ["Explorer", "explain"]
 
@@ -50,8 +52,8 @@ class Explorer(anywidget.AnyWidget):
     ``explain``: ``(model, image [1, H, W], method, label) -> map [H, W]``; one that also takes ``progress`` is given a
     function to tell the share that is done; ``map_size``: as in :class:`cxrkit.view.viewer.Bundle`;
     ``background=False`` computes where the question is heard. A method that refuses a model leaves a sentence in its
-    panel. The trait ``selection`` tells what is shown: image, label, and one position in ``bundle["series"]`` per
-    panel.
+    panel. The trait ``selection`` tells what is shown: image, label, one position in ``bundle["series"]`` per panel,
+    and how it is drawn.
     """
 
     _esm = viewer.script()
@@ -224,29 +226,50 @@ class Explorer(anywidget.AnyWidget):
         return dict(zip(getattr(model, "labels", self.bundle["labels"]), values, strict=True))
 
     def shown(self) -> dict[str, Any]:
-        """What the front end shows: image [1, H, W], mask bool [H, W] or None, raw maps by panel, parameters.
+        """What the front end shows: image [1, H, W], regions and truth bool [H, W], raw maps by panel, parameters.
 
-        Maps that a method refused are left out. Raises ParameterError before anything is shown.
+        ``regions``: one per box, or one of another shape; ``truth`` may be None. The parameters hold all that makes
+        the picture, and per panel model, method, ``colours`` and ``full_colour``, the magnitude of the strongest one.
+        Maps that a method refused, or that are being computed, are left out. Raises ParameterError before anything is
+        shown.
         """
         if not self.selection:
             raise ParameterError("nothing is shown yet; open the explorer first")
-        image, label = self.selection["image"], self.selection["label"]
+        look = {**_LOOK, **self.selection}
+        image, label = look.pop("image"), look.pop("label")
         sample, maps, panels = self._sample(image), {}, []
-        for series in self.selection["series"]:
-            entry = self.bundle["series"][series]
-            if (image, label, series) in self._raw:
-                maps[f"{entry['model']}: {entry['method']}"] = self._raw[image, label, series]
-                panels.append({"model": entry["model"], "method": entry["method"]})
+        told = look.pop("panels") or [{}] * len(look["series"])
+        for series, panel in zip(look.pop("series"), told, strict=True):
+            entry, values = self.bundle["series"][series], self._raw.get((image, label, series))
+            name = f"{entry['model']}: {entry['method']}"
+            if values is not None and name not in maps:
+                maps[name] = values
+                about = {"model": entry["model"], "method": entry["method"]}
+                panels.append(about | _colours(values.numpy(), panel, look))
         if not maps:
             raise ParameterError("no map of this image and label has been computed yet")
-        parameters = {"image": sample["image_id"], "label": self.bundle["labels"][label], "panels": panels}
-        mask = sample.get("masks")
-        return {
-            "image": sample["image"],
-            "mask": None if mask is None else mask[label],
-            "maps": maps,
-            "parameters": parameters,
-        }
+        record = self.answer({"type": "image", "image": image})["record"]
+        mask, truth = (None if sample.get(name) is None else sample[name][label] for name in ("masks", "truth"))
+        boxes = [region_of([box], None, sample["image"].shape[-2:]) for box in record["boxes"].get(label, [])]
+        regions = boxes or ([] if mask is None else [mask])
+        own = {"image": sample["image_id"], "label": self.bundle["labels"][label]}
+        told = {"regions": regions, "truth": truth, "maps": maps, "parameters": {**own, **look, "panels": panels}}
+        return {"image": sample["image"], **told}
+
+
+# What a front end shows that has told no more than its image, label and panels.
+_LOOK = {"overlay": 0.75, "threshold": 0.0, "colours": "auto", "scale": "map", "smooth": True}
+_LOOK |= {"boxes": True, "true_mask": False, "zoom": 1.0, "left": 0.0, "top": 0.0, "panels": []}
+
+
+def _colours(values: Any, panel: Mapping[str, Any], look: Mapping[str, Any]) -> dict[str, Any]:
+    """A panel's ramp and its magnitude of full colour: those it told, else (not yet drawn) those of its own map."""
+    if panel.get("full_colour") is not None:
+        return {"colours": panel["colours"], "full_colour": panel["full_colour"]}
+    colours = look["colours"]
+    if colours == "auto":
+        colours = "signed" if values.min() < 0 else "heat"
+    return {"colours": colours, "full_colour": full_colour(values, colours == "signed", look["scale"])}
 
 
 def _device(model: nn.Module) -> torch.device | str:

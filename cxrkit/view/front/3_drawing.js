@@ -1,12 +1,4 @@
-// ---- Colours: two hues that colour-blind readers tell apart, and ramps that rise in lightness for maps without sign ----
-
-const RAMPS = {
-  positive: [[255, 176, 92], [255, 132, 46], [240, 78, 16]],
-  negative: [[140, 196, 255], [84, 158, 255], [38, 112, 235]],
-  heat: [[92, 22, 120], [150, 38, 104], [206, 68, 70], [242, 118, 32], [252, 182, 40], [250, 246, 150]],
-  viridis: [[68, 1, 84], [65, 68, 135], [42, 120, 142], [34, 168, 132], [122, 209, 81], [253, 231, 37]],
-  white: [[150, 160, 170], [205, 210, 215], [255, 255, 255]],
-};
+// ---- Colours (RAMPS comes before these files, from cxrkit.view.packing) -----------------------------------------
 
 // 256 colours; opacity grows with the value, so that the radiograph stays visible where a map says little.
 const ramps = {};

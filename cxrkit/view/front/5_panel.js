@@ -111,6 +111,7 @@ class Panel {
       const [x, y] = cursor;
       this.outline(pen, [[0, y, 1, y], [x, 0, x, 1]], "#ffffff", [1, 3], ratio);
     }
+    this.full = limit;
     this.shade(this.colours, state.strength);
     this.bar.hidden = this.low.hidden = this.high.hidden = !this.map || !limit;
     [this.low.textContent, this.high.textContent] = [this.colours === "signed" ? say(-limit, 2) : "0", say(limit, 2)];

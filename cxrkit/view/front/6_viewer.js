@@ -100,7 +100,7 @@ class Viewer {
     Object.assign(state, { image, label });
     for (const panel of this.panels) panel.pending = true; // what they show is another label's
     this.repaint();
-    this.changed({ image: state.image, label: state.label, series: this.panels.map(({ series }) => series) });
+    this.tell();
     const record = await this.store.image(state.image);
     if (turn !== this.turn) return;
     const told = (label) => ({ 1: "present", 0: "absent" })[record.targets?.[label]] ?? "unknown";
@@ -146,6 +146,19 @@ class Viewer {
     panels.forEach((panel, i) => panel.paint(scale === "row" || scale === "shared" ? joint(i) : limits[i], sizes[i]));
     this.root.querySelector(".cxr-settings").textContent = this.settings;
     if (this.numbers.open) this.tabulate();
+    clearTimeout(this.telling);
+    this.telling = setTimeout(() => this.tell(), 100); // not at each step of a slider
+  }
+
+  // Python hears all that makes the picture, and of each panel what its colours mean (null while it is computed).
+  tell() {
+    const { image, label, strength, threshold, colours, scale, smooth, boxes, truth } = this.state;
+    const panels = this.panels.map((panel) => ({ colours: panel.colours, full_colour: panel.pending ? null : panel.full ?? null }));
+    const now = { image, label, series: this.panels.map(({ series }) => series), overlay: strength, threshold, colours, scale,
+      smooth, boxes, true_mask: truth, zoom: this.view.zoom, left: this.view.x, top: this.view.y, panels };
+    if (this.told === JSON.stringify(now)) return;
+    this.told = JSON.stringify(now);
+    this.changed(now);
   }
 
   // How the panels are drawn, in one line: for paper and saved pictures, which have no controls.
@@ -295,6 +308,7 @@ class Viewer {
 
   close() {
     this.turn += 1; // answers that still come are ignored
+    clearTimeout(this.telling);
     this.resized.disconnect();
   }
 }

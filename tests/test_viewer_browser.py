@@ -520,6 +520,21 @@ def test_the_first_label_shown_is_one_that_is_there(open_page):
     page.locator("canvas[aria-label*='for Nodule']").wait_for()
 
 
+def test_a_change_of_image_goes_to_a_label_that_every_panel_has(open_page):
+    bundle = viewer.Bundle(["Mass", "Nodule", "Effusion"])
+    for name in ("x", "y"):
+        bundle.add_image(np.eye(20), name, targets=[1, 1, 0])
+    for method, second in (("layercam", [False, True, False]), ("gradcam", [True, True, False])):
+        keep = np.array([[True, True, False], second])
+        bundle.add_series("m", method, np.ones((2, 3, 20, 20)) * np.eye(20), [[0.0] * 3] * 2, keep=keep)
+    page = open_page(viewer.static_html(bundle))
+    page.locator("canvas[aria-label*='Radiograph x with the gradcam map of m for Mass']").wait_for()
+    listed = page.get_by_role("combobox", name="Label").locator("option").all_text_contents()
+    assert listed == ["Mass (present)", "Nodule (present)", "Effusion (not stored)"]
+    page.get_by_role("combobox", name="Image").select_option("1")
+    page.locator("canvas[aria-label*='Radiograph y with the layercam map of m for Nodule']").wait_for()
+
+
 # ---- Alive: the same module, with the real widget answering through a bridge in place of Jupyter's comm ----
 
 BRIDGE = """

@@ -65,6 +65,7 @@ def show_overlays(
     height, width = maps.shape[-2:]
     with style():
         figure, axes = panels(len(maps), COLUMNS, caption=look["caption"], margin=0.2)
+        figure.set_figwidth(max(figure.get_figwidth(), 4.6))  # so that the caption has room over one map
         figure.set_figheight(figure.get_figheight() + 0.24 * -(-len(maps) // COLUMNS))  # for the lines below
         for ax, values, title, panel in zip(axes, maps, titles, look["panels"], strict=False):
             draw_image(ax, image, title)

@@ -37,11 +37,15 @@ class PageStore {
   get computes() { return false; }
   has() { return true; }
   cancel() {}
-  // Not every label of every image is stored: a change of image stays with the label if it can.
-  labelFor(image, label) {
-    const keys = this.bundle.series.flatMap(({ maps }) => Object.keys(maps));
-    const own = keys.map((key) => key.split("/").map(Number)).flatMap(([i, l]) => (i === image ? [l] : []));
-    return own.includes(label) || !own.length ? label : Math.min(...own);
+  // Is there anything of this label?
+  stored(image, label) { return this.bundle.series.some(({ maps }) => maps[`${image}/${label}`]); }
+  // Not every label of every image is stored: a change of image stays with the label unless another fills more of the
+  // shown panels.
+  labelFor(image, label, shown) {
+    const { series, labels } = this.bundle;
+    const filled = labels.map((_, i) => shown.filter((each) => series[each].maps[`${image}/${i}`]).length);
+    const most = Math.max(...filled);
+    return filled[label] === most ? label : filled.indexOf(most);
   }
   async image(image) { return this.bundle.images[image]; }
   async map(image, label, series) {
@@ -65,6 +69,7 @@ class KernelStore {
   }
   get bundle() { return this.model.get("bundle"); }
   get computes() { return true; }
+  stored() { return true; }
   labelFor(image, label) { return label; }
   close() { this.model.off("msg:custom", this.listen); }
   has(...place) { return this.asked.has(JSON.stringify(mapQuestion(...place))); }

@@ -76,8 +76,10 @@ class Viewer {
   // Where nothing was said the viewer starts on a label that is there.
   present(image) {
     const label = (this.bundle.images[image]?.targets ?? []).indexOf(1);
-    return label < 0 ? undefined : this.store.labelFor(image, label);
+    return label < 0 ? undefined : this.labelFor(image, label);
   }
+
+  labelFor(image, label) { return this.store.labelFor(image, label, this.panels.map(({ series }) => series)); }
 
   // More panels show what isn't shown yet; fewer leave out the last.
   arrange(count) {
@@ -95,7 +97,7 @@ class Viewer {
     this.panels.forEach(({ canvas }) => this.resized.observe(canvas));
   }
 
-  async load(image = this.state.image, label = this.store.labelFor(image, this.state.label)) {
+  async load(image = this.state.image, label = this.labelFor(image, this.state.label)) {
     const turn = ++this.turn, { bundle, state } = this;
     Object.assign(state, { image, label });
     for (const panel of this.panels) panel.pending = true; // what they show is another label's
@@ -104,7 +106,9 @@ class Viewer {
     const record = await this.store.image(state.image);
     if (turn !== this.turn) return;
     const told = (label) => ({ 1: "present", 0: "absent" })[record.targets?.[label]] ?? "unknown";
-    fill(this.label, bundle.labels.map((name, i) => [i, told(i) === "present" ? `${name} (present)` : name]), state.label);
+    const marks = (i) => [...(told(i) === "present" ? ["present"] : []), ...(this.store.stored(image, i) ? [] : ["not stored"])];
+    const marked = (name, i) => [i, marks(i).length ? `${name} (${marks(i).join(", ")})` : name];
+    fill(this.label, bundle.labels.map(marked), state.label);
     if (record.error) return this.fail(record.error);
     const [bitmap, region, truth] = await Promise.all([
       decodeImage(record), decodeMask(record.masks, state.label, record.grid), decodeMask(record.truth, state.label, record.grid)]);

@@ -157,6 +157,17 @@ def test_masks_of_any_shape_get_no_false_box():
     record = viewer.image_record(np.zeros((20, 20)), "a", LABELS, masks=mask)
     assert sorted(record["masks"]) == [0, 1]
     assert record["boxes"] == {1: [[1, 1, 4, 4], [5, 10, 9, 15]]}
+    edge = [[2, 2, 8, 2], [8, 6, 12, 6], [2, 8, 6, 8], [6, 12, 12, 12]]
+    edge += [[2, 2, 2, 8], [6, 8, 6, 12], [8, 2, 8, 6], [12, 6, 12, 12]]
+    assert record["outlines"] == {0: edge}
+
+
+def test_a_round_region_is_left_to_the_grid():
+    rows, columns = np.mgrid[:64, :64]
+    mask = np.zeros((3, 64, 64), dtype=bool)
+    mask[0] = (rows - 32) ** 2 + (columns - 32) ** 2 < 700
+    record = viewer.image_record(np.zeros((64, 64)), "a", LABELS, masks=mask)
+    assert (record["boxes"], record["outlines"], list(record["masks"])) == ({}, {}, [0])
 
 
 def test_large_images_are_shown_smaller_in_their_own_coordinates():

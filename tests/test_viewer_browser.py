@@ -520,6 +520,26 @@ def test_the_first_label_shown_is_one_that_is_there(open_page):
     page.locator("canvas[aria-label*='for Nodule']").wait_for()
 
 
+def test_overlapping_boxes_keep_their_corners(open_page):
+    bundle = viewer.Bundle(["Mass"], map_size=16)
+    mask = np.zeros((1, 40, 40), dtype=bool)
+    mask[0, 5:20, 5:20] = mask[0, 13:31, 13:31] = True
+    bundle.add_image(np.zeros((40, 40)), "dark", mask)
+    bundle.add_series("m", "layercam", np.zeros((1, 1, 40, 40)), [[0.0]], keep="all")
+    lines = """() => {
+      window.lines = [];
+      const { moveTo } = Path2D.prototype;
+      Path2D.prototype.moveTo = function (x, y) { window.lines.push([x, y]); return moveTo.call(this, x, y); };
+    }"""
+    page = open_page(viewer.static_html(bundle, height=200))
+    ready(page)
+    width = page.locator("canvas").evaluate("canvas => canvas.width")
+    page.evaluate(lines)
+    page.get_by_label("Smooth").uncheck()
+    starts = {(round(40 * x / width), round(40 * y / width)) for x, y in page.evaluate("lines")}
+    assert starts == {(5, 5), (20, 5), (20, 13), (5, 20), (13, 20), (13, 31), (31, 13)}
+
+
 def test_a_change_of_image_goes_to_a_label_that_every_panel_has(open_page):
     bundle = viewer.Bundle(["Mass", "Nodule", "Effusion"])
     for name in ("x", "y"):

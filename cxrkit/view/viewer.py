@@ -19,6 +19,7 @@ __all__ = ["NOTE", "Bundle", "image_record", "new_bundle", "script", "static_htm
 NOTE = "Not for clinical use."
 # How near a maximum must come to a box, as a share of the longer side: the 15 of 224 pixels of paper `normgrad`.
 TOLERANCE = 15 / 224
+MOST_PIECES = 48  # of an outline that is drawn as it is: the sides of a dozen boxes
 
 
 @cache
@@ -101,6 +102,8 @@ def image_record(
     for label in record["masks"]:
         if label not in record["boxes"] and (found := _rectangles(regions[label])) is not None:
             record["boxes"][label] = found
+    rest = set(record["masks"]) - set(record["boxes"])
+    record["outlines"] = {label: edge for label in sorted(rest) if (edge := _outline(regions[label])) is not None}
     return record
 
 
@@ -283,6 +286,22 @@ def _regions(masks: np.ndarray | None, grid: tuple[int, int]) -> dict[int, str]:
     """Packed coverage of every label that has a region."""
     present = [] if masks is None else [label for label, mask in enumerate(masks) if mask.any()]
     return {label: pack_mask(area_resize(masks[label], *grid)) for label in present}
+
+
+def _outline(mask: np.ndarray) -> list[list[int]] | None:
+    """The straight pieces of a region's edge as x0, y0, x1, y1; None where there are more than some boxes have.
+
+    Boxes that overlap are drawn with this, corner by corner; a rounder shape is traced on the map's grid.
+    """
+    inside, pieces = np.pad(mask.astype(bool), 1), []
+    for across, between in ((True, inside[1:] != inside[:-1]), (False, (inside[:, 1:] != inside[:, :-1]).T)):
+        for place in np.flatnonzero(between.any(axis=1)).tolist():
+            steps = np.diff(between[place].astype(int), prepend=0, append=0)
+            # The padding put every cell one further.
+            for start, stop in zip(*(np.flatnonzero(steps == sign).tolist() for sign in (1, -1)), strict=True):
+                ends = [(start - 1, place), (stop - 1, place)]
+                pieces.append([value for end in ends for value in (end if across else end[::-1])])
+    return pieces if len(pieces) <= MOST_PIECES else None
 
 
 def _rectangles(mask: np.ndarray) -> list[list[float]] | None:

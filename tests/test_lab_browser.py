@@ -96,6 +96,7 @@ def test_the_live_viewer_in_jupyterlab(browser, server):
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(f"{address}/lab/tree/live.ipynb?reset")
     page.locator(".jp-Notebook .jp-CodeCell").nth(2).wait_for()
+    page.get_by_text("| Idle").wait_for()  # cells that are run before there is a kernel are not run at all
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     ready = "canvas[aria-label*='Radiograph {} with the {} map']"

@@ -18,7 +18,7 @@ from torch import nn
 
 import cxrkit
 from cxrkit import DataError, ModelError, ParameterError
-from cxrkit.study import feeding, preparing, scoring, training
+from cxrkit.study import devices, feeding, preparing, scoring, training
 from cxrkit.study.experiment import TrainParameters
 
 
@@ -192,8 +192,6 @@ def test_auxiliary_heads_weigh_in_and_plain_networks_are_called_plainly(data, mo
 
 
 def test_half_precision_only_where_maps_stay_complete(data, monkeypatch):
-    from cxrkit.study import devices
-
     chosen = parameters(model="bcos_resnet18", epochs=1, mixed_precision="bf16")
     model = training.make_model(chosen, data.labels)
     images = data.batch(range(4)).images
@@ -288,11 +286,39 @@ def test_a_device_that_waits_is_told_of(data, monkeypatch):
     assert (kept.history["images_per_second"] * kept.history["seconds"]).tolist() == pytest.approx([64])
 
 
-def test_a_device_that_is_not_there_is_refused(data):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device")
+def test_a_device_that_is_not_there_is_refused(data, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ParameterError, match="no CUDA device"):
         fit(data, device="cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ParameterError, match="no MPS device"):
+        fit(data, device="mps")
+
+
+@pytest.mark.parametrize(("asked", "rank", "found"), [("cuda", 0, 0), ("cuda", 1, 1), ("auto", 1, 1), ("cuda:1", 0, 1)])
+def test_a_process_takes_the_gpu_of_its_rank(monkeypatch, asked, rank, found):
+    chosen = graphics_cards(monkeypatch, 2, rank)
+    device = devices.chosen_device(parameters(device=asked))
+    assert device == torch.device("cuda", found)
+    assert chosen == [device]
+
+
+@pytest.mark.parametrize(("asked", "rank"), [("cuda", 2), ("auto", 2), ("cuda:2", 0)])
+def test_a_process_without_a_gpu_of_its_own_is_told(monkeypatch, asked, rank):
+    chosen = graphics_cards(monkeypatch, 2, rank)
+    with pytest.raises(ParameterError, match=f"device '{asked}': there are only 2 of them"):
+        devices.chosen_device(parameters(device=asked))
+    assert chosen == []
+
+
+def graphics_cards(monkeypatch, count: int, rank: int) -> list[torch.device]:
+    """As if there were so many; returns which are then chosen. torch refuses a device without a number."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(torch.device("cuda", device.index)))
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    return chosen
 
 
 def test_an_empty_split_is_refused(data):

@@ -28,21 +28,36 @@ _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def chosen_device(parameters: Parameters) -> torch.device:
-    """The device that the parameters ask for; also sets the number of CPU threads. Raises ParameterError if it isn't
-    there."""
+    """The device that the parameters ask for; also sets the number of CPU threads.
+
+    "cuda" without a number is, as "auto" is, the GPU of this process: each that a launcher has started has its own.
+    Raises ParameterError for a device that isn't there.
+    """
     if parameters.threads:
         torch.set_num_threads(parameters.threads)
-    if parameters.device == "auto":
-        # Each process that a launcher has started has a GPU of its own.
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else _CPU
-    device = torch.device(parameters.device)
+    asked = parameters.device
+    if asked == "auto" and not torch.cuda.is_available():
+        return _CPU
+    device = torch.device("cuda" if asked == "auto" else asked)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ParameterError(f"device {asked!r}: there is no MPS device here; use 'auto' or 'cpu'")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ParameterError(f"device {parameters.device!r}: there is no CUDA device here; use 'auto' or 'cpu'")
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise ParameterError(f"device {parameters.device!r}: there are only {torch.cuda.device_count()} of them")
+            raise ParameterError(f"device {asked!r}: there is no CUDA device here; use 'auto' or 'cpu'")
+        device = _own_gpu(device, asked)
         torch.cuda.set_device(device)
     return device
+
+
+def _own_gpu(device: torch.device, asked: str) -> torch.device:
+    local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    index = local if device.index is None else device.index
+    if index < count:
+        return torch.device("cuda", index)
+    problem = f"there are only {count} of them, counted from 0"
+    if device.index is None:
+        problem += f", and this is process {local} of its machine; start at most one process for each, or take 'cpu'"
+    raise ParameterError(f"device {asked!r}: {problem}")
 
 
 def accelerator_for(parameters: TrainParameters, precision: str = "no"):

@@ -136,6 +136,31 @@ def test_divergence_keeps_the_last_good_weights(data, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("epoch*"))) == 2  # and the checkpoints stay
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_divergence_first_seen_in_validation_ends_the_same_way(data, tmp_path, monkeypatch, wrong):
+    chosen = parameters(batch_size=32, learning_rate=1e-3, checkpoint_seconds=0.0)
+    logits_of, calls = training.logits_of, []
+
+    def spoilt(*values):
+        calls.append(values)
+        return logits_of(*values) * (wrong if len(calls) in (2, 3) else 1.0)
+
+    monkeypatch.setattr(training, "logits_of", spoilt)
+    told = "logits of the validation split are no numbers in epoch {}, at learning rate 0.001; lower learning_rate"
+    with pytest.raises(ModelError, match=told.format(2) + r".*of epoch 1, are in .*last_good.*epoch00002-step00000002"):
+        training.fit(training.make_model(chosen, data.labels), data, chosen, folder=tmp_path / "second")
+    with pytest.raises(ModelError, match=told.format(1) + r".*newest checkpoint is .*epoch00001-step00000002"):
+        training.fit(training.make_model(chosen, data.labels), data, chosen, folder=tmp_path / "first")
+
+
+def test_an_epoch_whose_value_is_no_number_is_never_the_best(data, monkeypatch):
+    value = training._value
+    monkeypatch.setattr(
+        training, "_value", lambda row, *names: float("nan") if row["epoch"] == 1 else value(row, *names)
+    )
+    assert fit(data, epochs=3, stop_patience=1, learning_rate=1e-3).best_epoch >= 2
+
+
 def test_exclusive_classes_are_trained_by_a_softmax():
     data = squares.dataset(exclusive=True)
     chosen = parameters(loss="cross_entropy", epochs=2, learning_rate=1e-3)

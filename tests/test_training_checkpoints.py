@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from squares import RICH, fit, parameters, same
 
 from cxrkit import ParameterError
-from cxrkit.study import checkpoints, training
+from cxrkit.study import checkpoints, optimisation, training
 
 
 class Killed(Exception):
@@ -126,6 +126,21 @@ def test_a_full_disk_costs_a_warning_and_nothing_else(tmp_path, monkeypatch, und
             assert same(fit(folder=tmp_path, **RICH), undisturbed)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert same(fit(folder=tmp_path, **RICH), undisturbed)
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, name):
+    model = squares.tiny()
+    chosen = parameters()
+    optimizer = optimisation.optimizer_for(model, chosen)
+    state = checkpoints.State(model, optimizer, optimisation.LearningRate(optimizer, chosen, 4))
+    kept = checkpoints.Checkpoints(tmp_path)
+    kept.write(state)
+    model.state_dict()[name][0] = float("nan")
+    state.step = 1
+    with pytest.warns(UserWarning, match=f"not written, as {name} is not finite"):
+        kept.write(state)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch00001-step00000000.safetensors"]
 
 
 def test_checkpoints_of_another_training_are_refused(tmp_path):

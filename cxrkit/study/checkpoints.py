@@ -107,6 +107,17 @@ def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(weight, device=value.device).copy_(value) if value.shape == weight.shape else value
 
 
+def _spoilt(state: State) -> str | None:
+    """The first of the weights that training can't go on from; buffers may hold infinities on purpose."""
+    for model in filter(None, (state.model, state.mean)):
+        weights = ((name, value.isfinite()) for name, value in model.named_parameters())
+        buffers = ((name, ~value.isnan()) for name, value in model.named_buffers())
+        for name, good in (*weights, *buffers):
+            if not good.all():
+                return name
+    return None
+
+
 class Checkpoints:
     """Checkpoints of one training in a folder: one file each, whole or not there, the last two kept.
 
@@ -132,6 +143,9 @@ class Checkpoints:
         # A copy of each: safetensors refuses tensors that share memory.
         tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.tensors().items()}
         text = json.dumps(state.facts() | {"owner": self.owner})
+        if name := _spoilt(state):
+            warnings.warn(f"{place}: not written, as {name} is not finite; the one before stays", stacklevel=2)
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_file(place, lambda target: save_file(tensors, target, metadata={_FACTS: text}))

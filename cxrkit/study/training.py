@@ -91,7 +91,7 @@ def fit(
     there every so often, and a training that was cut off goes on from it to the same result, on a CPU to the last bit.
     History: a row per epoch with train_loss, loss, AUC, F1 and accuracy of the validation (and test) split,
     learning_rate, seconds, images_per_second, waiting_share (of the time, for data). Raises DataError for an empty
-    split, ModelError when the loss stops being a number.
+    split, ModelError when the loss or a logit of the validation split stops being a finite number.
     """
     splits = _splits(dataset)
     images = splits["train"].batch(range(min(4, len(splits["train"])))).images
@@ -229,23 +229,24 @@ class _Training:
     def _read(self, epoch: int, step: int, rate: float, loss: torch.Tensor) -> None:
         value = loss.item()
         if not math.isfinite(value):
-            kept = self._keep_last_good()
-            raise ModelError(
-                f"the loss became {value} in epoch {epoch}, step {step}, at learning rate {rate:g}; "
-                f"lower learning_rate, or name clip_norm or warmup_epochs{kept}"
-            )
+            raise self._diverged(f"the loss became {value} in epoch {epoch}, step {step}", rate)
         self.state.losses.append(value)
 
+    def _diverged(self, what: str, rate: float) -> ModelError:
+        advice = "lower learning_rate, or name clip_norm or warmup_epochs"
+        return ModelError(f"{what}, at learning rate {rate:g}; {advice}{self._keep_last_good()}")
+
     def _keep_last_good(self) -> str:
-        """Write the best weights so far beside the checkpoints; says where."""
-        if self.checkpoints is None or self.state.best is None or not self.accelerator.is_main_process:
+        """Write the best weights so far beside the checkpoints; says where, and which checkpoint is the newest."""
+        if self.checkpoints is None or not self.accelerator.is_main_process:
             return ""
-        model = self.state.model
-        if not isinstance(model, cxrkit.models.Classifier):
-            return ""
+        model, newest = self.state.model, self.checkpoints.newest()
+        said = f". The newest checkpoint is {newest}" if newest is not None else ""
+        if self.state.best is None or not isinstance(model, cxrkit.models.Classifier):
+            return said
         model.load_state_dict(self.state.best)
         path = cxrkit.models.save(model, self.checkpoints.folder / "last_good.safetensors")
-        return f". The last good weights, of epoch {self.state.best_epoch}, are in {path}"
+        return f". The last good weights, of epoch {self.state.best_epoch}, are in {path}{said}"
 
     def _close_epoch(self) -> dict:
         """Validate, let the rate and the choice of the epoch follow, and say how it went."""
@@ -255,6 +256,10 @@ class _Training:
         judged = state.mean.module if state.mean is not None else state.model
         for name, part in self.splits.items():
             logits = logits_of(judged, self.feeds[name], 2 * parameters.batch_size, self.accelerator)
+            if not logits.isfinite().all():
+                raise self._diverged(
+                    f"logits of the {name} split are no numbers in epoch {state.epoch}", state.rate.value
+                )
             found = scores(logits, target_table(part), self.loss, self.activation)
             row |= {f"{name}_{key}": value for key, value in found.items()}
         row["learning_rate"] = state.rate.value
@@ -262,7 +267,7 @@ class _Training:
         state.history.append(row)
         state.rate.after_epoch(row[f"{self.decider}_loss"])
         value = _value(row, self.decider, parameters.criterion)
-        if value > state.best_value or state.best is None:
+        if value > state.best_value:  # never for nan
             state.best_value, state.best_epoch = value, state.epoch
             state.best = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
         state.epoch, state.step, state.losses, state.seconds, state.waited = state.epoch + 1, 0, [], 0.0, 0.0
@@ -284,8 +289,8 @@ class _Training:
         self.accelerator.wait_for_everyone()  # nobody writes before all have read
 
     def _patience_is_over(self) -> bool:
-        patience = self.parameters.stop_patience
-        return bool(patience) and self.state.epoch - 1 - self.state.best_epoch >= patience
+        state, patience = self.state, self.parameters.stop_patience
+        return bool(patience) and state.best is not None and state.epoch - 1 - state.best_epoch >= patience
 
     def _agree_on_buffers(self) -> None:
         # Each process has met its own images; that of the first is what a checkpoint holds.

@@ -154,9 +154,9 @@ def test_divergence_first_seen_in_validation_ends_the_same_way(data, tmp_path, m
 
 
 def test_an_epoch_whose_value_is_no_number_is_never_the_best(data, monkeypatch):
-    value = training._value
+    value = training.value_of
     monkeypatch.setattr(
-        training, "_value", lambda row, *names: float("nan") if row["epoch"] == 1 else value(row, *names)
+        training, "value_of", lambda row, *names: float("nan") if row["epoch"] == 1 else value(row, *names)
     )
     assert fit(data, epochs=3, stop_patience=1, learning_rate=1e-3).best_epoch >= 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -19,7 +20,7 @@ from cxrkit.errors import ParameterError
 from cxrkit.models.storage import replace_file
 from cxrkit.study.experiment import Parameters
 
-__all__ = ["Checkpoints", "State", "checkpoint_folder"]
+__all__ = ["Checkpoints", "State", "agree", "checkpoint_folder", "described"]
 
 _KEPT = 2
 _SHARE = 20  # writing may take one in so many parts of the time
@@ -186,3 +187,25 @@ class Checkpoints:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("epoch*-step*.safetensors"))
+
+
+def described(found: tuple[dict[str, Tensor], dict[str, Any]] | None) -> str:
+    """What `Checkpoints.read_newest` found, in words that differ where the states differ."""
+    if found is None:
+        return "no checkpoint"
+    tensors, facts = found
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=6)
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"epoch {facts['epoch']}, step {facts['step']}, content {digest.hexdigest()}"
+
+
+def agree(states: list[str], folder: Path) -> None:
+    """Raises ParameterError when processes, by their rank, found different states in what should be one folder."""
+    if len(set(states)) > 1:
+        ranks = {state: [str(rank) for rank, other in enumerate(states) if other == state] for state in states}
+        told = "; ".join(f"process {', '.join(which)}: {state}" for state, which in ranks.items())
+        raise ParameterError(
+            f"{folder}: the processes found different states of the training there ({told}); "
+            "on several machines `results` must be a folder that all of them share"
+        )

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ __all__ = [
     "accelerator_for",
     "chosen_device",
     "half_precision_errors",
+    "of_all_processes",
     "own_random_state",
     "precision_for",
     "seed_global",
@@ -68,6 +70,13 @@ def accelerator_for(parameters: TrainParameters, precision: str = "no"):
     device = chosen_device(parameters)
     AcceleratorState._reset_state(True)  # a notebook may train again in the same kernel, on another device
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+
+
+def of_all_processes(value: Any) -> list[Any]:
+    """What each process gives, in their order; for one process, its own alone."""
+    from accelerate.utils import gather_object
+
+    return gather_object([value])
 
 
 def precision_for(model: nn.Module, images: Tensor, parameters: TrainParameters) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import torch
@@ -12,7 +14,7 @@ from cxrkit.data import Dataset
 from cxrkit.study.feeding import Feed, target_table
 from cxrkit.study.losses import Loss, probabilities
 
-__all__ = ["activation_of", "logits_of", "macro_auc", "predict", "scores"]
+__all__ = ["activation_of", "logits_of", "macro_auc", "predict", "scores", "selections", "value_of"]
 
 
 def activation_of(model: nn.Module) -> str:
@@ -92,3 +94,28 @@ def macro_auc(targets: np.ndarray, scores: np.ndarray) -> float:
         if len(np.unique(target[known])) == 2:
             values.append(roc_auc_score(target[known], score[known]))
     return float(np.mean(values)) if values else float("nan")
+
+
+def value_of(row: dict, split: str, criterion: str) -> float:
+    """What the choice of the epoch looks at: higher is better. Without both classes there is no AUC: then the loss."""
+    value = row[f"{split}_{criterion}"]
+    if criterion == "loss" or not math.isfinite(value):
+        return -row[f"{split}_loss"]
+    return value
+
+
+def selections(history: pd.DataFrame, criterion: str = "auc") -> pd.DataFrame:
+    """The epoch that each split would choose, and what each split then shows: how much a choice on the test split
+    flatters.
+
+    A row per split of the history: chosen_on, epoch, and the criterion and AUC on every split in that epoch. Test
+    columns are there only in a training that was chosen on the test split.
+    """
+    splits = [name for name in ("validation", "test") if f"{name}_loss" in history]
+    rows = []
+    for split in splits:
+        values = [value_of(row, split, criterion) for row in history.to_dict("records")]
+        row = history.iloc[int(np.argmax(values))]
+        shown = {f"{name}_{key}": row[f"{name}_{key}"] for name in splits for key in dict.fromkeys((criterion, "auc"))}
+        rows.append({"chosen_on": split, "epoch": int(row["epoch"])} | shown)
+    return pd.DataFrame(rows)

@@ -27,14 +27,21 @@ from cxrkit.data.augment import augmentation
 from cxrkit.data.dataset import SPLITS
 from cxrkit.data.sampling import sample_weights
 from cxrkit.errors import DataError, ModelError, ParameterError
-from cxrkit.study.checkpoints import Checkpoints, State, checkpoint_folder
-from cxrkit.study.devices import accelerator_for, chosen_device, own_random_state, precision_for, seed_global
+from cxrkit.study.checkpoints import Checkpoints, State, agree, checkpoint_folder, described
+from cxrkit.study.devices import (
+    accelerator_for,
+    chosen_device,
+    of_all_processes,
+    own_random_state,
+    precision_for,
+    seed_global,
+)
 from cxrkit.study.experiment import TrainParameters
 from cxrkit.study.feeding import Feed, Step, plan_epoch, seed_of, target_table
 from cxrkit.study.losses import Loss, loss_for
 from cxrkit.study.optimisation import LearningRate, optimizer_for, running_mean
 from cxrkit.study.preparing import load_data, make_model
-from cxrkit.study.scoring import logits_of, macro_auc, predict, scores
+from cxrkit.study.scoring import logits_of, macro_auc, predict, scores, selections, value_of
 
 __all__ = [
     "Fit",
@@ -266,7 +273,7 @@ class _Training:
         row |= self._speed()
         state.history.append(row)
         state.rate.after_epoch(row[f"{self.decider}_loss"])
-        value = _value(row, self.decider, parameters.criterion)
+        value = value_of(row, self.decider, parameters.criterion)
         if value > state.best_value:  # never for nan
             state.best_value, state.best_epoch = value, state.epoch
             state.best = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
@@ -284,9 +291,10 @@ class _Training:
         if self.checkpoints is None:
             return
         self.accelerator.wait_for_everyone()
-        if (found := self.checkpoints.read_newest()) is not None:
+        found = self.checkpoints.read_newest()
+        agree(of_all_processes(described(found)), self.checkpoints.folder)  # nobody writes before all have read
+        if found is not None:
             self.state.restore(*found)
-        self.accelerator.wait_for_everyone()  # nobody writes before all have read
 
     def _patience_is_over(self) -> bool:
         state, patience = self.state, self.parameters.stop_patience
@@ -315,31 +323,6 @@ class _Training:
                 stacklevel=2,
             )
         return {"seconds": seconds, "images_per_second": self.count / seconds, "waiting_share": share}
-
-
-def _value(row: dict, split: str, criterion: str) -> float:
-    """What the choice of the epoch looks at: higher is better. Without both classes there is no AUC: then the loss."""
-    value = row[f"{split}_{criterion}"]
-    if criterion == "loss" or not math.isfinite(value):
-        return -row[f"{split}_loss"]
-    return value
-
-
-def selections(history: pd.DataFrame, criterion: str = "auc") -> pd.DataFrame:
-    """The epoch that each split would choose, and what each split then shows: how much a choice on the test split
-    flatters.
-
-    A row per split of the history: chosen_on, epoch, and the criterion and AUC on every split in that epoch. Test
-    columns are there only in a training that was chosen on the test split.
-    """
-    splits = [name for name in ("validation", "test") if f"{name}_loss" in history]
-    rows = []
-    for split in splits:
-        values = [_value(row, split, criterion) for row in history.to_dict("records")]
-        row = history.iloc[int(np.argmax(values))]
-        shown = {f"{name}_{key}": row[f"{name}_{key}"] for name in splits for key in dict.fromkeys((criterion, "auc"))}
-        rows.append({"chosen_on": split, "epoch": int(row["epoch"])} | shown)
-    return pd.DataFrame(rows)
 
 
 def keep(parameters: TrainParameters, result: Fit, **tables: pd.DataFrame) -> str:

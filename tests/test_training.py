@@ -14,10 +14,12 @@ import squares
 import torch
 import torch.nn.functional as F
 from squares import CLOCKS, RICH, Squares, fit, parameters, same, tiny
+from test_cache import write_folder
 from torch import nn
 
 import cxrkit
 from cxrkit import DataError, ModelError, ParameterError
+from cxrkit.data.files import FileRenderer
 from cxrkit.study import devices, feeding, preparing, scoring, training
 from cxrkit.study.experiment import TrainParameters
 
@@ -292,6 +294,45 @@ def test_a_compiled_network_learns_the_same(data, monkeypatch, mixed_precision):
     assert losses[0].tolist() == pytest.approx(losses[1].tolist(), rel=1e-3)
 
 
+def test_images_in_memory_are_drawn_once_by_the_loading_processes(data, monkeypatch):
+    plan = [[1, 2, 1], [2, 0], [3, 3]], [[0, 1], [5, 2, 6, 4, 7, 3]], [[7, 6, 5], [4]]
+    part = data.select(range(8))
+    expected = [[feeding.Feed(part, keep=False)._images.batch(rows) for rows in order] for order in plan]
+    draw = feeding.Feed._loaded
+    for workers in (0, 2):
+        feed, drawn = feeding.Feed(part, workers), []
+        monkeypatch.setattr(feeding.Feed, "_loaded", lambda self, o, drawn=drawn: drawn.append(o) or draw(self, o))
+        next(feed.batches([[3]]))  # cut off
+        for order, batches in zip(plan, expected, strict=True):
+            for batch, other in zip(feed.batches(order), batches, strict=True):
+                assert all(torch.equal(*pair) for pair in zip(batch, other, strict=True))
+        monkeypatch.undo()
+        assert drawn == [[[3]], [[1, 2], [0]], [[5, 6, 4, 7]]]
+        assert feed.keeps
+        assert feed._loader is None
+
+
+def test_images_too_many_for_memory_are_drawn_anew(data, monkeypatch):
+    monkeypatch.setattr(feeding, "_SHARE", 0.0)
+    assert not feeding.Feed(data, workers=1).keeps
+    assert feeding.Feed(data, workers=0).keeps
+    assert same(fit(data, epochs=2, workers=0), fit(data, epochs=2, workers=1))
+
+
+def test_a_run_with_a_prepared_cache_draws_nothing_again(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "set", 20)
+    cxrkit.data.prepare("folder", root, size=32, cache=tmp_path / "cache", workers=0, progress=False)
+    chosen = parameters(dataset="folder", root=str(root), healthy_class="None", epochs=1, loss="cross_entropy")
+    kept = chosen.model_copy(update={"cache": str(tmp_path / "cache")})
+    plain = preparing.load_data(chosen).batch(range(20))
+    monkeypatch.setattr(FileRenderer, "render", None)
+    data = preparing.load_data(kept)
+    torch.testing.assert_close(data.batch(range(20)).images, plain.images, atol=0.501 / 255, rtol=0)
+    fit(data, epochs=1, loss="cross_entropy")
+    with pytest.raises(TypeError):
+        preparing.load_data(chosen)[0]
+
+
 def test_a_device_that_waits_is_told_of(data, monkeypatch):
     monkeypatch.setattr(training, "_PATIENT_SECONDS", 0.0)
     read = feeding._Images.__getitem__
@@ -301,7 +342,8 @@ def test_a_device_that_waits_is_told_of(data, monkeypatch):
         return read(self, row)
 
     monkeypatch.setattr(feeding._Images, "__getitem__", slow)
-    with pytest.warns(UserWarning, match=r"epoch 1: the device waited \d+% of the time for images; raise workers"):
+    told = r"epoch 1: the device waited \d+% of the time for images; they are drawn in this epoch and then kept; .*"
+    with pytest.warns(UserWarning, match=told + r"raise workers \(now 1\)"):
         result = fit(data, epochs=1, workers=1)
     assert result.history["waiting_share"][0] > 0.2
     with warnings.catch_warnings():

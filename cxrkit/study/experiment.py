@@ -88,6 +88,11 @@ class TrainParameters(Parameters):
     dataset_options: dict[str, Any] = Field(default_factory=dict, description="options of the source")
     healthy_class: str = Field("", description="name of an added class: images without any finding; empty: none")
     size: int = Field(64, ge=32, le=2048, description="side of the square input, pixels")
+    cache: str = Field(
+        "none",
+        min_length=1,
+        description="images drawn once for all runs, at 8 bits: none, auto, or a folder",
+    )
     model: str = Field("bcos_resnet18", min_length=1, description="a network name of cxrkit.models")
     antialias: Literal["none", "flc", "flc_authors", "blur"] = "none"
     antialias_stem: bool = Field(False, description="the first layers too, which the papers left aliased")
@@ -121,10 +126,17 @@ class TrainParameters(Parameters):
     )
     criterion: Literal["auc", "f1", "accuracy", "loss"] = Field("auc", description="by which the epoch is chosen")
     stop_patience: int = Field(0, ge=0, description="epochs without a better criterion before training ends; 0: never")
-    workers: int = Field(0, ge=0, le=256, description="processes that load images; 0 keeps the images in memory")
+    workers: int = Field(0, ge=0, le=256, description="processes that load images, kept in memory where they fit")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     compiled: bool = Field(False, description="torch.compile: a slow first step, then faster ones")
     checkpoint_seconds: float = Field(60.0, ge=0, description="between two checkpoints; 0: after every step")
+
+    def identity(self) -> dict[str, Any]:
+        """As of all parameters; of the cache counts that it rounds, not where it lies."""
+        values = super().identity()
+        if values.pop("cache") != "none":  # nothing where there is none, so that runs from before have the same
+            values["cache"] = "8 bits"
+        return dict(sorted(values.items()))
 
     @property
     def selected_on(self) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,7 +18,7 @@ from cxrkit.errors import ParameterError
 
 __all__ = ["Feed", "Step", "plan_epoch", "seed_of", "target_table"]
 
-_DEVICE_SHARE = 0.25  # of a GPU's free memory: images that fit there are kept there
+_SHARE = 0.25  # of free memory, of a GPU or of the machine: images that fit there are kept there
 _AHEAD = 4  # batches that each loading process prepares in advance
 
 
@@ -80,10 +81,11 @@ def target_table(dataset: Dataset) -> Tensor:
 class Feed:
     """Batches (images [B, 1, H, W], targets [B, L]) of a data set on a device, and the seconds `waited` for them.
 
-    `workers=0` draws each image once and keeps it: on a GPU where a quarter of the free memory holds all of them, else
-    in main memory, 4 x size x size bytes an image. Otherwise so many processes read every image anew, ahead of the
-    device. `keep=False`: what is read once only need not be kept. A GPU that is still busy when a batch arrives has not
-    waited for it.
+    Each image is drawn once and kept: on a GPU where a quarter of the free memory holds all of them, else in main
+    memory, 4 x size x size bytes an image. So many `workers`, processes of their own, draw ahead of the device; with
+    them, images that would take more than a quarter of the free main memory are not kept, but drawn anew each time.
+    `keep=False`: what is read once only need not be kept. A GPU that is still busy when a batch arrives has not waited
+    for it.
     """
 
     def __init__(self, dataset: Dataset, workers: int = 0, device: torch.device | str = "cpu", keep: bool = True):
@@ -103,19 +105,26 @@ class Feed:
                 prefetch_factor=_AHEAD,
                 generator=torch.Generator(),  # of its own: else it draws from the global one
             )
-        elif keep:
-            self._memory = _Memory(self._images, dataset.size, self.device)
+        home = self._home(4 * dataset.size**2 * len(dataset), bool(workers)) if keep else None
+        if home is not None:
+            self._memory = _Memory(self._images, dataset.size, home)
 
     def __len__(self) -> int:
         return len(self._images)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether images, once drawn, stay in memory."""
+        return self._memory is not None
+
     def batches(self, order: Sequence[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The images of each list of rows."""
-        if self._loader is not None:
-            self._order[:] = order
-            source = iter(self._loader)
+        if self._memory is not None:
+            source = self._memory.batches(order, self._loaded)
+            if self._memory.drawn.all():
+                self._loader = None  # its processes end
         else:
-            source = map(self._images.batch if self._memory is None else self._memory.batch, order)
+            source = self._loaded(order)
         while True:
             start = time.perf_counter()
             batch = next(source, None)
@@ -124,6 +133,19 @@ class Feed:
             if batch is None:
                 return
             yield tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
+
+    def _loaded(self, order: Sequence[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches that are drawn now."""
+        if self._loader is None:
+            return map(self._images.batch, order)
+        self._order[:] = order
+        return iter(self._loader)
+
+    def _home(self, size: int, sparing: bool) -> torch.device | None:
+        """Where so many bytes are kept."""
+        if self.device.type == "cuda" and size < _SHARE * torch.cuda.mem_get_info(self.device)[0]:
+            return self.device
+        return None if sparing and size > _SHARE * psutil.virtual_memory().available else torch.device("cpu")
 
     def working(self) -> None:
         """Tell that all work on the last batch has been handed to the device."""
@@ -152,19 +174,22 @@ class _Images(TorchDataset):
 class _Memory:
     """Keeps every image once drawn."""
 
-    def __init__(self, images: _Images, size: int, device: torch.device):
-        self.images = images
-        home = torch.device("cpu")
-        if device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[0]
-            home = device if 4 * size * size * len(images) < _DEVICE_SHARE * free else home
+    def __init__(self, images: _Images, size: int, home: torch.device):
         self.kept = torch.empty((len(images), 1, size, size), device=home)
         self.targets = images.targets.to(home)
         self.drawn = np.zeros(len(images), dtype=bool)
 
-    def batch(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        for row in dict.fromkeys(row for row in rows if not self.drawn[row]):
-            self.kept[row] = self.images[row][0].to(self.kept.device)
-            self.drawn[row] = True
-        index = torch.as_tensor(rows, device=self.kept.device)
-        return self.kept[index], self.targets[index]
+    def batches(self, order: Sequence[list[int]], draw: Callable) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of which `draw` gives what isn't here yet."""
+        there, missing = self.drawn.copy(), []
+        for rows in order:
+            missing.append([row for row in dict.fromkeys(rows) if not there[row]])
+            there[missing[-1]] = True
+        wanted = [rows for rows in missing if rows]
+        found = draw(wanted) if wanted else iter(())
+        for rows, new in zip(order, missing, strict=True):
+            if new:
+                self.kept[new] = next(found)[0].to(self.kept.device)
+                self.drawn[new] = True
+            index = torch.as_tensor(rows, device=self.kept.device)
+            yield self.kept[index], self.targets[index]

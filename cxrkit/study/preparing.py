@@ -20,12 +20,17 @@ __all__ = ["load_data", "make_model", "with_healthy_class"]
 
 
 def load_data(parameters: TrainParameters) -> Dataset:
-    """The data set that the parameters name, every image, with its fold's split column."""
+    """The data set that the parameters name, every image, with its fold's split column.
+
+    With a `cache` its images are read from there; where it is missing it is made first, by all cores, for every run.
+    """
+    cache = parameters.cache
     data = cxrkit.data.load(
         parameters.dataset,
         root=in_project(parameters.root) if parameters.root else None,
         size=parameters.size,
         fold=parameters.fold,
+        cache={"none": None, "auto": "auto"}.get(cache, in_project(cache)),
         **parameters.dataset_options,
     )
     return with_healthy_class(data, parameters.healthy_class) if parameters.healthy_class else data

@@ -203,7 +203,7 @@ def images_of(train: runs.Run, explain: runs.Run, least: int = 256) -> tuple[Dat
     """
     size = train.parameters.size * -(-least // train.parameters.size)
     kept = kept_of(explain)
-    data = load_data(train.parameters.model_copy(update={"size": size}))
+    data = load_data(train.parameters.model_copy(update={"size": size, "cache": "none"}))
     position = {image_id: row for row, image_id in enumerate(data.table["image_id"].astype(str))}
     return data.select([position[image_id] for image_id in kept["image_ids"]]), kept
 

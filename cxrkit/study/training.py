@@ -315,10 +315,11 @@ class _Training:
         seconds, waited = self.state.seconds, self.state.waited
         share = min(waited / seconds, 1.0)
         # What is kept in memory is drawn in the first epoch, and anew in the first after a restart.
-        first = self.state.epoch == self.first_epoch and self.parameters.workers == 0
-        if share > _WAITING and seconds > _PATIENT_SECONDS and not first:
+        first = self.state.epoch == self.first_epoch and self.feed.keeps
+        if share > _WAITING and seconds > _PATIENT_SECONDS and (self.lag or self.parameters.workers or not first):
+            once = "they are drawn in this epoch and then kept; name a cache for all runs, or " if first else ""
             warnings.warn(
-                f"epoch {self.state.epoch}: the device waited {share:.0%} of the time for images; raise workers "
+                f"epoch {self.state.epoch}: the device waited {share:.0%} of the time for images; {once}raise workers "
                 f"(now {self.parameters.workers})",
                 stacklevel=2,
             )

@@ -153,7 +153,7 @@ def seen_by_all(name: str, least: int = 0) -> Dataset:
     train, _ = next(pair for pair in scored(name) if (pair[1].folder / "intention.npz").is_file())
     run = next(run for _, run in scored(name) if (run.folder / "intention.npz").is_file())
     size = train.parameters.size * max(1, -(-least // train.parameters.size))
-    return load_data(train.parameters.model_copy(update={**run.parameters.other_images, "size": size}))
+    return load_data(train.parameters.model_copy(update={**run.parameters.other_images, "size": size, "cache": "none"}))
 
 
 # Pictures
@@ -166,7 +166,7 @@ def pictures(name: str, of: str = "gallery", least: int = 192) -> dict:
     with np.load(run.folder / f"{of}.npz", allow_pickle=False) as file:
         kept = dict(file)
     size = train.parameters.size * -(-least // train.parameters.size)
-    data = load_data(train.parameters.model_copy(update={"size": size}))
+    data = load_data(train.parameters.model_copy(update={"size": size, "cache": "none"}))
     places = [data.image_ids.index(one) for one in kept["image_ids"]]
     samples = [data[place] for place in places]
     columns = [data.labels.index(label) for label in kept["labels"]]

@@ -192,6 +192,22 @@ def test_an_added_class_is_for_images_without_finding():
     assert (loaded.table[list(loaded.labels)].sum(axis=1) == 1).all()
 
 
+def test_the_shift_refers_to_the_width_at_which_the_papers_code_augments(data):
+    shifts = {}
+    for protocol in ("corrected", "authors"):
+        for model in ("resnet18", "bcos_resnet18"):
+            chosen = parameters(epochs=1, augment="light", protocol=protocol, model=model)
+            shifts[protocol, model] = training.fit(tiny(), data, chosen).card["augmentation"]
+    assert shifts.pop(("authors", "bcos_resnet18")) == "light, shift up to 3.1% of the side (original)"
+    assert set(shifts.values()) == {"light, shift up to 14.3% of the side (after_resize)"}
+    assert "augmentation" not in fit(data, epochs=1).card
+    seen = parameters(augment="light", augment_reference="original")
+    assert seen.shifted_on == "original"
+    assert seen.identity() != parameters(augment="light").identity()
+    assert parameters(augment_reference="original").identity() == parameters().identity()
+    assert "augment_reference" not in parameters(augment="light").identity()
+
+
 def test_auxiliary_heads_weigh_in_and_plain_networks_are_called_plainly(data, monkeypatch):
     class Headed(torch.nn.Module):
         card = {"auxiliary": True}  # noqa: RUF012

@@ -101,6 +101,11 @@ class TrainParameters(Parameters):
     weights: str | None = Field(None, description="'imagenet', a file, or none for a random start")
     copy_weights: bool = Field(False, description="copy weights into the convolutions that anti-aliasing replaces")
     augment: Literal["none", "light", "heavy"] = "none"
+    augment_reference: Literal["auto", "after_resize", "original"] = Field(
+        "auto",
+        description="width that the shift of 32 pixels refers to: 224, or original: 1024; auto: that for B-cos networks "
+        "with protocol 'authors'",
+    )
     oversample: bool = False
     fold: int = Field(0, ge=0, le=4)
     seed: int = Field(0, ge=0, le=2**31 - 1)
@@ -134,9 +139,21 @@ class TrainParameters(Parameters):
     def identity(self) -> dict[str, Any]:
         """As of all parameters; of the cache counts that it rounds, not where it lies."""
         values = super().identity()
-        if values.pop("cache") != "none":  # nothing where there is none, so that runs from before have the same
+        # What is as it was before there was a choice says nothing, so that earlier runs keep their names.
+        if values.pop("cache") != "none":
             values["cache"] = "8 bits"
+        del values["augment_reference"]
+        if self.augment != "none" and self.shifted_on != "after_resize":
+            values["augment_reference"] = self.shifted_on
         return dict(sorted(values.items()))
+
+    @property
+    def shifted_on(self) -> str:
+        """The `reference` of the augmentation: "original" as in the papers' code for B-cos networks, else not."""
+        if self.augment_reference != "auto":
+            return self.augment_reference
+        theirs = self.protocol == "authors" and self.model.startswith("bcos_")
+        return "original" if theirs else "after_resize"
 
     @property
     def selected_on(self) -> str:

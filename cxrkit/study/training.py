@@ -142,7 +142,9 @@ class _Training:
         exclusive = parameters.loss == "cross_entropy" and self.targets.shape[1] > 1
         self.activation = "softmax" if exclusive else "sigmoid"
         self.weights = sample_weights(self.targets, parameters.protocol, exclusive) if parameters.oversample else None
-        self.augment = augmentation(parameters.augment) if parameters.augment != "none" else None
+        self.augment = None
+        if parameters.augment != "none":
+            self.augment = augmentation(parameters.augment, parameters.shifted_on)
         self.feed = Feed(splits["train"], parameters.workers, accelerator.device)
         self.feeds = {name: Feed(part, parameters.workers, accelerator.device) for name, part in self.splits.items()}
         self.card = {
@@ -151,6 +153,9 @@ class _Training:
             "criterion": parameters.criterion,
             "loss": parameters.loss,
         }
+        if self.augment is not None:
+            shift = f"shift up to {self.augment.translate:.1%} of the side ({parameters.shifted_on})"
+            self.card["augmentation"] = f"{parameters.augment}, {shift}"
         optimizer = optimizer_for(model.to(accelerator.device), parameters)
         mean = running_mean(model, parameters.ema) if parameters.ema else None
         has_extra = bool(getattr(model, "card", {}).get("auxiliary"))

@@ -451,6 +451,21 @@ def test_scores_against_scikit_learn():
     assert found["auc"] == pytest.approx(metrics.roc_auc_score(classes.argmax(1), chances, multi_class="ovr"))
 
 
+def test_the_f1_of_an_added_class_is_that_of_the_finding(monkeypatch):
+    from sklearn import metrics
+
+    rng = np.random.default_rng(0)
+    logits, sick = torch.tensor(rng.normal(size=(60, 2))).float(), torch.tensor(rng.integers(0, 2, 60))
+    targets = torch.stack([sick, 1 - sick], 1).float()
+    found = scoring.scores(logits, targets, training.Loss("cross_entropy"), "softmax", healthy=True)
+    assert found["f1"] == pytest.approx(metrics.f1_score(sick, logits[:, 0] > logits[:, 1]))
+    data, asked, plain = squares.dataset(exclusive=True), [], scoring.scores
+    monkeypatch.setattr(training, "scores", lambda *values: asked.append(values[4]) or plain(*values))
+    fit(data, epochs=1, loss="cross_entropy", healthy_class="right")
+    fit(data, epochs=1, loss="cross_entropy")
+    assert asked == [True, False]
+
+
 def test_macro_auc_leaves_out_labels_of_one_class():
     targets = np.array([[0, 1, 0], [1, 1, 0], [1, 1, np.nan], [0, 1, 1]], dtype=float)
     scores = np.array([[0.1, 0, 0.2], [0.9, 0, 0.3], [0.8, 0, 0.9], [0.3, 0, 0.4]])

@@ -61,11 +61,14 @@ def logits_of(model: nn.Module, feed: Feed, batch_size: int, accelerator=None) -
     return logits.cpu()
 
 
-def scores(logits: Tensor, targets: Tensor, loss: Loss, activation: str = "sigmoid") -> dict[str, float]:
+def scores(
+    logits: Tensor, targets: Tensor, loss: Loss, activation: str = "sigmoid", healthy: bool = False
+) -> dict[str, float]:
     """Loss, macro AUC, macro F1 and accuracy (share of right decisions) of logits [N, L].
 
     A label is decided at probability 0.5, exclusive classes by the largest probability. F1: mean over the labels that
-    have a positive; without a true positive it is 0.
+    have a positive; without a true positive it is 0. `healthy`: the last label is an added class of images without
+    finding, and takes no part in F1 (paper `bcos`, RSNA: the F1 of pneumonia).
     """
     known = ~targets.isnan()
     ranks = logits.log_softmax(1) if activation == "softmax" else logits  # probabilities may tie at 1
@@ -77,7 +80,10 @@ def scores(logits: Tensor, targets: Tensor, loss: Loss, activation: str = "sigmo
         found = logits > 0
         right = (found == positive)[known]
     hits, wrong = (found & positive & known).sum(0), ((found != positive) & known).sum(0)
-    f1 = (2 * hits / (2 * hits + wrong).clamp(min=1))[(positive & known).any(0)]
+    counted = (positive & known).any(0)
+    if healthy:
+        counted[-1] = False
+    f1 = (2 * hits / (2 * hits + wrong).clamp(min=1))[counted]
     return {
         "loss": loss(logits, targets).item(),
         "auc": macro_auc(targets.numpy(), ranks.numpy()),

@@ -272,7 +272,8 @@ class _Training:
                 raise self._diverged(
                     f"logits of the {name} split are no numbers in epoch {state.epoch}", state.rate.value
                 )
-            found = scores(logits, target_table(part), self.loss, self.activation)
+            healthy = part.labels[-1] == parameters.healthy_class
+            found = scores(logits, target_table(part), self.loss, self.activation, healthy)
             row |= {f"{name}_{key}": value for key, value in found.items()}
         row["learning_rate"] = state.rate.value
         row |= self._speed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -133,13 +134,12 @@ def train_in_company(out: str) -> None:
 
     plain = {"batch_size": 16, "accumulate": 2, "optimizer": "sgd", "ema": 0.5}
     result = fit(model=tiny("group", 0.0), folder=f"{out}.training", checkpoint_seconds=0.0, **plain)
-    print("process", PartialState().process_index, "of", PartialState().num_processes, flush=True)
-    if PartialState().is_main_process:
+    place = PartialState()
+    sys.stdout.write(f"process {place.process_index} of {place.num_processes}\n")  # one piece: both write at once
+    if place.is_main_process:
         save_file(result.model.state_dict(), out)
         result.history.drop(columns=CLOCKS).to_csv(f"{out}.csv", index=False)
 
 
 if __name__ == "__main__":
-    import sys
-
     train_in_company(sys.argv[1])

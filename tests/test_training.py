@@ -451,6 +451,25 @@ def test_scores_against_scikit_learn():
     assert found["auc"] == pytest.approx(metrics.roc_auc_score(classes.argmax(1), chances, multi_class="ovr"))
 
 
+@pytest.mark.parametrize("criterion", ["auc", "f1"])
+def test_cutoffs_are_those_of_the_validation_split(data, criterion):
+    from cxrkit.metrics import operating_cutoffs
+
+    chosen = parameters(epochs=2, criterion=criterion)
+    result = training.fit(training.make_model(chosen, data.labels), data, chosen)
+    part = training.predict(result.model, data.split("validation"))
+    targets, chances = (part[name].to_numpy().reshape(-1, 2) for name in ("target", "probability"))
+    rule = "f1" if criterion == "f1" else "youden"
+    expected = operating_cutoffs(targets, chances, data.labels, rule)
+    assert result.cutoffs["cutoff"].to_numpy() == pytest.approx(expected, abs=1e-6)
+    assert result.cutoffs["criterion"].unique().tolist() == [rule]
+    assert list(result.model.card["training"]["cutoffs"]) == list(data.labels)
+    data.table.loc[data.table["split"] == "validation", "left"] = 0.0
+    unknown = fit(data, epochs=1)
+    assert unknown.card["cutoffs"]["left"] is None
+    assert np.isnan(unknown.cutoffs["cutoff"][0])
+
+
 def test_the_f1_of_an_added_class_is_that_of_the_finding(monkeypatch):
     from sklearn import metrics
 
@@ -487,6 +506,7 @@ def test_the_command_makes_the_run_of_the_notebook(tmp_path, capsys):
     run = runs.find(runs.key(wanted), tmp_path)
     assert len(run.frame("history")) == 1
     assert run.frame("selection")["chosen_on"].tolist() == ["validation"]
+    assert run.frame("cutoffs")["label"].tolist() == ["Pneumonia"]
     assert {"predictions.csv", "classification.csv", "model.safetensors", "model.json"} <= set(run.card["files"])
     assert not list(tmp_path.glob(".*training*"))
     for arguments, problem in [

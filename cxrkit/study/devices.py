@@ -22,6 +22,7 @@ __all__ = [
     "own_random_state",
     "precision_for",
     "seed_global",
+    "share_buffers",
 ]
 
 _CPU = torch.device("cpu")
@@ -77,6 +78,12 @@ def of_all_processes(value: Any) -> list[Any]:
     from accelerate.utils import gather_object
 
     return gather_object([value])
+
+
+def share_buffers(*models: nn.Module) -> None:
+    """Give every process the buffers of the first, as each has met its own images; a checkpoint holds those too."""
+    for buffer in (buffer for model in dict.fromkeys(models) for buffer in model.buffers()):
+        torch.distributed.broadcast(buffer, 0)
 
 
 def precision_for(model: nn.Module, images: Tensor, parameters: TrainParameters) -> tuple[str, str]:

@@ -103,8 +103,8 @@ class TrainParameters(Parameters):
     augment: Literal["none", "light", "heavy"] = "none"
     augment_reference: Literal["auto", "after_resize", "original"] = Field(
         "auto",
-        description="width that the shift of 32 pixels refers to: 224, or original: 1024; auto: that for B-cos networks "
-        "with protocol 'authors'",
+        description="width that the shift of 32 pixels refers to: 224, or original: 1024; auto: that for B-cos "
+        "networks with protocol 'authors'",
     )
     oversample: bool = False
     fold: int = Field(0, ge=0, le=4)

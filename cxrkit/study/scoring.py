@@ -11,10 +11,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from cxrkit.data import Dataset
+from cxrkit.metrics import operating_cutoffs
 from cxrkit.study.feeding import Feed, target_table
 from cxrkit.study.losses import Loss, probabilities
 
-__all__ = ["activation_of", "logits_of", "macro_auc", "predict", "scores", "selections", "value_of"]
+__all__ = ["activation_of", "cutoffs_of", "logits_of", "macro_auc", "predict", "scores", "selections", "value_of"]
 
 
 def activation_of(model: nn.Module) -> str:
@@ -90,6 +91,18 @@ def scores(
         "f1": f1.mean().item() if len(f1) else float("nan"),
         "accuracy": right.float().mean().item() if len(right) else float("nan"),
     }
+
+
+def cutoffs_of(
+    logits: Tensor, dataset: Dataset, activation: str = "sigmoid", criterion: str = "youden"
+) -> pd.DataFrame:
+    """The probability above which a label is best called on these images, of logits [N, L]: label, cutoff, criterion.
+
+    `criterion`: as in `metrics.operating_cutoffs`. Meant for the validation split; nan for a label of one class.
+    """
+    labels, chances = list(dataset.labels), probabilities(logits.double(), activation)
+    cutoffs = operating_cutoffs(target_table(dataset).numpy(), chances.numpy(), labels, criterion)
+    return pd.DataFrame({"label": labels, "cutoff": cutoffs, "criterion": criterion})
 
 
 def macro_auc(targets: np.ndarray, scores: np.ndarray) -> float:

@@ -35,13 +35,14 @@ from cxrkit.study.devices import (
     own_random_state,
     precision_for,
     seed_global,
+    share_buffers,
 )
 from cxrkit.study.experiment import TrainParameters
 from cxrkit.study.feeding import Feed, Step, plan_epoch, seed_of, target_table
 from cxrkit.study.losses import Loss, loss_for
 from cxrkit.study.optimisation import LearningRate, optimizer_for, running_mean
 from cxrkit.study.preparing import load_data, make_model
-from cxrkit.study.scoring import logits_of, macro_auc, predict, scores, selections, value_of
+from cxrkit.study.scoring import cutoffs_of, logits_of, macro_auc, predict, scores, selections, value_of
 
 __all__ = [
     "Fit",
@@ -65,8 +66,9 @@ _WAITING = 0.2
 class Fit:
     """What training gives: the chosen model, the history by epoch, which epoch was best, and how it was computed.
 
-    `card`: precision, selection, criterion, loss, epoch; also in the model's card under "training". `exclusive`: its
-    classes exclude each other, so that an image gets the one of highest probability.
+    `card`: precision, selection, criterion, loss, augmentation, epoch, cutoffs; also in the model's card, "training".
+    `exclusive`: its classes exclude each other, so that an image gets the one of highest probability. `cutoffs`: label,
+    cutoff, criterion: the probability above which a label is best called, chosen on the validation split.
     """
 
     model: nn.Module
@@ -74,6 +76,7 @@ class Fit:
     best_epoch: int
     card: dict[str, Any] = field(default_factory=dict)
     exclusive: bool = False
+    cutoffs: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def print_epoch(row: dict) -> None:
@@ -179,10 +182,14 @@ class _Training:
         trained = state.model
         trained.load_state_dict(state.best)
         self.card["epoch"] = state.best_epoch
+        cutoffs = self._cutoffs()
+        self.card["cutoffs"] = {
+            row.label: row.cutoff if row.cutoff == row.cutoff else None for row in cutoffs.itertuples()
+        }
         if isinstance(trained, cxrkit.models.Classifier):
             trained.card |= {"training": self.card, "activation": self.activation}
         history, exclusive = pd.DataFrame(state.history), self.activation == "softmax"
-        return Fit(trained.eval(), history, state.best_epoch, self.card, exclusive)
+        return Fit(trained.eval(), history, state.best_epoch, self.card, exclusive, cutoffs)
 
     def _train_epoch(self) -> None:
         state, start, waited = self.state, time.perf_counter(), self.feed.waited
@@ -264,8 +271,9 @@ class _Training:
         """Validate, let the rate and the choice of the epoch follow, and say how it went."""
         state, parameters = self.state, self.parameters
         row = {"epoch": state.epoch, "train_loss": float(np.mean(state.losses))}
-        self._agree_on_buffers()
         judged = state.mean.module if state.mean is not None else state.model
+        if self.accelerator.num_processes > 1:
+            share_buffers(state.model, judged)
         for name, part in self.splits.items():
             logits = logits_of(judged, self.feeds[name], 2 * parameters.batch_size, self.accelerator)
             if not logits.isfinite().all():
@@ -288,6 +296,13 @@ class _Training:
             self.checkpoints.write(state)
         return row
 
+    def _cutoffs(self) -> pd.DataFrame:
+        """Of the chosen weights; the images of the validation split are still at hand."""
+        batch_size, criterion = 2 * self.parameters.batch_size, self.parameters.criterion
+        logits = logits_of(self.state.model, self.feeds["validation"], batch_size, self.accelerator)
+        rule = "f1" if criterion == "f1" else "youden"
+        return cutoffs_of(logits, self.splits["validation"], self.activation, rule)
+
     def _plan(self, epoch: int) -> list[Step]:
         here, accelerator = self.parameters, self.accelerator
         place = {"process": accelerator.process_index, "processes": accelerator.num_processes}
@@ -305,13 +320,6 @@ class _Training:
     def _patience_is_over(self) -> bool:
         state, patience = self.state, self.parameters.stop_patience
         return bool(patience) and state.best is not None and state.epoch - 1 - state.best_epoch >= patience
-
-    def _agree_on_buffers(self) -> None:
-        # Each process has met its own images; that of the first is what a checkpoint holds.
-        if self.accelerator.num_processes > 1:
-            models = [self.state.model, *([self.state.mean.module] if self.state.mean is not None else [])]
-            for buffer in (buffer for model in models for buffer in model.buffers()):
-                torch.distributed.broadcast(buffer, 0)
 
     def _clock(self, start: float, waited: float) -> None:
         self.state.seconds += time.perf_counter() - start
@@ -333,13 +341,14 @@ class _Training:
 
 
 def keep(parameters: TrainParameters, result: Fit, **tables: pd.DataFrame) -> str:
-    """Write the run: history, selection, the tables given, and the weights; then drop its checkpoints. Returns its
-    key."""
+    """Write the run: history, selection, cutoffs, the tables given, and the weights; then drop its checkpoints. Returns
+    its key."""
     from cxrkit.study import runs
 
     with runs.writing(parameters) as store:
         store.frame("history", result.history)
         store.frame("selection", selections(result.history, parameters.criterion))
+        store.frame("cutoffs", result.cutoffs)
         for name, table in tables.items():
             store.frame(name, table)
         cxrkit.models.save(result.model, store.folder / "model.safetensors")

@@ -6,6 +6,7 @@ import copy
 import functools
 import warnings
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -432,6 +433,26 @@ def test_images_are_drawn_by_their_weights():
     rows = list(chain(*(step.rows for e in range(300) for step in feeding.plan_epoch(3, 3, 0, e, weights))))
     assert rows.count(0) == 0
     assert rows.count(2) / len(rows) == pytest.approx(0.75, abs=0.05)
+
+
+@pytest.mark.parametrize(("count", "world"), [(1, 3), (2, 5), (7, 3), (6, 2)])
+def test_every_process_has_equally_many_images_to_score_however_few_there_are(data, count, world):
+    part = data.select(range(count))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 2))
+    expected = scoring.logits_of(model, feeding.Feed(part), 4)
+
+    def accelerator(rank, gather):
+        return SimpleNamespace(process_index=rank, num_processes=world, gather=gather)
+
+    def alone(rank):
+        kept = []
+        one = accelerator(rank, lambda own: kept.append(own) or own.repeat(world, 1))
+        scoring.logits_of(model, feeding.Feed(part), 4, one)
+        return kept[0]
+
+    gathered = torch.cat([alone(rank) for rank in range(world)])
+    found = scoring.logits_of(model, feeding.Feed(part), 4, accelerator(0, lambda own: gathered))
+    torch.testing.assert_close(found, expected)
 
 
 def test_scores_against_scikit_learn():

@@ -187,6 +187,14 @@ def test_optimisers_are_those_named():
     assert group["momentum"] == 0.7
 
 
+def test_the_running_mean_reads_nothing_from_the_device():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).to("meta")  # has no values to read
+    mean = optimisation.running_mean(model, 0.9)
+    for _ in range(3):
+        mean.update_parameters(model)
+    assert mean.n_averaged == 3
+
+
 def test_the_running_mean_by_its_formula():
     model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1))
     mean = optimisation.running_mean(model, 0.3)

@@ -62,6 +62,15 @@ def test_the_code_of_paper_bcos_differs_from_its_table():
     assert table.loc["epochs", "authors"] == ""
 
 
+def test_the_code_of_paper_path_has_its_momentum_in_full():
+    note = cell("path_tab4_hparams.csv, momentum, note", "momentum")
+    for data in ("brain_mri", "covid_radiography"):
+        name = f"path/{data}/xception"
+        assert TrainParameters.preset(name).momentum == 0.939
+        assert note == f"code {TrainParameters.preset(name, protocol='authors').momentum}"
+    assert TrainParameters.preset("covid/covid/resnet18", protocol="authors").momentum == 0.9
+
+
 def test_changes_win_and_unknown_names_are_refused_with_near_ones():
     assert TrainParameters.preset("covid/covid/resnet18", epochs=3, size=64).epochs == 3
     with pytest.raises(ParameterError, match=r"unknown preset 'bcos/rsna/bcos_resnet5'; near: bcos/rsna/bcos_resnet50"):

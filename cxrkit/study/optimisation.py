@@ -99,9 +99,21 @@ def running_mean(model: nn.Module, decay: float) -> AveragedModel:
     (10 + t)) after t steps, so that a short training isn't dominated by its start. Buffers (the statistics of batch
     norm) are those of the model.
     """
+    return _RunningMean(model, decay)
 
-    def blend(means, weights, step):
-        share = min(decay, (1 + int(step)) / (10 + int(step)))
-        torch._foreach_lerp_(means, weights, 1 - share)
 
-    return AveragedModel(model, multi_avg_fn=blend)
+class _RunningMean(AveragedModel):
+    """As its parent, which reads a number from the GPU, and so waits for it, in every step."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        step = int(self.n_averaged)  # lies on the CPU
+        kept = min(self.decay, (1 + step) / (10 + step)) if step else 0.0
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - kept)
+        for own, other in zip(self.module.buffers(), model.buffers(), strict=True):
+            own.copy_(other)
+        self.n_averaged += 1

@@ -35,7 +35,7 @@ def values(name: str, protocol: str = "corrected") -> dict[str, Any]:
     group, network = name.rsplit("/", 1)
     entry = _groups()[group]
     own = dict(entry["networks"][network])
-    coded = own.pop("authors", {})
+    coded = entry.get("authors", {}) | own.pop("authors", {})
     own.pop("row", None)
     return {"model": network, **entry["more"], **entry["values"], **own} | (coded if protocol == "authors" else {})
 

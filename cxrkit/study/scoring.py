@@ -48,9 +48,9 @@ def predict(model: nn.Module, dataset: Dataset, batch_size: int = 32) -> pd.Data
 def logits_of(model: nn.Module, feed: Feed, batch_size: int, accelerator=None) -> Tensor:
     """Logits float32 [N, L] on the CPU, in the order of the images; several processes share the work."""
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
-    rows = torch.arange(len(feed))
+    count = len(feed)
     # All processes get equally many rows, so that they can be gathered; the surplus is cut off.
-    mine = rows.repeat(2)[: -(-len(rows) // world) * world][rank::world]
+    mine = torch.arange(rank, -(-count // world) * world, world) % count
     was_training = model.training
     model.eval()
     parts = [model(images).float() for images, _ in feed.batches([part.tolist() for part in mine.split(batch_size)])]
@@ -58,7 +58,7 @@ def logits_of(model: nn.Module, feed: Feed, batch_size: int, accelerator=None) -
     logits = torch.cat(parts)
     if world > 1:
         gathered = accelerator.gather(logits.contiguous())  # rank after rank
-        logits = gathered.view(world, len(mine), -1).transpose(0, 1).flatten(0, 1)[: len(rows)]
+        logits = gathered.view(world, len(mine), -1).transpose(0, 1).flatten(0, 1)[:count]
     return logits.cpu()
 
 

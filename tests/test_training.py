@@ -251,6 +251,15 @@ def test_half_precision_only_where_maps_stay_complete(data, monkeypatch):
         devices.precision_for(model, images, parameters(mixed_precision="fp16"))
 
 
+def test_float32_on_a_gpu_says_which_products_are_in_tf32(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert devices._float32(gpu) == "float32 (convolutions in TF32)"
+    assert devices._float32(torch.device("cpu")) == "float32"
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert devices._float32(gpu) == "float32"
+
+
 def test_half_precision_trains_and_leaves_a_model_in_full_precision(data):
     result = fit(data, mixed_precision="bf16", learning_rate=1e-2, epochs=3)
     assert result.card["precision"].startswith("bf16; logits at the start differ")

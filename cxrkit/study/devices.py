@@ -97,7 +97,7 @@ def precision_for(model: nn.Module, images: Tensor, parameters: TrainParameters)
     if wanted == "auto":
         wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
     if wanted == "no":
-        return "no", "float32"
+        return "no", _float32(device)
     if wanted == "fp16" and device.type != "cuda":
         raise ParameterError("mixed_precision 'fp16' needs a GPU; use 'bf16' or 'no' here")
     full, half, moved = half_precision_errors(model, images, _HALF[wanted], device)
@@ -106,7 +106,14 @@ def precision_for(model: nn.Module, images: Tensor, parameters: TrainParameters)
         return wanted, f"{wanted}; {logits}"
     if half - full < _ALLOWED:  # false for nan too
         return wanted, f"{wanted}; maps add up to their logits within {half:.1e} (float32: {full:.1e}); {logits}"
-    return "no", f"float32, because maps in {wanted} add up to their logits only within {half:.1e}"
+    return "no", f"{_float32(device)}, because maps in {wanted} add up to their logits only within {half:.1e}"
+
+
+def _float32(device: torch.device) -> str:
+    """float32 in words: on a GPU torch multiplies in TF32 (ten bits of mantissa) wherever that is allowed."""
+    allowed = {"convolutions": torch.backends.cudnn.allow_tf32, "matrices": torch.backends.cuda.matmul.allow_tf32}
+    inexact = [name for name, on in allowed.items() if on] if device.type == "cuda" else []
+    return f"float32 ({' and '.join(inexact)} in TF32)" if inexact else "float32"
 
 
 def half_precision_errors(

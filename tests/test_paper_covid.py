@@ -29,7 +29,7 @@ class MadeRun:
     """A run that holds frames alone."""
 
     def __init__(self, kind, frames, **parameters):
-        known = {"dataset": "phantom", "fold": 0, "seed": 0, "epochs": 1, "size": 64, "run": ""}
+        known = {"dataset": "phantom", "fold": 0, "seed": 0, "epochs": 1, "size": 64, "run": "", "loss": "bce"}
         self.kind, self.frames = kind, frames
         self.parameters = SimpleNamespace(**known | parameters)
         self.key = f"{kind}-{parameters.get('model', '')}-{self.parameters.fold}"

@@ -20,7 +20,7 @@ from PIL import Image
 from cxrkit.errors import ParameterError
 from cxrkit.view import charts, figures, path_figures, saving
 from cxrkit.view.covid_figures import label_tree
-from cxrkit.view.panels import limits, region_of
+from cxrkit.view.panels import broken, limits, region_of
 from cxrkit.view.style import COLOURS, describe, new_figure, style, to_html
 
 
@@ -317,3 +317,10 @@ def test_a_wide_figure_scrolls_on_a_phone_instead_of_shrinking(browser, tmp_path
     assert widths[1] <= 390
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()
+
+
+def test_titles_break_where_they_are_broken_and_where_they_are_long():
+    fitted, deep = broken(["ResNet-18\np = 0.78", "", "Pleural thickening (present)"], 8)
+    assert fitted[0] == "ResNet-18\np = 0.78"
+    assert fitted[1] == ""
+    assert deep == fitted[2].count("\n") + 1 == 3

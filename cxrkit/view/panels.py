@@ -53,10 +53,13 @@ def stack(values: Any, name: str) -> np.ndarray:
 
 
 def broken(names: Sequence[str], columns: int, margin: float = MARGIN) -> tuple[list[str], int]:
-    """Titles in lines that fit above so many panels in a row, and how many lines the longest one has."""
+    """Titles in lines that fit above so many panels in a row, and how many lines the longest one has; lines that a
+    title has stay lines."""
     letters = max(8, int(LETTERS * _side(columns, margin)))
-    lines = [textwrap.wrap(name, letters, break_long_words=False) or [""] for name in names]
-    return ["\n".join(each) for each in lines], max(map(len, lines))
+    fitted = [
+        "\n".join(textwrap.fill(line, letters, break_long_words=False) for line in name.split("\n")) for name in names
+    ]
+    return fitted, max(name.count("\n") + 1 for name in fitted)
 
 
 def _side(columns: int, margin: float) -> float:

@@ -105,3 +105,25 @@ def test_choices_are_named_by_what_changed(tmp_path, monkeypatch):
     assert table["choice"].tolist() == ["as it is", "augment: light", "as it is"]
     assert table["network"].tolist() == ["resnet18", "resnet18", "vgg16"]
     assert table["AUC"].nunique() == 1
+
+
+def test_one_patient_has_no_interval():
+    frame = predictions(3.0).assign(patient_id="p")
+    truth = frame.set_index(["patient_id", "image_id", "label"])["target"].unstack()
+    assert np.isnan(comparing._paired(truth, [truth.to_numpy()] * 2, 20, 0)).all()
+    found = comparing.area(frame[frame["label"] != "never"], n=20)
+    assert 0.5 < found.mean <= 1
+    assert np.isnan(found[1:]).all()
+
+
+def test_a_network_is_judged_once_for_all_claims_about_it(monkeypatch):
+    from cxrkit.study.papers import bcos_claims
+
+    judged, place = [], ("folder", "B-cos", "plain")
+    monkeypatch.setattr(bcos_claims, "cells", lambda name: {place: [("run", "explained")]})
+    monkeypatch.setattr(bcos_claims, "predictions", lambda run: pd.DataFrame({"run": [run]}))
+    monkeypatch.setattr(bcos_claims, "too_little", lambda frame: judged.append(frame) or "it missed every positive")
+    study_ = bcos_claims.Study("grid", "folder")
+    assert study_.barred(("B-cos", "bcos")) == study_.barred(("B-cos", "layercam", "plain"))
+    assert study_.barred(("B-cos", "bcos")) == "B-cos (plain) learnt too little: it missed every positive"
+    assert len(judged) == 1

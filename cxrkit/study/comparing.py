@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
@@ -44,8 +46,9 @@ def scores(pair: Pair, n: int = 500, seed: int = 0) -> pd.DataFrame:
     """AUC per label on the test images of both runs, and second less first with its 95 % interval.
 
     The interval resamples the patients ``n`` times, both networks on the same ones; it is nan where the runs were
-    tested on different images, and where a label has one class only. The row "macro" is the mean over labels. Where
-    classes exclude each other images are ranked by the softmax, since a logit alone says nothing of the other classes.
+    tested on different images, for fewer than two patients, and where a label has one class only. The row "macro" is
+    the mean over labels. Where classes exclude each other images are ranked by the softmax, since a logit alone says
+    nothing of the other classes.
     """
     tables = [run.frame("predictions") for run in pair]
     keys = ["patient_id", "image_id", "label"]
@@ -69,18 +72,25 @@ def scores(pair: Pair, n: int = 500, seed: int = 0) -> pd.DataFrame:
 
 def _paired(truth: pd.DataFrame, logits: list[np.ndarray], n: int, seed: int) -> np.ndarray:
     """Bounds [2, L + 1] of the difference of two networks' areas over resampled patients."""
-    rng, targets = np.random.default_rng(seed), truth.to_numpy()
-    of_patient = list(pd.Series(np.arange(len(truth))).groupby(truth.index.get_level_values(0)).indices.values())
-    drawn = []
-    for _ in range(n):
-        rows = np.concatenate([of_patient[place] for place in rng.integers(0, len(of_patient), len(of_patient))])
-        drawn.append(_areas(targets[rows], logits[1][rows]) - _areas(targets[rows], logits[0][rows]))
-    drawn = np.ma.masked_invalid(drawn)
+    targets = truth.to_numpy()
+    drawn = [
+        _areas(targets[rows], logits[1][rows]) - _areas(targets[rows], logits[0][rows])
+        for rows in _resamples(truth.index.get_level_values(0), n, seed)
+    ]
+    drawn = np.ma.masked_invalid(np.reshape(drawn, (-1, truth.shape[1] + 1)))
     bounds = [
         np.quantile(column.compressed(), [0.025, 0.975]) if column.count() > n / 2 else (np.nan, np.nan)
         for column in drawn.T
     ]
     return np.array(bounds).T
+
+
+def _resamples(patients: Sequence, n: int, seed: int) -> Iterator[np.ndarray]:
+    """The rows of as many patients as there are, drawn with replacement, ``n`` times; none below two patients."""
+    of_patient = list(pd.Series(np.arange(len(patients))).groupby(np.asarray(patients)).indices.values())
+    rng = np.random.default_rng(seed)
+    for _ in range(n if len(of_patient) > 1 else 0):
+        yield np.concatenate([of_patient[place] for place in rng.integers(0, len(of_patient), len(of_patient))])
 
 
 def area(predictions: pd.DataFrame, n: int = 300, seed: int = 0) -> Interval:
@@ -91,12 +101,8 @@ def area(predictions: pd.DataFrame, n: int = 300, seed: int = 0) -> Interval:
     """
     labels = len(dict.fromkeys(predictions["label"]))
     targets, values = (predictions[name].to_numpy().reshape(-1, labels) for name in ("target", "probability"))
-    rows = pd.Series(np.arange(len(targets))).groupby(predictions["patient_id"].to_numpy()[::labels])
-    of_patient, rng = list(rows.indices.values()), np.random.default_rng(seed)
-    drawn = []
-    for _ in range(n if len(of_patient) > 1 else 0):
-        picked = np.concatenate([of_patient[place] for place in rng.integers(0, len(of_patient), len(of_patient))])
-        drawn.append(_areas(targets[picked], values[picked])[-1])
+    patients = predictions["patient_id"].to_numpy()[::labels]
+    drawn = [_areas(targets[rows], values[rows])[-1] for rows in _resamples(patients, n, seed)]
     known = np.array(drawn)[np.isfinite(drawn)]
     bounds = np.quantile(known, [0.025, 0.975]) if len(known) > n / 2 else (np.nan, np.nan)
     return Interval(float(_areas(targets, values)[-1]), *map(float, bounds))

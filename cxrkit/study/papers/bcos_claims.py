@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -74,6 +74,7 @@ class Study:
 
     name: str
     view_name: str
+    known: dict[tuple[str, str], str] = field(default_factory=dict, compare=False)  # many claims are about one network
 
     def claim(self, text: str, gap: float, places: Sequence[Place], ours: Callable[[], Measured], printed: str = ""):
         """The claim, or nothing where the grid lacks one of `places`: (network, method) or (network, method, regime),
@@ -88,9 +89,11 @@ class Study:
     def barred(self, place: Place) -> str:
         """Why a network tests nothing; empty where it learnt."""
         title, _, how = (*place, "plain")[:3]
-        trained = [train for train, _ in cells(self.name).get((self.view_name, title, how), [])]
-        why = too_little(pd.concat([predictions(run) for run in trained])) if trained else ""
-        return f"{title} ({how}) learnt too little: {why}" if why else ""
+        if (title, how) not in self.known:
+            trained = [train for train, _ in cells(self.name).get((self.view_name, title, how), [])]
+            why = too_little(pd.concat([predictions(run) for run in trained])) if trained else ""
+            self.known[title, how] = f"{title} ({how}) learnt too little: {why}" if why else ""
+        return self.known[title, how]
 
     def between(self, a: Place, b: Place, **options) -> Callable[[], Measured]:
         return lambda: difference(self.name, self.view_name, a, b, **options)

@@ -183,17 +183,14 @@ def _card(name: str) -> dict[str, Any]:
 
 def _options(given: list[str] | None) -> dict[str, Any]:
     """NAME=VALUE pairs as keyword arguments; values are read as YAML: numbers, lists, true."""
-    import yaml
+    from cxrkit.yaml_files import parse_yaml
 
     options = {}
     for pair in given or ():
         key, sign, value = pair.partition("=")
-        try:
-            options[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            sign = ""
         if not sign or not key.strip():
             raise ParameterError(f"--option {pair!r}: give NAME=VALUE")
+        options[key.strip()] = parse_yaml(value, f"--option {pair!r}")
     return options
 
 

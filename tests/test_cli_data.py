@@ -148,7 +148,7 @@ def test_get(run, tmp_path, monkeypatch):
         (["check", "folder", "--ignore", "x"], "--ignore ['x']: unknown; the kinds are ['table'"),
         (["check", "folder", "--format", "xml"], "--format 'xml' is unknown"),
         (["prepare", "folder", "--root", "x", "--option", "labels"], "--option 'labels': give NAME=VALUE"),
-        (["prepare", "folder", "--root", "x", "--option", "labels=["], "give NAME=VALUE"),
+        (["prepare", "folder", "--root", "x", "--option", "labels=["], "--option 'labels=[': not YAML"),
         (["prepare", "folder", "--root", "x", "--option", "label=[A]"], "did you mean 'labels'?"),
         (["prepare", "phantom", "--bits", "7"], "bits=7"),
         (["get", "fodler"], "'fodler' is unknown"),

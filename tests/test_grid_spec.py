@@ -250,12 +250,60 @@ def test_types_are_those_of_the_parameters_cell(project):
     assert check(**good).values == good
     assert check(results="elsewhere").results == "elsewhere"
     assert check().values["f"] == [1.5]
-    assert check(e="text").values["e"] == "text"
-    plain = {"a": 1.5, "b": True, "c": 1, "d": 1, "e": [1], "f": ["x"], "g": 3, "h": [], "i": "x", "j": None}
+    for plain in ("text", False, [1, "x"], {"rate": 0.1}, None):
+        assert check(e=plain).values["e"] == plain
+    plain = {"a": 1.5, "b": True, "c": 1, "d": 1, "e": {1}, "f": ["x"], "g": 3, "h": [], "i": "x", "j": None}
     cases = [{name: value} for name, value in plain.items()]
     for wrong in (*cases, {"a": "1"}, {"b": float("nan")}, {"g": [float("inf")]}, {"h": {1: 2}}):
         with pytest.raises(ParameterError, match=next(iter(wrong))):
             check(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "good", "wrong"),
+    [
+        ("float | None", [None, 1, 0.5], ["x", True, [1.0]]),
+        ("None | float", [None, 1, 0.5], ["x", True, [1.0]]),
+        ("Optional[float]", [None, 1, 0.5], ["x", True, [1.0]]),
+        ("typing.Optional[int]", [None, 1], [0.5, "1"]),
+        ("'int | None'", [None, 1], [0.5, "1"]),
+        ("Union[int, str, None]", [None, 1, "x"], [0.5, [1]]),
+        ("int | str", [None, 1, "x"], [0.5, [1]]),
+        ("list[int] | None", [None, [], [1, 2]], [1, [0.5], ["x"], {}]),
+        ("Optional[List[float]]", [None, [1, 0.5]], [["x"], 0.5]),
+        ("list[int | None]", [None, [1, None]], [["x"]]),
+        ("list[list[float]]", [None, [[1, 0.5], []]], [[1]]),
+        ("dict[str, float] | None", [None, {"a": 1}], [{"a": "x"}, [1], {1: 1}]),
+        ("dict[str, int | None]", [None, {"a": None}], [{"a": "x"}]),
+        ("Literal['a', 2]", [None, "a", 2], ["b", 3]),
+        ("Optional[Literal['a']]", [None, "a"], ["b"]),
+        ("tuple[int, ...]", [None, [1, 2]], [1, "x"]),
+        ("Path", [None, "x", 1, [1]], [{1: 2}, {1, 2}]),
+        ("None | None", [None], [1]),
+    ],
+)
+def test_an_annotation_says_the_type(project, annotation, good, wrong):
+    check = parameters_for(notebook(project.square, f"a: {annotation} = None\n", "1"))
+    assert check().values["a"] is None
+    for value in good:
+        assert check(a=value).values["a"] == value
+    for value in wrong:
+        with pytest.raises(ParameterError, match="'a'"):
+            check(a=value)
+
+
+def test_numbers_of_a_grid_file_are_numbers(project):
+    notebook(project.square, "lr = 0.001\nfree = None\noptions = {}\nlisted = []\ntext = ''\n", "1")
+    step = "lr: [1e-3, 1E-4, .5e-1], free: [2e-5]"
+    more = "options: {lr: 1e-3, scale: [1e2]}, listed: [1e-3, no], text: no"
+    tasks = grid.plan(project.grid(f"a: {{notebook: ../square.ipynb, product: {{{step}}}, parameters: {{{more}}}}}"))
+    assert values(tasks, "lr", "free") == [(0.001, 2e-5), (0.0001, 2e-5), (0.05, 2e-5)]
+    found = tasks[0].parameters.values
+    assert (found["options"], found["listed"]) == ({"lr": 0.001, "scale": [100.0]}, [0.001, "no"])
+    assert found["text"] == "no"
+    picked = f"a: {{notebook: ../square.ipynb, product: {{{step}}}, when: lr < 1e-3}}"
+    assert values(grid.plan(project.grid(picked)), "lr") == [(0.0001,)]
+    assert "not YAML" in problems(project.grid("a: {notebook: ../square.ipynb, when: 'lr == ['}"))
 
 
 @pytest.mark.parametrize(

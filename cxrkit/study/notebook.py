@@ -4,14 +4,16 @@ cell."""
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import functools
 import json
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -41,7 +43,9 @@ PLACEMENT = Parameters.placement
 
 _Number = Annotated[StrictInt | StrictFloat, Field(allow_inf_nan=False)]
 _TYPES = {bool: StrictBool, int: StrictInt, float: _Number, str: StrictStr}
-_NAMED = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict, "tuple": list}
+_NAMED = {cls.__name__: strict for cls, strict in _TYPES.items()}
+_NAMED |= dict.fromkeys(("list", "tuple", "sequence"), list[Any])
+_NAMED |= dict.fromkeys(("dict", "mapping"), dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,10 @@ class Checked:
             checked = self._model(**values).model_dump(by_alias=True)
         except ValidationError as error:
             raise ParameterError(self._explain(error)) from None
-        try:
-            json.dumps(checked, allow_nan=False)
-        except (TypeError, ValueError):
-            wrong = [name for name, value in checked.items() if not _plain(value)]
+        if wrong := [name for name, value in checked.items() if not _plain(value)]:
             raise ParameterError(
-                f"parameters {wrong} for {self.kind}: only text, finite numbers, true/false, lists and mappings"
-            ) from None
+                f"parameters {wrong} for {self.kind}: only text, finite numbers, true/false, null, lists and mappings"
+            )
         results = checked["results"] if "results" in self.defaults else checked.pop("results")
         return NotebookParameters(self.kind, self.path, checked, results)
 
@@ -176,13 +177,13 @@ def _parameters_cell(notebook: Path) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def _assignment(node: ast.stmt) -> tuple[str | None, Any, str | None]:
+def _assignment(node: ast.stmt) -> tuple[str | None, Any, ast.expr | None]:
     annotation = None
     match node:
         case ast.Assign(targets=[ast.Name(id=name)], value=value):
             pass
-        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value, annotation=hint):
-            annotation = ast.unparse(hint)
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value, annotation=annotation):
+            pass
         case _:
             return None, None, None
     try:
@@ -191,16 +192,11 @@ def _assignment(node: ast.stmt) -> tuple[str | None, Any, str | None]:
         return None, None, None
 
 
-def _type_of(default: Any, annotation: str | None) -> Any:
-    names = [part.strip().split("[")[0] for part in (annotation or "").split("|")]
-    named = [_NAMED[name] for name in names if name in _NAMED]
-    if named and len(named) + ("None" in names) == len(names):
-        found = _TYPES.get(named[0], named[0])
-        for one in named[1:]:
-            found = found | _TYPES.get(one, one)
-        return found | None if "None" in names or default is None else found
+def _type_of(default: Any, annotation: ast.expr | None) -> Any:
+    if annotation is not None and (named := _annotated(annotation)) is not Any:
+        return named | None if default is None and named is not None else named
     if default is None:
-        return None | StrictBool | StrictInt | _Number | StrictStr
+        return Any
     if isinstance(default, list | tuple):
         kinds = {type(item) for item in default}
         if kinds == {int, float}:
@@ -208,6 +204,39 @@ def _type_of(default: Any, annotation: str | None) -> Any:
         only = kinds.pop() if len(kinds) == 1 else None
         return list[_TYPES[only]] if only in _TYPES else list[Any]
     return dict[str, Any] if isinstance(default, dict) else _TYPES[type(default)]
+
+
+def _annotated(hint: ast.expr) -> Any:
+    """The type that an annotation names, such as `int | None` or `Optional[list[float]]`; Any for what isn't plain."""
+    match hint:
+        case ast.Constant(value=None):
+            return None
+        case ast.Constant(value=str(text)):
+            with contextlib.suppress(SyntaxError):
+                return _annotated(ast.parse(text, mode="eval").body)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return _NAMED.get(name.lower(), Any)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _filled("union", [_annotated(left), _annotated(right)])
+        case ast.Subscript(value=ast.Name(id="Literal") | ast.Attribute(attr="Literal"), slice=values):
+            with contextlib.suppress(ValueError):
+                return Literal[ast.literal_eval(values)]
+        case ast.Subscript(value=outer, slice=inner):
+            parts = [_annotated(part) for part in (inner.elts if isinstance(inner, ast.Tuple) else [inner])]
+            return _filled(getattr(outer, "id", getattr(outer, "attr", "")).lower(), parts)
+    return Any
+
+
+def _filled(outer: str, parts: list[Any]) -> Any:
+    match outer:
+        case "optional" | "union":
+            some = functools.reduce(operator.or_, [part for part in parts if part is not None] or [None])
+            return some | None if some is not None and (None in parts or outer == "optional") else some
+        case "list" | "sequence":
+            return list[parts[0]]
+        case "dict" | "mapping":
+            return dict[str, parts[-1]]
+    return _NAMED.get(outer, Any)
 
 
 def _plain(value: Any) -> bool:

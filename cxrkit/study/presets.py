@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from cxrkit.errors import ParameterError
+from cxrkit.yaml_files import read_yaml
 
 __all__ = ["names", "table", "values"]
 
 
 @functools.cache
 def _groups() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 def names() -> list[str]:

@@ -43,6 +43,7 @@ from cxrkit.study.losses import Loss, loss_for
 from cxrkit.study.optimisation import LearningRate, optimizer_for, running_mean
 from cxrkit.study.preparing import load_data, make_model
 from cxrkit.study.scoring import cutoffs_of, logits_of, macro_auc, predict, scores, selections, value_of
+from cxrkit.yaml_files import parse_yaml, read_yaml
 
 __all__ = [
     "Fit",
@@ -374,22 +375,20 @@ def train(parameters: TrainParameters, report: Callable[[dict], None] | None = N
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line: a YAML file of parameters (`preset: NAME` starts from a paper's), then NAME=VALUE for others."""
-    import yaml
-
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         raise SystemExit("usage: python -m cxrkit.study.training PARAMETERS.yaml [NAME=VALUE ...]")
     path = Path(arguments[0])
     if not path.is_file():
         raise ParameterError(f"{path}: there is no such file of parameters")
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise ParameterError(f"{path}: expected parameters as NAME: VALUE, found a {type(values).__name__}")
     for word in arguments[1:]:
         name, mark, value = word.partition("=")
         if not mark:
             raise ParameterError(f"{word!r}: expected NAME=VALUE")
-        values[name] = yaml.safe_load(value)
+        values[name] = parse_yaml(value, word)
     preset = values.pop("preset", None)
     parameters = TrainParameters.preset(preset, **values) if preset else TrainParameters(**values)
     print("run", train(parameters, print_epoch))

@@ -29,7 +29,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, ValidationError, model_validator
 
 from cxrkit.errors import CxrkitError, ParameterError
@@ -37,6 +36,7 @@ from cxrkit.study import keys
 from cxrkit.study.grid import spec
 from cxrkit.study.grid.engines_dask import DaskEngine
 from cxrkit.study.grid.execute import Settings
+from cxrkit.yaml_files import read_yaml
 
 __all__ = ["Resources", "SlurmEngine", "job_script", "read", "start"]
 
@@ -58,7 +58,7 @@ _GRACE = 60.0  # seconds in which a submitted job must be seen in SLURM's queue
 def _time(value: Any) -> str:
     """A time as SLURM takes it, from that or from text such as `8 h`."""
     if not isinstance(value, str):
-        raise ValueError("write it as '8 h' or, in quotes, '08:00:00' (YAML reads a bare 8:00:00 as a number)")
+        raise ValueError("write it as '8 h' or '08:00:00'")
     if match := _TIME.fullmatch(value.strip()):
         d, dh, dm, ds, h, m, s = (int(part or 0) for part in match.group("d", "dh", "dm", "ds", "h", "m", "s"))
         seconds = ((d * 24 + dh + h) * 60 + dm + m) * 60 + ds + s
@@ -140,12 +140,9 @@ class Resources(BaseModel):
 def read(file: str | Path) -> Resources:
     """The resources of a file. Raises ParameterError with every problem at once."""
     path = Path(file)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), spec._Loader)
-    except FileNotFoundError:
-        raise ParameterError(f"{file}: there is no such file of SLURM resources") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ParameterError(f"{path.name}: not YAML: {error}") from None
+    if not path.exists():
+        raise ParameterError(f"{file}: there is no such file of SLURM resources")
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ParameterError(f"{path.name}: expected names such as time, memory and cores, each with a value")
     try:

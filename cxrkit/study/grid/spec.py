@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
 from cxrkit.errors import ParameterError
+from cxrkit.yaml_files import parse_yaml, read_yaml
 
 __all__ = ["FOLDS", "Condition", "Step", "combinations", "duration", "memory", "read"]
 
@@ -72,31 +72,12 @@ class Override(Step):
     skip: bool = False
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """YAML whose mappings may not hold a name twice: the second would silently replace the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for name, _ in node.value:
-            if isinstance(name, yaml.ScalarNode) and name.tag != "tag:yaml.org,2002:merge":
-                if name.value in seen:
-                    line = name.start_mark.line + 1
-                    raise yaml.constructor.ConstructorError(None, None, f"line {line}: {name.value!r} is there twice")
-                seen.add(name.value)
-        return super().construct_mapping(node, deep)
-
-
 def read(path: Path, profile: str | None = None) -> tuple[dict[str, Step | None], list[str]]:
     """The steps of a grid file, as a profile changes them (None for one that isn't right), and every problem found.
 
     Raises ParameterError for what is no grid file at all, and for an unknown profile.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{path.name}: not YAML: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path.name}: can't be read: {error}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise ParameterError(f"{path.name}: expected step names, each with a notebook")
     profiles = content.pop("profiles", None) or {}
@@ -257,7 +238,7 @@ class Condition:
             match = _CLAUSE.fullmatch(part)
             if not match:
                 raise ValueError(f"condition {text!r}: expected 'name == value', also with {', '.join(_COMPARE)}")
-            name, compare, value = match[1], " ".join(match[2].split()), yaml.safe_load(match[3])
+            name, compare, value = match[1], " ".join(match[2].split()), parse_yaml(match[3], f"condition {text!r}")
             if "in" in compare and not isinstance(value, list):
                 raise ValueError(f"condition {text!r}: {compare!r} needs a list such as [a, b]")
             clauses.append((name.split("."), compare, value))

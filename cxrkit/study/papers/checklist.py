@@ -11,10 +11,10 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-import yaml
 
 from cxrkit.errors import ParameterError
 from cxrkit.study.keys import project_folder
+from cxrkit.yaml_files import read_yaml
 
 __all__ = ["items", "made_by", "page", "problems", "table"]
 
@@ -31,7 +31,7 @@ def items(paper: str) -> pd.DataFrame:
     path = project_folder() / "book" / paper / "checklist.yaml"
     if not path.is_file():
         raise ParameterError(f"paper {paper!r} has no checklist at book/{paper}/checklist.yaml")
-    rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+    rows = read_yaml(path)
     for place, row in enumerate(rows, start=1):
         if not {"id", "item"} <= set(row) <= _FIELDS:
             known = f"use {sorted(_FIELDS)}, id and item always"

@@ -13,6 +13,7 @@ import cxrkit.data
 from cxrkit.study import grid
 from cxrkit.study.keys import project_folder
 from cxrkit.study.papers import PAPERS
+from cxrkit.yaml_files import read_yaml
 
 __all__ = ["commands", "measured", "profiles", "table"]
 
@@ -23,7 +24,7 @@ _PARTS = {"covid": ("covid_cohen", "kermany")}  # sets that are put together fro
 
 def profiles(paper: str) -> list[str]:
     """The profiles of a paper's grid; "quick" is the file as it stands."""
-    content = yaml.safe_load(grid.find_grid(paper).read_text(encoding="utf-8"))
+    content = read_yaml(grid.find_grid(paper))
     return ["quick", *content.get("profiles", {})]
 
 

@@ -276,7 +276,7 @@ def test_refusals_of_curves(tiny, images, maps, curve, options, message):
 
 
 def test_further_refusals_of_curves(tiny, images, maps):
-    with pytest.raises(ParameterError, match="region 0 must be a whole number of pixels"):
+    with pytest.raises(ParameterError, match="region 0 must be a whole number"):
         pixel_flipping(tiny, images, maps, region=0)
     with pytest.raises(AttributionError, match="image 0 holds NaN"):
         deletion(tiny, images * torch.nan, maps)

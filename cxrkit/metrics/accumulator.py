@@ -9,6 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
+from cxrkit.metrics.inputs import numbers, patient_ids
 from cxrkit.metrics.scores import LocalisationScores
 from cxrkit.metrics.statistics import by_patient, compare, intervals, resampled_ratios
 
@@ -34,13 +35,17 @@ class Accumulator:
 
         ``images`` ``[n]`` names the images, which :meth:`compare` needs. ``columns`` say what else a row is of
         (``label="Mass"``, ``method=[...]``): one text or number, or ``[n]`` of them; the table groups by them.
-        Raises ParameterError for lengths that differ and for names other than those of the batches before.
+        Raises ParameterError for lengths that differ, a patient without an id, and names other than those of the
+        batches before.
         """
         values, chance = scores if isinstance(scores, LocalisationScores) else (scores, {})
+        if not isinstance(values, Mapping):
+            raise ParameterError(f"scores must be a mapping from names to numbers [n]; got {type(values).__name__}")
+        patients = patient_ids(patients)
         of = {"patient": patients, "image": images, **columns}
-        numbers = dict(values) | {f"chance {name}": chance.get(name, np.nan) for name in values}
-        parts = {name: _entries(name, entries, len(patients)) for name, entries in (of | numbers).items()}
-        batch = pd.DataFrame(parts)
+        found = dict(values) | {f"chance {name}": chance.get(name, np.nan) for name in values}
+        found = {name: numbers(name, column) for name, column in found.items()}
+        batch = pd.DataFrame({name: _column(name, column, len(patients)) for name, column in (of | found).items()})
         if self._batches and list(batch.columns) != list(self._batches[0].columns):
             odd = sorted(set(batch.columns) ^ set(self._batches[0].columns)) or "their order"
             raise ParameterError(f"this batch differs from those before in {odd}: all batches have the same columns")
@@ -51,7 +56,9 @@ class Accumulator:
         """A row per image: patient, image, the columns given, every score, and "chance ..." for every score."""
         if not self._batches:
             raise ParameterError("nothing was added yet: add(scores, patients) takes a batch in")
-        return pd.concat(self._batches, ignore_index=True)
+        frame = pd.concat(self._batches, ignore_index=True)
+        patient_ids(frame["patient"])  # each batch may be sound, and all of them mix text and numbers
+        return frame
 
     def table(self, n: int = 1000, seed: int = 0, confidence: float = 0.95) -> pd.DataFrame:
         """A row per group and score: mean, its interval, the chance level, and what it is of.
@@ -137,11 +144,10 @@ def _where(frame: pd.DataFrame, key: dict[str, object]) -> pd.DataFrame:
     return frame
 
 
-def _entries(name: str, entries: object, size: int) -> object:
-    if isinstance(entries, Tensor):
-        entries = entries.detach().cpu().double().numpy()
-    if entries is None or np.ndim(entries) == 0:
-        return [entries] * size
-    if np.shape(entries) != (size,):
-        raise ParameterError(f"{name} has shape {np.shape(entries)}; expected one for each of {size} patients")
-    return entries if isinstance(entries, np.ndarray) else list(entries)
+def _column(name: str, values: object, size: int) -> object:
+    values = numbers(name, values) if isinstance(values, Tensor) else values
+    if values is None or np.ndim(values) == 0:
+        return [values.item() if isinstance(values, np.ndarray) else values] * size
+    if np.shape(values) != (size,):
+        raise ParameterError(f"{name} has shape {np.shape(values)}; expected one for each of {size} patients")
+    return values if isinstance(values, np.ndarray) else list(values)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
+from cxrkit.metrics.inputs import entries, real_maps, whole
 
 __all__ = ["grid_bin_share", "grid_energy", "isotropic_grid_energy", "power_spectrum", "radial_profile"]
 
@@ -30,7 +31,7 @@ def power_spectrum(maps: Tensor, window: bool = False) -> Tensor:
     widens every peak to three bins. nan for a map with a value that is not finite. Source: power spectra as
     used against aliasing by Grabinski et al., ECCV 2022.
     """
-    maps = _real(maps)
+    maps = real_maps(maps).double()
     centred = maps - maps.mean((-2, -1), keepdim=True)
     if window:
         for axis in (-2, -1):
@@ -47,7 +48,7 @@ def radial_profile(power: Tensor) -> tuple[Tensor, Tensor]:
     Frequencies are in cycles per pixel, one ring per bin of the longer side, up to the corners (0.71); rings
     without a bin are nan.
     """
-    power = _real(power)
+    power = real_maps(power, "power").double()
     rings = _rings(tuple(power.shape[-2:])).to(power.device)
     count = int(rings.max()) + 1
     size = torch.bincount(rings.flatten(), minlength=count)
@@ -68,7 +69,7 @@ def grid_energy(maps: Tensor, strides: Sequence[int] | None = None, width: int =
     closer than four widths (N / s < 4 width), where grid and content cannot be told apart. Source: own measure,
     for the grid artefacts that paper `bcos` describes and does not quantify.
     """
-    maps = _real(maps)
+    maps = real_maps(maps).double()
     bins = _grid_bins(tuple(maps.shape[-2:]), strides, width).to(maps.device)
     power = _without_zero(power_spectrum(maps, window))
     return _share((power * bins).sum((-2, -1)), power, maps)
@@ -82,7 +83,7 @@ def isotropic_grid_energy(
     Same arguments and nan as :func:`grid_energy`. Smooth maps and noise have about this much without any grid;
     what exceeds it is a grid (or edges that run exactly along the axes).
     """
-    maps = _real(maps)
+    maps = real_maps(maps).double()
     shape = tuple(maps.shape[-2:])
     bins = _grid_bins(shape, strides, width).to(maps.device)
     power = _without_zero(power_spectrum(maps, window))
@@ -93,19 +94,22 @@ def isotropic_grid_energy(
 
 def grid_bin_share(shape: tuple[int, int], strides: Sequence[int] | None = None, width: int = 1) -> float:
     """Share of the bins of an H x W spectrum that are grid bins: what white noise scores on average, in (0, 1)."""
-    bins = _grid_bins(shape, strides, width)
+    sides = tuple(whole("shape", side, 1) for side in entries("shape", shape))
+    if len(sides) != 2:
+        raise ParameterError(f"shape {sides} must be (H, W)")
+    bins = _grid_bins(sides, strides, width)
     return bins.sum().item() / (bins.numel() - 1)
 
 
 def _grid_bins(shape: tuple[int, int], strides: Sequence[int] | None, width: int) -> Tensor:
     """Bool ``[H, W]``, centred, the zero frequency never among them."""
-    if width < 1 or width % 2 == 0:
+    if whole("width", width, 1) % 2 == 0:
         raise ParameterError(f"width {width} must be odd and at least 1: that many bins per axis around each frequency")
     largest = min(shape) // (SPACING * width)
-    chosen = [stride for stride in STRIDES if stride <= largest] if strides is None else list(strides)
-    if not chosen or any(stride < 2 or stride > largest for stride in chosen):
+    chosen = [s for s in STRIDES if s <= largest] if strides is None else entries("strides", strides)
+    if not chosen or any(whole("stride", stride, 1) < 2 or stride > largest for stride in chosen):
         raise ParameterError(
-            f"strides {list(strides or STRIDES)} don't suit maps of {shape[0]} x {shape[1]} with width {width}: "
+            f"strides {chosen or list(STRIDES)} don't suit maps of {shape[0]} x {shape[1]} with width {width}: "
             f"a stride is at least 2 and at most {largest} there"
         )
     bins = torch.zeros(shape, dtype=torch.bool)
@@ -141,10 +145,3 @@ def _share(part: Tensor, power: Tensor, maps: Tensor) -> Tensor:
     # Rounding leaves a constant map a trace of energy, so the values decide what is constant.
     varies = maps.amax((-2, -1)) > maps.amin((-2, -1))
     return (part / power.sum((-2, -1))).where(varies, torch.nan).clamp(0, 1).float()
-
-
-def _real(maps: Tensor) -> Tensor:
-    maps = torch.as_tensor(maps).detach()
-    if maps.ndim < 2 or 0 in maps.shape[-2:]:
-        raise ParameterError(f"maps have shape {tuple(maps.shape)}; expected [..., H, W]")
-    return maps.double()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
-from cxrkit.metrics.inputs import PROTOCOLS, boolean, one_of
+from cxrkit.metrics.classification import checked_cutoffs, checked_predictions
+from cxrkit.metrics.inputs import PROTOCOLS, boolean, entries, label_names, numbers, one_of, real, real_maps, whole
 from cxrkit.metrics.localisation import energy_pointing_game
 
 __all__ = ["class_agnostic", "energy_pointing_game_boxes", "epg_split", "explained_maps"]
@@ -33,13 +34,11 @@ def energy_pointing_game_boxes(
     out of the mean. Source: paper `bcos`, appendix B; ``"authors"`` as in its published code for RSNA.
     """
     one_of("protocol", protocol, PROTOCOLS)
-    box_masks = boolean(box_masks)
-    if box_masks.ndim < 3:
-        raise ParameterError(f"box_masks have shape {tuple(box_masks.shape)}; expected [..., K, H, W]")
+    box_masks = boolean(box_masks, "box_masks", "K, H, W")
     if protocol != "authors":
         return energy_pointing_game(maps, box_masks.any(-3), kind, threshold)
     one_of("kind", kind, ("precision", "recall"))
-    scores = energy_pointing_game(torch.as_tensor(maps).unsqueeze(-3), box_masks, kind, threshold)
+    scores = energy_pointing_game(real_maps(maps).unsqueeze(-3), box_masks, kind, threshold)
     if kind == "recall":
         return scores.nanmean(-1)
     return scores.nansum(-1).where(~scores.isnan().all(-1), torch.nan)
@@ -50,9 +49,7 @@ def class_agnostic(masks: Tensor) -> Tensor:
 
     Source: paper `bcos`, VinBigData evaluation, whose published code filters boxes by image alone.
     """
-    masks = boolean(masks)
-    if masks.ndim < 3:
-        raise ParameterError(f"masks have shape {tuple(masks.shape)}; expected [..., L, H, W]")
+    masks = boolean(masks, axes="L, H, W")
     return masks.any(-3, keepdim=True).expand(masks.shape)
 
 
@@ -63,21 +60,21 @@ def explained_maps(maps: Tensor, logits: Tensor, target: str | int = "predicted"
     network missed, the latter is the map of another label than the finding's. Source: paper `bcos`, whose
     published code takes the predicted label for the B-cos maps of RSNA and label 1 for LayerCAM.
     """
-    maps, logits = torch.as_tensor(maps), torch.as_tensor(logits)
+    maps, logits = real_maps(maps, axes="N, L, H, W"), real("logits", logits)
     if maps.ndim != 4 or maps.shape[:2] != logits.shape:
         raise ParameterError(f"maps {tuple(maps.shape)} and logits {tuple(logits.shape)} must be [N, L, H, W], [N, L]")
-    if target == "predicted":
+    if isinstance(target, str) and target == "predicted":
+        if logits.isnan().any():
+            raise ParameterError("logits hold nan: which label is predicted?")
         return maps[torch.arange(len(maps), device=maps.device), logits.argmax(1).to(maps.device)]
-    if not isinstance(target, int) or not 0 <= target < maps.shape[1]:
-        raise ParameterError(f"target {target!r} is neither 'predicted' nor a label's index below {maps.shape[1]}")
-    return maps[:, target]
+    return maps[:, whole("target", target, 0, maps.shape[1] - 1)]
 
 
 def epg_split(
     scores: Tensor,
     targets: Tensor,
     probabilities: Tensor,
-    cutoff: float = 0.5,
+    cutoff: float | Sequence[float] = 0.5,
     labels: Sequence[str] | None = None,
     protocol: str = "corrected",
     subsets: Sequence[str] = ("all", "TP", "FN"),
@@ -85,7 +82,8 @@ def epg_split(
     """Mean score over a label's positives, over those the model found (TP) and over those it missed (FN).
 
     ``scores``, ``targets`` (1, 0, nan: unknown) and ``probabilities``: ``[N, L]``; found means probability >
-    ``cutoff``. "TP" and "FN" are images here, not pixels; ``subsets`` may also ask for "FP" and "TN", the
+    ``cutoff``, one number or one per label (nan: a label without a cutoff has positives only, none of them found or
+    missed). "TP" and "FN" are images here, not pixels; ``subsets`` may also ask for "FP" and "TN", the
     negatives that the model found or left alone, where they have a mask (that of all labels, or of a planted
     confounder). An image without a mask has no score: give it the target nan.
 
@@ -93,24 +91,23 @@ def epg_split(
     then of "macro", the mean over labels. ``n`` counts the averaged images, ``degenerate`` those left out
     because their score is nan; ``std`` is the population's, ddof 0 (over images; for "macro" over labels). A
     label without images in a subset has mean nan and stays out of the macro mean; with ``protocol="authors"``
-    it enters every macro mean but that of "all" as 0. Source: paper `bcos`, "EPG", "EPG TP" and "EPG FN", from
+    it enters every macro mean but that of "all" as 0. Raises ParameterError for shapes that differ, targets other
+    than 0, 1, nan, and probabilities outside [0, 1]. Source: paper `bcos`, "EPG", "EPG TP" and "EPG FN", from
     its published code.
     """
     one_of("protocol", protocol, PROTOCOLS)
-    for subset in subsets:
+    for subset in (subsets := entries("subsets", subsets)):
         one_of("subset", subset, SUBSETS)
-    scores, targets, probabilities = (_table(value) for value in (scores, targets, probabilities))
+    scores, targets = numbers("scores", scores), numbers("targets", targets)
+    probabilities = numbers("probabilities", probabilities)
     if scores.ndim != 2 or not scores.shape == targets.shape == probabilities.shape:
         shapes = f"{scores.shape}, {targets.shape} and {probabilities.shape}"
         raise ParameterError(f"scores, targets and probabilities must share one shape [N, L], got {shapes}")
-    names = list(labels) if labels is not None else [str(column) for column in range(scores.shape[1])]
-    if len(names) != scores.shape[1]:
-        raise ParameterError(f"{len(names)} labels for {scores.shape[1]} columns of scores")
+    count = scores.shape[1]
+    names = label_names(map(str, range(count)) if labels is None else labels, count)
     scored = targets == 1 if {"FP", "TN"}.isdisjoint(subsets) else ~np.isnan(targets)
-    if (scored & np.isnan(probabilities)).any():
-        row, column = np.argwhere(scored & np.isnan(probabilities))[0]
-        raise ParameterError(f"the probability of label {names[column]!r} in row {row} is nan: found or missed?")
-    chosen = _chosen(targets, probabilities > cutoff)
+    targets, probabilities = checked_predictions(targets, probabilities, names, scored)
+    chosen = _chosen(targets, probabilities, checked_cutoffs(cutoff, len(names)))
     rows = [
         {"label": name, "subset": subset, **_summary(scores[chosen[subset][:, column], column])}
         for column, name in enumerate(names)
@@ -120,10 +117,11 @@ def epg_split(
     return pd.concat([frame, _macro(frame, subsets, protocol)], ignore_index=True)
 
 
-def _chosen(targets: np.ndarray, found: np.ndarray) -> dict[str, np.ndarray]:
+def _chosen(targets: np.ndarray, probabilities: np.ndarray, cutoffs: np.ndarray) -> dict[str, np.ndarray]:
     """Which entries belong to which subset, bool ``[N, L]`` each."""
     positive, negative = targets == 1, targets == 0
-    split = {"TP": positive & found, "FN": positive & ~found, "FP": negative & found, "TN": negative & ~found}
+    found, missed = probabilities > cutoffs, probabilities <= cutoffs  # neither where the cutoff is nan
+    split = {"TP": positive & found, "FN": positive & missed, "FP": negative & found, "TN": negative & missed}
     return {"all": positive, **split}
 
 
@@ -143,7 +141,3 @@ def _macro(frame: pd.DataFrame, subsets: Sequence[str], protocol: str) -> pd.Dat
         counts = {"n": part["n"].sum(), "degenerate": part["degenerate"].sum()}
         rows.append({"label": "macro", "subset": subset, **_summary(means), **counts})
     return pd.DataFrame(rows)
-
-
-def _table(values: Tensor) -> np.ndarray:
-    return torch.as_tensor(values).detach().cpu().double().numpy()

@@ -58,7 +58,7 @@ METRICS = _table((*LOCALISATION, *CLASSIFICATION, *ARTEFACTS, *FAITHFULNESS, *SA
 
 def metric_card(name: str) -> MetricCard:
     """The card of a metric, or of a score such as ``iou@0.3``; ParameterError with near misses otherwise."""
-    base = name.split("@")[0]
+    base = str(name).split("@")[0]
     if base not in METRICS:
         raise unknown("metric", name, METRICS)
     return METRICS[base]

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from sklearn import metrics as sklearn_metrics
 
 from cxrkit.errors import ParameterError
+from cxrkit.metrics.inputs import label_names, number, numbers, one_of, whole
 
 __all__ = [
     "calibration_report",
@@ -23,6 +24,7 @@ __all__ = [
 DECIDED = ("accuracy", "precision", "recall", "specificity", "f1")  # they need a cutoff
 METRICS = (*DECIDED, "auc", "average_precision")
 CRITERIA = ("youden", "f1")
+MOST_BINS = 10**6
 
 
 def classification_report(
@@ -50,11 +52,12 @@ def classification_report(
     1]. Source: paper `bcos`, appendix A; paper `covid`, Eqs. 1 and 2 (macro, micro); definitions as in
     scikit-learn.
     """
-    targets, probabilities = _checked(targets, probabilities, labels)
-    cutoffs = np.asarray(cutoff, dtype=np.float64)
-    if cutoffs.shape not in ((), (len(labels),)):
-        raise ParameterError(f"cutoff has shape {cutoffs.shape}; expected one number, or one for each of {labels}")
+    targets, probabilities = checked_predictions(targets, probabilities, labels)
+    cutoffs = checked_cutoffs(cutoff, len(labels))
+    zero_division = number("zero_division", zero_division, "0, 1 or nan", lambda v: v in (0, 1) or v != v)
     if exclusive:
+        if (~np.isnan(targets)).any(1)[np.isnan(probabilities).any(1)].any():
+            raise ParameterError("exclusive classes need the probabilities of all of them; some are nan")
         predicted = np.where(np.arange(len(labels)) == probabilities.argmax(1)[:, None], 1.0, 0.0)
     else:
         predicted = np.where(np.isnan(cutoffs), np.nan, probabilities > cutoffs)
@@ -112,9 +115,8 @@ def operating_cutoffs(
     label with one class only. Raises ParameterError as :func:`classification_report` does. Source: Youden,
     Index for rating diagnostic tests, Cancer 3 (1950).
     """
-    if criterion not in CRITERIA:
-        raise ParameterError(f"criterion {criterion!r} is unknown; use {', '.join(map(repr, CRITERIA))}")
-    targets, probabilities = _checked(targets, probabilities, labels)
+    one_of("criterion", criterion, CRITERIA)
+    targets, probabilities = checked_predictions(targets, probabilities, labels)
     known = ~np.isnan(targets)
     return np.array(
         [
@@ -151,7 +153,7 @@ def calibration_report(
     1], weighted by their images). nan for a label without known targets. Source: Brier, Monthly Weather Review
     78 (1950); Pakdaman Naeini et al., AAAI 2015.
     """
-    targets, probabilities = _checked(targets, probabilities, labels)
+    targets, probabilities = checked_predictions(targets, probabilities, labels)
     known = ~np.isnan(targets)
     rows = [
         {"label": label, **_calibration(targets[where, column], probabilities[where, column], bins)}
@@ -187,7 +189,7 @@ def reliability(targets: ArrayLike, probabilities: ArrayLike, labels: Sequence[s
     probability, ``frequency`` its share of positives; nan for an empty bin. Arguments as in
     :func:`classification_report`. Source: as :func:`calibration_report`; bins as in scikit-learn.
     """
-    targets, probabilities = _checked(targets, probabilities, labels)
+    targets, probabilities = checked_predictions(targets, probabilities, labels)
     parts = []
     for column, label in enumerate(labels):
         known = ~np.isnan(targets[:, column])
@@ -198,9 +200,7 @@ def reliability(targets: ArrayLike, probabilities: ArrayLike, labels: Sequence[s
 
 
 def _bins(truth: np.ndarray, probability: np.ndarray, bins: int) -> pd.DataFrame:
-    if bins < 1:
-        raise ParameterError(f"bins {bins} must be at least 1")
-    edges = np.linspace(0, 1, bins + 1)
+    edges = np.linspace(0, 1, whole("bins", bins, 1, MOST_BINS) + 1)
     place = np.searchsorted(edges[1:-1], probability)
     count = np.bincount(place, minlength=bins)
     sums = [np.bincount(place, weights=values, minlength=bins) for values in (probability, truth)]
@@ -222,32 +222,48 @@ def hard_vote(probabilities: ArrayLike, cutoff: float | Sequence[float] = 0.5) -
     """Share of an ensemble's members that find the label: ``[M, N, L]`` -> ``[N, L]`` in [0, 1].
 
     A member finds a label where its probability exceeds ``cutoff`` (one number, or one per label). More than
-    0.5 is the majority, 3 of 5 or more; half of an even number is none. Source: paper `covid`, whose text says
-    majority (``cutoff=0.51``).
+    0.5 is the majority, 3 of 5 or more; half of an even number is none. nan for a label
+    whose cutoff is nan. Source: paper `covid`, whose text says majority (``cutoff=0.51``).
     """
-    return (_members(probabilities) > np.asarray(cutoff, dtype=np.float64)).mean(0)
+    members = _members(probabilities)
+    cutoffs = checked_cutoffs(cutoff, members.shape[2])
+    return np.where(np.isnan(cutoffs), np.nan, (members > cutoffs).mean(0))
 
 
 def _members(probabilities: ArrayLike) -> np.ndarray:
-    members = np.asarray(probabilities, dtype=np.float64)
-    if members.ndim != 3 or not len(members):
+    members = numbers("probabilities", probabilities)
+    if members.ndim != 3 or 0 in members.shape:
         raise ParameterError(f"probabilities have shape {members.shape}; expected [members, N, L]")
     if not ((members >= 0) & (members <= 1)).all():
         raise ParameterError("probabilities outside [0, 1]: apply the sigmoid to the logits first")
     return members
 
 
-def _checked(targets: ArrayLike, probabilities: ArrayLike, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    targets, probabilities = np.asarray(targets, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
-    if targets.ndim != 2 or targets.shape != probabilities.shape or targets.shape[1] != len(labels):
-        shapes = f"targets {targets.shape}, probabilities {probabilities.shape} and {len(labels)} labels"
-        raise ParameterError(f"{shapes} must agree as [N, L], [N, L] and L")
-    for column, label in enumerate(labels):
-        known = ~np.isnan(targets[:, column])
-        if bad := sorted(set(targets[known, column].tolist()) - {0.0, 1.0}):
+def checked_cutoffs(cutoff: float | Sequence[float], count: int) -> np.ndarray:
+    """One cutoff, ``[]``, or one for each of ``count`` labels, ``[L]``, each in [0, 1] or nan."""
+    cutoffs = numbers("cutoff", cutoff)
+    if cutoffs.shape not in ((), (count,)):
+        raise ParameterError(f"cutoff has shape {cutoffs.shape}; expected one number, or one per label ({count})")
+    if ((cutoffs < 0) | (cutoffs > 1)).any():
+        raise ParameterError(f"cutoff {cutoff} is outside [0, 1]: it is a probability")
+    return cutoffs
+
+
+def checked_predictions(
+    targets: ArrayLike, probabilities: ArrayLike, labels: Sequence[str], used: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and probabilities ``[N, L]``, float64; ``used``: entries that need a probability, the known targets."""
+    targets, probabilities = numbers("targets", targets), numbers("probabilities", probabilities)
+    if targets.ndim != 2 or targets.shape != probabilities.shape:
+        raise ParameterError(f"targets {targets.shape} and probabilities {probabilities.shape} must agree as [N, L]")
+    known = ~np.isnan(targets)
+    wrong = (known if used is None else used) & ~((probabilities >= 0) & (probabilities <= 1))
+    for column, label in enumerate(label_names(labels, targets.shape[1])):
+        if bad := sorted(set(targets[known[:, column], column].tolist()) - {0.0, 1.0}):
             raise ParameterError(f"label {label!r} has the target {bad[0]}; targets are 0, 1 or nan")
-        if not ((probabilities[known, column] >= 0) & (probabilities[known, column] <= 1)).all():
+        for row in np.flatnonzero(wrong[:, column]):
             raise ParameterError(
-                f"label {label!r} has probabilities outside [0, 1]: apply the sigmoid to the logits first"
+                f"label {label!r} has probabilities outside [0, 1] ({probabilities[row, column]} in row {row}): apply "
+                "the sigmoid to the logits first; leave out images without a prediction"
             )
     return targets, probabilities

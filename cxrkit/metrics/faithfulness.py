@@ -20,7 +20,7 @@ from cxrkit.attribution.explained import Explained, logit_bias, prepared
 from cxrkit.attribution.layers import find_layer, trace
 from cxrkit.attribution.progress import progress_bar
 from cxrkit.errors import ParameterError
-from cxrkit.metrics.inputs import one_of
+from cxrkit.metrics.inputs import dense, entries, one_of, real, real_maps, whole
 from cxrkit.metrics.sanity import SIMILARITIES
 
 __all__ = [
@@ -76,8 +76,8 @@ def insertion(
     nan: a constant map, a value that is not finite. Raises ParameterError for shapes and options that don't fit.
     Source: Petsiuk et al., RISE, BMVC 2018.
     """
-    inputs = checked_images(model, images)
-    start = baseline_images(inputs, baseline)
+    inputs = _checked_images(model, images)
+    start = _baseline(inputs, baseline)
     return _area_under(model, (start, inputs), maps, labels, steps, output, chunk, progress)
 
 
@@ -99,8 +99,8 @@ def deletion(
     baseline's. Black pixels make edges that a network may answer to: an area can be low for that alone. Source:
     Petsiuk et al., RISE, BMVC 2018.
     """
-    inputs = checked_images(model, images)
-    end = baseline_images(inputs, baseline)
+    inputs = _checked_images(model, images)
+    end = _baseline(inputs, baseline)
     return _area_under(model, (inputs, end), maps, labels, steps, output, chunk, progress)
 
 
@@ -134,14 +134,13 @@ def pixel_flipping(
     region, steps, baseline, output. Source: Samek et al., Evaluating the visualization of what a deep neural network
     has learned, IEEE TNNLS 28 (2017), with regions of 9 x 9 and 100 steps; Bach et al., PLoS ONE 10 (2015).
     """
-    if isinstance(region, bool) or not isinstance(region, int) or region < 1:
-        raise ParameterError(f"region {region!r} must be a whole number of pixels, at least 1")
-    inputs = checked_images(model, images)
+    region = whole("region", region, 1)
+    inputs = _checked_images(model, images)
     end = _uniform(inputs, seed) if isinstance(baseline, str) and baseline == "uniform" else None
-    end = baseline_images(inputs, baseline) if end is None else end
+    end = _baseline(inputs, baseline) if end is None else end
     maps = _checked_maps(maps, inputs)
     places, count = _places(maps, region)
-    counts = torch.arange(min(_checked_steps(steps), count) + 1)
+    counts = torch.arange(min(whole("steps", steps, 1), count) + 1)
     scores = _followed(model, (inputs, end), maps, places, counts, labels, output, chunk, progress)
     return Curve(counts / count, scores, (scores[..., :1] - scores).double().mean(-1).to(scores.dtype))
 
@@ -149,7 +148,7 @@ def pixel_flipping(
 def _area_under(model, ends: tuple[Tensor, Tensor], maps: Tensor, labels, steps: int, output, chunk, progress) -> Curve:
     maps = _checked_maps(maps, ends[0])
     places, count = _places(maps, 1)
-    steps = min(_checked_steps(steps), count)
+    steps = min(whole("steps", steps, 1), count)
     counts = (2 * torch.arange(steps + 1) * count + steps) // (2 * steps)  # round(k N / S), halves up
     scores = _followed(model, ends, maps, places, counts, labels, output, chunk, progress)
     fractions = counts / count
@@ -211,7 +210,7 @@ def _followed(
 
 def _uniform(images: Tensor, seed: int) -> Tensor:
     """Noise in [0, 1] like the images; drawn on the CPU row by row, so that it doesn't depend on the rows behind."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole("seed", seed, 0))
     return torch.rand(images.shape, generator=generator, dtype=torch.float64).to(images)
 
 
@@ -249,12 +248,11 @@ def completeness_gap(
     ParameterError for a promise, an output or shapes that don't fit. Source: completeness, Sundararajan et al., ICML
     2017; for B-cos paper `bcos`.
     """
-    inputs = checked_images(model, images)
+    inputs = _checked_images(model, images)
     maps = _checked_maps(maps, inputs)
-    promised = promise if isinstance(promise, Tensor) else None
-    if promised is None:
+    if isinstance(promise, str):
         promised = _promised(model, inputs, maps, labels, promise, baseline, output, chunk)
-    elif promised.shape != maps.shape[:2]:
+    elif (promised := real("promise", promise)).shape != maps.shape[:2]:
         raise ParameterError(f"promise has shape {tuple(promised.shape)}; one sum per map is {tuple(maps.shape[:2])}")
     promised = promised.to(inputs.device).double()
     gap = maps.double().sum((-2, -1)).to(inputs.device) - promised
@@ -275,7 +273,7 @@ def _promised(model, images: Tensor, maps: Tensor, labels, promise: str, baselin
         _check_labels(explained, first, maps)
         promised = _scores(explained, images, device)
         if promise == "difference":
-            promised = promised - _scores(explained, baseline_images(images, baseline), device)
+            promised = promised - _scores(explained, _baseline(images, baseline), device)
         elif promise == "without_bias":
             bias = torch.as_tensor(_last_bias(explained, first), dtype=torch.float64, device=device)
             outputs = explained.logits(first).shape[1]
@@ -310,9 +308,10 @@ def baseline_sensitivity(maps: Sequence[Tensor] | Tensor, measure: str = "correl
     al., Visualizing the impact of feature attribution baselines, Distill 2020; the measure is ours.
     """
     one_of("measure", measure, list(SIMILARITIES))
-    pairs = list(combinations(maps, 2))
-    if not pairs:
+    maps = entries("maps", maps)
+    if len(maps) < 2:
         raise ParameterError(f"maps holds {len(maps)} baselines; give the maps of at least two")
+    pairs = combinations(maps, 2)
     return torch.stack([SIMILARITIES[measure](a, b) for a, b in pairs]).mean(0)
 
 
@@ -326,8 +325,8 @@ def class_sensitivity(maps: Tensor, measure: str = "correlation") -> Tensor:
     et al., There and back again, CVPR 2020; over all pairs of labels it is ours.
     """
     one_of("measure", measure, list(SIMILARITIES))
-    maps = torch.as_tensor(maps)
-    if maps.ndim < 3 or maps.shape[-3] < 2:
+    maps = real_maps(maps, axes="L, H, W")
+    if maps.shape[-3] < 2:
         raise ParameterError(f"maps have shape {tuple(maps.shape)}; expected [..., L, H, W] with at least two labels")
     count = maps.shape[-3]
     table = maps.new_full((*maps.shape[:-2], count), torch.nan, dtype=torch.float32)
@@ -336,14 +335,16 @@ def class_sensitivity(maps: Tensor, measure: str = "correlation") -> Tensor:
     return table.nanmean(-1)
 
 
-def _checked_steps(steps: int) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ParameterError(f"steps {steps!r} must be a whole number, at least 1")
-    return steps
+def _checked_images(model: nn.Module, images: Tensor) -> Tensor:
+    return checked_images(model, dense("images", images) if isinstance(images, Tensor) else images)
+
+
+def _baseline(images: Tensor, baseline: str | float | Tensor) -> Tensor:
+    return baseline_images(images, real("baseline", baseline) if isinstance(baseline, Tensor) else baseline)
 
 
 def _checked_maps(maps: Tensor, images: Tensor) -> Tensor:
-    maps = torch.as_tensor(maps).detach()
+    maps = real("maps", maps)
     if maps.ndim != 4 or len(maps) != len(images) or maps.shape[-2:] != images.shape[-2:]:
         raise ParameterError(
             f"maps {tuple(maps.shape)} must be [B, L, H, W] at the resolution of the images {tuple(images.shape)}"

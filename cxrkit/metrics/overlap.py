@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
-from cxrkit.metrics.inputs import at_least, boolean, finite, one_of, pair, pair_of_regions, shares, total
+from cxrkit.metrics.inputs import (
+    at_least,
+    boolean,
+    finite,
+    fit_together,
+    number,
+    one_of,
+    pair,
+    pair_of_regions,
+    real,
+    shares,
+    total,
+)
 
 __all__ = ["intersection_over_union", "iou_chance", "iou_sweep", "mask_iou", "mean_iou"]
 
@@ -100,7 +112,10 @@ def iou_chance(masks: Tensor, predicted: Tensor | float = 1.0, average: str = "f
     """
     one_of("average", average, AVERAGES)
     area = boolean(masks).double().mean((-2, -1))
-    predicted = torch.as_tensor(predicted, dtype=torch.float64, device=area.device)
+    predicted = real("predicted", predicted).double().to(area.device)
+    if not ((predicted >= 0) & (predicted <= 1)).all():
+        raise ParameterError("predicted holds values outside [0, 1]: it is a share of the image")
+    fit_together(f"predicted {tuple(predicted.shape)} and masks {tuple(area.shape)}", predicted.shape, area.shape)
     score = overlap(predicted, area, area * predicted, 1, average)
     return score.where(area > 0, torch.nan).float()
 
@@ -115,8 +130,7 @@ def overlap(predicted: Tensor, area: Tensor, both: Tensor, pixels: float, averag
 
 def scale_of(positive: Tensor, percentile: float) -> Tensor:
     """Value that counts as 1, ``[..., 1, 1]``: the percentile over all pixels, interpolated linearly as NumPy does."""
-    if not 0 < percentile <= 100:
-        raise ParameterError(f"percentile {percentile} must be above 0 and at most 100 (the maximum)")
+    percentile = number("percentile", percentile, "above 0 and at most 100 (the maximum)", lambda p: 0 < p <= 100)
     if percentile == 100:
         return positive.amax((-2, -1), keepdim=True)
     flat = positive.flatten(-2)

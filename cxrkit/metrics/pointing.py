@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
-from cxrkit.metrics.inputs import PROTOCOLS, boolean, finite, one_of, pair
+from cxrkit.metrics.inputs import PROTOCOLS, boolean, finite, number, one_of, pair, real_maps, whole
 
 __all__ = ["gaussian_smoothing", "hit_rate", "pointing_chance", "pointing_game"]
 
@@ -72,15 +72,17 @@ def pointing_chance(masks: Tensor, tolerance: float = 15, tolerance_fraction: fl
 def gaussian_smoothing(maps: Tensor, sigma: float = 1.0, size: int = 11) -> Tensor:
     """Maps ``[..., H, W]`` smoothed by a normalised Gaussian of ``size`` x ``size`` pixels, reflected at the border.
 
-    A constant map stays as it is, to the last bit. The reflection doubles the pixels near the border, so noise
-    varies more there and has its maximum there more often. Source: paper `normgrad`, applied to the final map
-    before the pointing game.
+    The result has the maps' dtype, at least float32. A constant map stays as it is, to the last bit. The reflection
+    doubles the pixels near the border, so noise varies more there and has its maximum there more often. Raises
+    ParameterError for a ``sigma`` of 0 or below, and a ``size`` that is even or too large for the maps. Source: paper
+    `normgrad`, applied to the final map before the pointing game.
     """
-    maps = torch.as_tensor(maps)
-    half = size // 2
+    maps = real_maps(maps)
+    sigma = number("sigma", sigma, "above 0; without smoothing, use the maps as they are", lambda s: 0 < s < math.inf)
+    half = whole("size", size, 1) // 2
     if size % 2 == 0 or min(maps.shape[-2:]) <= half:
         raise ParameterError(f"size {size} must be odd and its half smaller than the map's {tuple(maps.shape[-2:])}")
-    weights = [math.exp(-((step / sigma) ** 2) / 2) for step in range(half + 1)]
+    weights = [math.exp(-(min(step / sigma, 40) ** 2) / 2) for step in range(half + 1)]
     norm = weights[0] + 2 * sum(weights[1:])
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     # What differs from one pixel is smoothed, or rounding would give a constant map a maximum.
@@ -105,10 +107,9 @@ def _weighted(padded: Tensor, weights: list[float], axis: int) -> Tensor:
 
 def reach_of(masks: Tensor, tolerance: float, tolerance_fraction: float | None) -> float:
     """The tolerance in pixels of masks ``[..., H, W]``; ParameterError for 0 or below."""
-    reach = tolerance if tolerance_fraction is None else tolerance_fraction * max(masks.shape[-2:])
-    if not reach > 0:
-        raise ParameterError(f"tolerance {reach} must be above 0: a hit is strictly nearer than the tolerance")
-    return reach
+    name, given = ("tolerance", tolerance) if tolerance_fraction is None else ("tolerance_fraction", tolerance_fraction)
+    reach = number(name, given, "above 0: a hit is strictly nearer than the tolerance", lambda r: 0 < r < math.inf)
+    return reach if tolerance_fraction is None else reach * max(masks.shape[-2:])
 
 
 def grown(masks: Tensor, reach: float) -> Tensor:

@@ -5,10 +5,9 @@ Images pass through the network batch by batch and only sums are kept, so memory
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from cxrkit.attribution.api import checked_images, chunk_size, device_of
 from cxrkit.attribution.explained import Explained, prepared
 from cxrkit.attribution.layers import captured, checked_map, find_layer
 from cxrkit.errors import AttributionError, ParameterError
-from cxrkit.metrics.inputs import one_of
+from cxrkit.metrics.inputs import dense, entries, one_of, real
 
 __all__ = ["inactive_feature_maps", "neuron_activation_profiles", "rank_feature_maps"]
 
@@ -56,7 +55,7 @@ def neuron_activation_profiles(
     """
     membership = _membership(groups)
     count = next(iter(membership.values())).numel()
-    if isinstance(images, Tensor) and len(images) != count:
+    if isinstance(images, Tensor) and dense("images", images).ndim and len(images) != count:
         raise ParameterError(f"groups are over {count} images; there are {len(images)}")
     member = torch.stack(list(membership.values()))
     sums: dict[str, Tensor] = {}
@@ -88,11 +87,19 @@ def rank_feature_maps(profiles: Mapping[str, Mapping[str, Tensor]]) -> pd.DataFr
 
     ``profiles`` as :func:`neuron_activation_profiles` returns them. Strength is the mean of |NAP| over groups and
     positions, at least 0, in units of the activation (so it doesn't compare across layers); equal strengths go by
-    number, removed maps (nan) are left out. Source: paper `covid`, its published code, which shows the first ten.
+    number, removed maps (nan) are left out. Raises ParameterError for groups whose profiles differ in shape. Source:
+    paper `covid`, its published code, which shows the first ten.
     """
     rows = []
+    if not isinstance(profiles, Mapping):
+        raise ParameterError(
+            f"profiles must be a mapping {{layer: {{group: [C, h, w]}}}}; got {type(profiles).__name__}"
+        )
     for layer, groups in profiles.items():
-        strength = torch.stack(list(groups.values())).double().abs().mean((0, 2, 3))
+        of_groups = [real(f"profile of {layer}", profile) for profile in getattr(groups, "values", list)()]
+        if len({profile.shape for profile in of_groups}) != 1 or of_groups[0].ndim != 3:
+            raise ParameterError(f"layer {layer!r} needs a profile [C, h, w] of one shape for each group")
+        strength = torch.stack(of_groups).double().abs().mean((0, 2, 3))
         for number in strength.nan_to_num(-1).argsort(descending=True, stable=True).tolist():
             rows.append({"layer": layer, "map": number, "strength": strength[number].item()})
     frame = pd.DataFrame(rows, columns=["layer", "map", "strength"])
@@ -149,7 +156,7 @@ def _visit(
     """Call `visit(first row, layer, maps [b, C, h, w])` for every layer and batch; the number of images, and an empty
     tensor with the dtype and device of the results.
     """
-    layers = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
+    layers = [layers] if isinstance(layers, (str, nn.Module)) else entries("layers", layers)
     if not layers:
         raise ParameterError("layers is empty; name at least one layer")
     found = [None if layer == IMAGES and not _has(model, IMAGES) else find_layer(model, layer) for layer in layers]
@@ -158,7 +165,7 @@ def _visit(
     device = device_of(model, torch.empty(0))
     count, like = 0, None
     with prepared(model, device), torch.no_grad():
-        for batch in [images] if isinstance(images, Tensor) else images:
+        for batch in _batches(images):
             batch = checked_images(model, batch)
             like = batch.new_empty(0, dtype=torch.promote_types(batch.dtype, torch.float32)) if like is None else like
             for part in batch.split(chunk_size(batch, chunk)):
@@ -169,6 +176,13 @@ def _visit(
     if like is None:
         raise ParameterError("images holds no batch; give at least one image")
     return count, like
+
+
+def _batches(images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
+    if isinstance(images, str) or not isinstance(images, Iterable):
+        raise ParameterError(f"images must be a tensor [N, 1, H, W] or batches of them; got {type(images).__name__}")
+    for batch in [images] if isinstance(images, Tensor) else images:
+        yield dense("images", batch) if isinstance(batch, Tensor) else batch
 
 
 def _maps(model: nn.Module, images: Tensor, named: Sequence[tuple[str, nn.Module] | None]) -> list[tuple[str, Tensor]]:
@@ -194,17 +208,17 @@ def _has(model: nn.Module, name: str) -> bool:
 
 def _membership(groups: Mapping[str, Sequence[bool] | Tensor]) -> dict[str, Tensor]:
     """Bool tensors [N] by group, all of one length and none of them empty."""
-    if len(groups) < 2:
-        raise ParameterError(f"groups: {len(groups)} given; a profile compares at least two groups")
+    if not isinstance(groups, Mapping) or len(groups) < 2:
+        raise ParameterError(f"groups: {groups!r} given; a profile compares at least two groups, {{name: bool [N]}}")
     membership = {}
     for name, chosen in groups.items():
-        member = np.asarray(chosen.cpu() if isinstance(chosen, Tensor) else chosen)
-        if member.dtype != bool or member.ndim != 1:
+        member = dense(f"group {name!r}", chosen).cpu()
+        if member.dtype != torch.bool or member.ndim != 1:
             got = f"{member.dtype} {list(member.shape)}"
             raise ParameterError(f"group {name!r} must be bool [N], one value per image; got {got}")
         if not member.any():
             raise ParameterError(f"group {name!r} is empty; leave it out, or add images that belong to it")
-        membership[name] = torch.tensor(member)
+        membership[name] = member
     lengths = {name: len(member) for name, member in membership.items()}
     if len(set(lengths.values())) > 1:
         raise ParameterError(f"groups differ in length: {', '.join(f'{n!r} {k}' for n, k in lengths.items())}")

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
+from cxrkit.metrics.inputs import entries, numbers, pair_of_maps
 from cxrkit.metrics.statistics import Interval, Spread, bootstrap, over_seeds
 from cxrkit.models import randomised
 
@@ -39,7 +40,7 @@ def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
     added to a map; ruled by the few strongest pixels. nan: a constant map, a value that is not finite. Raises
     ParameterError for shapes that don't fit together.
     """
-    maps, others = _two(maps, others)
+    maps, others = pair_of_maps(maps, others)
     return _pearson(maps.flatten(-2), others.flatten(-2)).where(_varied(maps) & _varied(others), torch.nan).float()
 
 
@@ -52,7 +53,7 @@ def rank_correlation(maps: Tensor, others: Tensor, absolute: bool = False) -> Te
     (of absolute values, if those are asked for), a value that is not finite. Raises ParameterError for shapes that
     don't fit together. Source: Adebayo et al., NeurIPS 2018, with and without absolute values.
     """
-    maps, others = _two(maps, others)
+    maps, others = pair_of_maps(maps, others)
     if absolute:
         maps, others = maps.abs(), others.abs()
     valid = _varied(maps) & _varied(others)
@@ -73,7 +74,7 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
     don't fit together. Source: Wang et al., IEEE Transactions on Image Processing 13 (2004), Eq. 13; for maps Adebayo
     et al., NeurIPS 2018.
     """
-    maps, others = _two(maps, others)
+    maps, others = pair_of_maps(maps, others)
     if min(maps.shape[-2:]) < _WINDOW:
         raise ParameterError(f"maps of {maps.shape[-2]} x {maps.shape[-1]} pixels are too small for windows of 11 x 11")
     valid = _varied(maps) & _varied(others)
@@ -95,7 +96,7 @@ def map_distance(maps: Tensor, others: Tensor) -> Tensor:
     mean 0. Unlike the correlations it sees the scale. nan: both maps 0, a value that is not finite. Raises
     ParameterError for shapes that don't fit together.
     """
-    maps, others = _two(maps, others)
+    maps, others = pair_of_maps(maps, others)
     norms = torch.linalg.vector_norm(maps, dim=(-2, -1)) + torch.linalg.vector_norm(others, dim=(-2, -1))
     return (torch.linalg.vector_norm(maps - others, dim=(-2, -1)) / norms).clamp(max=1).float()
 
@@ -118,10 +119,10 @@ def repeatability(scores: Sequence[ArrayLike] | Mapping[object, ArrayLike], *, d
     chance repeat well too. nan where a seed has no score, or no more seeds than ``ddof``. Raises ParameterError
     without seeds and for a negative ddof. Source: paper `normgrad`, three repeats.
     """
-    sets = list(scores.values()) if isinstance(scores, Mapping) else list(scores)
+    sets = entries("scores", scores.values() if isinstance(scores, Mapping) else scores)
     if not sets:
         raise ParameterError("scores holds no seed; give one list of scores per seed")
-    values = [np.asarray(seed_scores, dtype=np.float64).ravel() for seed_scores in sets]
+    values = [numbers("scores", of_seed).ravel() for of_seed in sets]
     known = [v[~np.isnan(v)] for v in values]
     return over_seeds([[k.mean() if len(k) else np.nan] for k in known], ddof)
 
@@ -143,7 +144,7 @@ def reproducibility(
     have a DoM of 0. Raises ParameterError for lengths that differ. Source: paper `normgrad`, DoM; the interval is
     ours.
     """
-    a, b = (np.asarray(scores, dtype=np.float64) for scores in (scores_a, scores_b))
+    a, b = numbers("scores_a", scores_a), numbers("scores_b", scores_b)
     if a.ndim != 1 or a.shape != b.shape:
         raise ParameterError(f"scores_a {a.shape} and scores_b {b.shape} must be two lists over the same images")
     signed = bootstrap(a - b, patients, n, seed, confidence)
@@ -183,15 +184,3 @@ def _scaled(maps: Tensor) -> Tensor:
 def _varied(maps: Tensor) -> Tensor:
     """Whether a map is finite and not constant, ``[...]``."""
     return maps.isfinite().all(-1).all(-1) & (maps.amax((-2, -1)) > maps.amin((-2, -1)))
-
-
-def _two(maps: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    maps, others = (torch.as_tensor(values).detach() for values in (maps, others))
-    shapes = f"maps {tuple(maps.shape)} and others {tuple(others.shape)}"
-    if maps.ndim < 2 or maps.shape[-2:] != others.shape[-2:] or 0 in maps.shape[-2:]:
-        raise ParameterError(f"{shapes} must end in the same [H, W]")
-    try:
-        torch.broadcast_shapes(maps.shape, others.shape)
-    except RuntimeError as error:
-        raise ParameterError(f"{shapes} have leading shapes that don't fit together") from error
-    return maps.double(), others.to(maps.device).double()

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 
 from cxrkit.errors import ParameterError
+from cxrkit.metrics.inputs import number, numbers, patient_ids, whole
 
 __all__ = ["Interval", "Spread", "bootstrap", "compare", "difference_of_means", "holm", "over_seeds"]
 
@@ -43,10 +44,11 @@ def bootstrap(
     ``patients`` ``[N]`` names whose each value is: images of one patient resemble each other, so patients are
     drawn (with replacement, as many as there are) and bring all their values along. nan values are left out.
     The bounds are nan for fewer than two patients, the mean is nan without any value. The same ``seed`` gives
-    the same interval. Raises ParameterError for lengths that differ and for parameters out of range. Source:
+    the same interval. Raises ParameterError for lengths that differ, a patient without an id, ids that mix text and
+    numbers, and parameters out of range. Source:
     Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979), on clusters.
     """
-    values, patients = np.asarray(values, dtype=np.float64), np.asarray(patients)
+    values, patients = numbers("values", values), patient_ids(patients)
     if values.ndim != 1 or values.shape != patients.shape:
         raise ParameterError(
             f"values {values.shape} and patients {patients.shape} must be two lists of the same length"
@@ -56,7 +58,7 @@ def bootstrap(
 
 def intervals(values: np.ndarray, patients: np.ndarray, n: int, seed: int, confidence: float) -> list[Interval]:
     """:func:`bootstrap` of every column of ``[N, K]``; columns with the same nan share their resamples."""
-    _check(n, confidence)
+    _check(n, seed, confidence)
     found = [Interval(mean, np.nan, np.nan) for mean in means(values)]
     for columns, drawn in _resampled(values, patients, n, seed):
         bounds = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
@@ -70,9 +72,10 @@ def means(values: np.ndarray) -> list[float]:
     return [float(valid.mean()) if len(valid := column[~np.isnan(column)]) else np.nan for column in values.T]
 
 
-def _check(n: int, confidence: float) -> None:
-    if n < 1 or not 0 < confidence < 1:
-        raise ParameterError(f"n {n} must be at least 1 and confidence {confidence} inside (0, 1)")
+def _check(n: int, seed: int, confidence: float) -> None:
+    whole("n", n, 1)
+    whole("seed", seed, 0)
+    number("confidence", confidence, "inside (0, 1)", lambda share: 0 < share < 1)
 
 
 def _resampled(values: np.ndarray, patients: np.ndarray, n: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -144,13 +147,15 @@ def compare(
     Design of Experiments (1935), chapter 3, and Efron and Tibshirani, An Introduction to the Bootstrap (1993),
     chapters 13 and 16.
     """
-    patients = np.asarray(patients)
-    columns = {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
+    patients = patient_ids(patients)
+    if not isinstance(scores, Mapping):
+        raise ParameterError(f"scores must be a mapping from each method's name to its scores; got {type(scores)}")
+    columns = {name: numbers(f"scores of {name!r}", values) for name, values in scores.items()}
     if wrong := [f"{name!r} {values.shape}" for name, values in columns.items() if values.shape != patients.shape]:
         raise ParameterError(f"scores {', '.join(wrong)} don't have the length of patients {patients.shape}")
     if len(columns) < 2:
         raise ParameterError(f"scores hold {len(columns)} method(s): a comparison needs two")
-    _check(n, confidence)
+    _check(n, seed, confidence)
     pairs = list(combinations(columns, 2))
     differences = np.stack([columns[a] - columns[b] for a, b in pairs], axis=1)
     p_values = np.full(len(pairs), np.nan)
@@ -189,7 +194,9 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     stay nan and don't count. Source: Holm, A simple sequentially rejective multiple test procedure,
     Scandinavian Journal of Statistics 6 (1979).
     """
-    p_values = np.asarray(p_values, dtype=np.float64)
+    p_values = numbers("p_values", p_values)
+    if p_values.ndim != 1 or ((p_values < 0) | (p_values > 1)).any():
+        raise ParameterError(f"p_values {p_values} must be a list of numbers in [0, 1] (or nan)")
     order = np.argsort(p_values, kind="stable")[: (~np.isnan(p_values)).sum()]
     corrected = np.full_like(p_values, np.nan)
     factors = np.arange(len(order), 0, -1)
@@ -205,11 +212,10 @@ def over_seeds(values: ArrayLike, ddof: int = 0) -> Spread:
     ``ddof``. Raises ParameterError for another shape and a negative ddof. Source: paper `bcos`, its tables
     (five folds, two seeds, ddof 0).
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = numbers("values", values)
     if values.ndim != 2 or 0 in values.shape:
         raise ParameterError(f"values have shape {values.shape}; expected [seeds, folds]")
-    if ddof < 0:
-        raise ParameterError(f"ddof {ddof} must be 0 (the population's std) or 1 (the sample's)")
+    whole("ddof", ddof, 0)
     by_seed = values.mean(1)
     std = by_seed.std(ddof=ddof) if len(by_seed) > ddof else np.nan
     return Spread(float(by_seed.mean()), float(std), ddof, len(by_seed))
@@ -221,6 +227,6 @@ def difference_of_means(scores_a: ArrayLike, scores_b: ArrayLike) -> float:
     nan scores are left out; nan when one set has none left. Source: paper `normgrad`, DoM, the maximum mean
     discrepancy with a linear kernel in one dimension.
     """
-    sets = [np.asarray(scores, dtype=np.float64).ravel() for scores in (scores_a, scores_b)]
+    sets = [numbers("scores", scores).ravel() for scores in (scores_a, scores_b)]
     averages = [valid.mean() if len(valid := scores[~np.isnan(scores)]) else np.nan for scores in sets]
     return float(abs(averages[0] - averages[1]))

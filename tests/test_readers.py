@@ -18,6 +18,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import apply_windowing
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
+from cxrkit.data.folder import load_folder
 from cxrkit.data.readers import image_size, read_image
 from cxrkit.errors import CxrkitError, DataError, ParameterError
 
@@ -168,6 +169,42 @@ def test_frame_of_a_picture(tmp_path, refused):
     refused(tmp_path / "a.png", "frame=1", error=ParameterError, frame=1)
 
 
+def test_a_dark_16_bit_picture_is_no_riddle(tmp_path, refused):
+    for highest, bits in ((250, 8), (1000, 10), (4095, 12), (4096, 14), (16383, 14)):
+        values = np.linspace(0, highest, 120).astype(np.uint16).reshape(RAMP.shape)
+        Image.fromarray(values).save(tmp_path / "a.png")
+        with pytest.warns(UserWarning, match=f"a.png: .* {bits} bits .*; depth={bits}") as caught:
+            np.testing.assert_allclose(read_image(tmp_path / "a.png"), values / 65535, atol=1e-6)
+        assert caught[0].filename == __file__
+        np.testing.assert_allclose(read_image(tmp_path / "a.png", depth=bits), values / (2**bits - 1), atol=1e-6)
+    refused(tmp_path / "a.png", "above 4095", "depth=12", depth=12)
+    for depth in (0, 17, 12.5):
+        with pytest.raises(ParameterError, match="depth"):
+            read_image(tmp_path / "a.png", depth=depth)
+
+
+@pytest.mark.parametrize("highest", [0, 16384, 65535])
+def test_16_bits_in_use_are_no_notice(tmp_path, highest):
+    Image.fromarray(np.full((4, 4), highest, np.uint16)).save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(tmp_path / "a.png")
+
+
+def test_a_folder_tells_of_dark_pictures_once_and_takes_their_depth(tmp_path):
+    values = np.linspace(0, 4095, 120).astype(np.uint16).reshape(RAMP.shape)
+    for name in "ab":
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    (tmp_path / "images.csv").write_text("image_id,file,patient_id,labels\na,a.png,1,\nb,b.png,2,\n")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert max(sample.image.max() for sample in load_folder(tmp_path, size=32)) < 0.07
+    assert [str(tmp_path / "a.png") in str(one.message) for one in caught] == [True]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert min(sample.image.max() for sample in load_folder(tmp_path, size=32, depth=12)) > 0.9
+
+
 # DICOM, written here
 
 
@@ -235,9 +272,275 @@ def test_window_of_no_width_is_refused(tmp_path, refused):
 def test_rgb_secondary_capture_becomes_grey(tmp_path):
     colour = np.repeat(RAMP[..., None], 3, axis=2).astype(np.uint8)
     colour[0, 0] = (255, 0, 0)
-    read = read_image(dicom(tmp_path / "a.dcm", colour, "RGB"))
+    with pytest.warns(UserWarning, match="a.dcm: is a colour image"):
+        read = read_image(dicom(tmp_path / "a.dcm", colour, "RGB"))
     assert np.isclose(read[0, 0], 0.299)
     np.testing.assert_allclose(read[1:], RAMP[1:] / 255, atol=1e-6)
+
+
+PADDED = RAMP.astype(np.uint16) + 1000
+PADDED[:2] = 0
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"WindowCenter": 1070, "WindowWidth": 100}, {"RescaleSlope": 2, "RescaleIntercept": -7}]
+)
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_takes_no_part(tmp_path, fields, photometric):
+    padded = read_image(dicom(tmp_path / "a.dcm", PADDED, photometric, 12, PixelPaddingValue=0, **fields))
+    body = read_image(dicom(tmp_path / "b.dcm", PADDED[2:], photometric, 12, **fields))
+    assert not padded[:2].any()
+    np.testing.assert_array_equal(padded[2:], body)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "vr", "limit", "padding"),
+    [
+        (np.int16, -2000, "SS", None, [-2000]),
+        (np.int16, 63536, "US", None, [-2000]),  # the sign left out
+        (np.uint16, -1, "SS", None, [65535]),
+        (np.uint16, 65535, "US", 65530, [65535, 65532, 65530]),  # downwards
+        (np.int16, -2000, "SS", -1990, [-2000, -1995, -1990]),
+    ],
+)
+def test_padding_of_any_sign_and_range(tmp_path, dtype, value, vr, limit, padding):
+    pixels = (RAMP + 50).astype(dtype)
+    pixels[0, : len(padding)] = padding
+    path = dicom(tmp_path / "a.dcm", pixels)
+    header = pydicom.dcmread(path)
+    header.add_new("PixelPaddingValue", vr, value)
+    if limit is not None:
+        header.add_new("PixelPaddingRangeLimit", vr, limit)
+    header.save_as(path)
+    read = read_image(path)
+    assert not read[0, : len(padding)].any()
+    body = np.delete(pixels, np.arange(len(padding))).astype(float)
+    expected = (body - body.min()) / (body.max() - body.min())
+    np.testing.assert_allclose(np.delete(read, np.arange(len(padding))), expected, atol=1e-6)
+
+
+def test_padding_that_needs_more_than_the_stored_bits_is_meant_for_the_whole_word(tmp_path):
+    pixels = (RAMP * 30).astype(np.uint16)
+    pixels[-1, -1], pixels[0, 0] = 4095, 65535
+    read = read_image(dicom(tmp_path / "a.dcm", pixels, stored=12, PixelPaddingValue=65535))
+    assert read[-1, -1] == 1
+    assert read[0, 0] == 0
+
+
+def test_nothing_but_padding(tmp_path, refused):
+    refused(dicom(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), PixelPaddingValue=0), "padding", "PixelPaddingValue")
+
+
+def lut(first, entries, bits, count=None, vr=None, data="US"):
+    item = Header()
+    item.add_new(
+        "LUTDescriptor", vr or ("SS" if first < 0 else "US"), [len(entries) if count is None else count, first, bits]
+    )
+    item.add_new("LUTData", data, entries)
+    return [item]
+
+
+def test_tables_count_further_than_their_entries(tmp_path):
+    """An entry of 8 bits for each of 4096 values."""
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    for slope in ({}, {"RescaleSlope": 1, "RescaleIntercept": 0}):
+        path = dicom(tmp_path / "a.dcm", values, VOILUTSequence=lut(0, [k // 16 for k in range(4096)], 8), **slope)
+        np.testing.assert_allclose(read_image(path), values // 16 / 255, atol=1e-6)
+        np.testing.assert_allclose(read_image(path, window=False), values / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_tables_as_devices_write_them(tmp_path, where):
+    values, squares = RAMP.astype(np.uint16), [k * k for k in range(120)]
+    shown = (RAMP / 119) ** 2
+
+    def check(expected, table, pixels=values, notice=None, **fields):
+        path = dicom(tmp_path / "a.dcm", pixels, stored=16, **{where: table}, **fields)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            read = read_image(path, window=True)
+        assert [notice in str(one.message) for one in caught] == ([] if notice is None else [True]), caught
+        if where == "ModalityLUTSequence" and (
+            table[0].LUTDescriptor[2] > 8 or notice == "other bits"
+        ):  # from its minimum to its maximum
+            read, expected = ((one - one.min()) / (one.max() - one.min()) for one in (read, expected))
+        np.testing.assert_allclose(read, expected, atol=2e-6)
+
+    check(shown * 119**2 / 16383, lut(0, squares, 14))
+    check(shown * 119**2 / 65535, lut(0, squares, 16))
+    check(shown * 119**2 / 16383, lut(0, squares, 8), notice="other bits")
+    check(shown * 119**2 / 16383, lut(0, squares, 14, count=130), notice="another length")
+    as_bytes = np.array(squares, "<u2").tobytes()
+    check(shown * 119**2 / 16383, lut(0, as_bytes, 14, count=120, data="OW"))
+    signed = (RAMP - 60).astype(np.int16)
+    check(shown * 119**2 / 16383, lut(-60, squares, 14), pixels=signed)
+    check(shown * 119**2 / 16383, lut(65476, squares, 14), pixels=signed)  # the sign left out
+    high = (RAMP + 40000).astype(np.uint16)
+    check(shown * 119**2 / 16383, lut(-25536, squares, 14), pixels=high)  # a sign that can't be meant
+    outside = np.clip(np.arange(120) - 20, 0, 59).reshape(RAMP.shape)
+    check(outside / 255, lut(20, list(range(60)), 8))
+    first = np.clip(np.arange(120) + 20, 0, 139).reshape(RAMP.shape)
+    check(first / 255, lut(-20, list(range(140)), 8))
+    everything = (np.arange(65536) ^ 1).astype("<u2").tobytes()
+    check((RAMP ^ 1) / 65535, lut(0, everything, 16, count=0, data="OW"))
+    packed = bytes(range(0, 240, 2))
+    check(RAMP * 2 / 255, lut(0, packed, 8, count=120, data="OW"))
+    check(RAMP * 2 / 255, lut(0, [int(one) for one in np.frombuffer(packed, "<u2")], 8, count=120))
+
+
+def test_tables_that_can_not_be_applied(tmp_path, refused):
+    for table in (lut(0, [], 8), [Header()], lut(0, [1, 2], 8)[:1]):
+        if table and "LUTDescriptor" in table[0] and len(table[0].LUTData or []):
+            table[0].LUTDescriptor = [2, 0]
+        refused(dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16), VOILUTSequence=table), "look-up table")
+
+
+def test_empty_fields_are_no_values(tmp_path):
+    empty = dict.fromkeys(("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "NumberOfFrames"), None)
+    empty |= {"VOILUTSequence": [], "ModalityLUTSequence": []}
+    empty |= dict.fromkeys(("VOILUTFunction", "PresentationLUTShape"), "")
+    empty |= dict.fromkeys(("PixelPaddingValue", "PixelPaddingRangeLimit", "HighBit"), None)
+    path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16), **empty)
+    np.testing.assert_allclose(read_image(path), RAMP / 119, atol=1e-6)
+    half = dicom(tmp_path / "b.dcm", RAMP.astype(np.uint16), WindowCenter=9, WindowWidth=None, RescaleSlope=2)
+    np.testing.assert_allclose(read_image(half), RAMP / 119, atol=1e-6)
+
+
+def test_photometric_interpretation_missing_or_odd(tmp_path, refused):
+    for value in (None, ""):
+        path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8), value)
+        with pytest.warns(UserWarning, match="a.dcm: does not state its photometric interpretation; MONOCHROME2"):
+            np.testing.assert_allclose(read_image(path), RAMP / 255, atol=1e-6)
+    path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8), "monochrome1 ")
+    np.testing.assert_allclose(read_image(path), 1 - RAMP / 255, atol=1e-6)
+    refused(dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8), "CMYK"), "photometric interpretation")
+    refused(dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8), "RGB"), "SamplesPerPixel", "disagree")
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(("shape", "inverse"), [("IDENTITY", False), ("INVERSE", True), ("LIN OD", None)])
+def test_presentation_shape_decides_before_the_photometric_interpretation(tmp_path, photometric, shape, inverse):
+    path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8), photometric, PresentationLUTShape=shape)
+    inverse = photometric == "MONOCHROME1" if inverse is None else inverse
+    np.testing.assert_allclose(read_image(path), 1 - RAMP / 255 if inverse else RAMP / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"])
+@pytest.mark.parametrize("meta", [True, False])
+def test_a_file_without_preamble(tmp_path, syntax, meta):
+    implicit, little = syntax == "1.2.840.10008.1.2", syntax != "1.2.840.10008.1.2.2"
+    pixels = (RAMP * 9).astype("<u2" if little else ">u2")
+    header = pydicom.dcmread(dicom(tmp_path / "a.dcm", pixels, stored=12))
+    header.file_meta.TransferSyntaxUID = syntax
+    if not meta:
+        del header.file_meta
+    header.preamble = None
+    pydicom.dcmwrite(tmp_path / "bare.dcm", header, implicit_vr=implicit, little_endian=little)
+    assert (tmp_path / "bare.dcm").read_bytes()[128:132] != b"DICM"
+    np.testing.assert_allclose(read_image(tmp_path / "bare.dcm"), RAMP / 119, atol=1e-6)
+    assert image_size(tmp_path / "bare.dcm") == (10, 12)
+
+
+def test_what_merely_begins_like_a_file_without_preamble(tmp_path, refused):
+    (tmp_path / "a.dcm").write_bytes(b"\x08\x00\x05\x00CS\x0a\x00" + bytes(range(256)))
+    refused(tmp_path / "a.dcm")
+    (tmp_path / "b.dcm").write_bytes(bytes(range(200)))
+    refused(tmp_path / "b.dcm", "neither DICOM, PNG nor JPEG")
+
+
+@pytest.mark.parametrize("slope", [0, "nan", "inf"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_rescaling_that_leaves_no_image_is_refused(tmp_path, refused, slope, dtype):
+    path = dicom(tmp_path / "a.dcm", RAMP.astype(dtype), RescaleSlope="1.2345", RescaleIntercept=5)
+    path.write_bytes(path.read_bytes().replace(b"1.2345", str(slope).ljust(6).encode()))
+    refused(path, "RescaleSlope")
+
+
+def test_a_header_that_says_less_than_the_pixels_hold(tmp_path, refused):
+    pixels = (RAMP * 100 + 1).astype(np.uint16)
+    data = pixels.tobytes()
+    for fields in (
+        {"Columns": 5},
+        {"Columns": 9},
+        {"Rows": 6},
+        {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7},
+        {"PixelData": data * 3},
+        {"PixelData": data + data[:20]},
+        {"PixelData": data + bytes(100)},
+    ):
+        refused(dicom(tmp_path / "a.dcm", pixels, **fields), "larger than Rows")
+    for more in (b"\xff" * 2, bytes(6)):
+        np.testing.assert_allclose(
+            read_image(dicom(tmp_path / "a.dcm", pixels, PixelData=data + more)), RAMP / 119, atol=1e-6
+        )
+    for name in ("BitsAllocated", "BitsStored", "PixelRepresentation"):
+        refused(dicom(tmp_path / "a.dcm", pixels, **{name: None}), name)
+
+
+def test_more_compressed_frames_than_stated(tmp_path, refused):
+    header = pydicom.dcmread(dicom(tmp_path / "a.dcm", np.stack([RAMP, RAMP]).astype(np.uint8).reshape(24, 10)))
+    header.Rows, header.NumberOfFrames = 12, 2
+    header.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    del header.NumberOfFrames
+    header.save_as(tmp_path / "a.dcm")
+    refused(tmp_path / "a.dcm", "more frames than NumberOfFrames")
+
+
+@pytest.mark.parametrize(("high", "signed"), [(11, 0), (15, 0), (13, 0), (13, 1), (15, 1)])
+def test_stored_bits_anywhere_in_the_word_and_others_around_them(tmp_path, high, signed):
+    values = RAMP * 30 - (1800 if signed else 0)
+    words = (values.astype(np.int64) & 0xFFF) << (high - 11)
+    rest = np.random.default_rng(0).integers(0, 1 << 16, words.shape) & ~(0xFFF << (high - 11))
+    pixels = (words | rest).astype(np.uint16)
+    path = dicom(tmp_path / "a.dcm", pixels, stored=12, HighBit=high, PixelRepresentation=signed)
+    np.testing.assert_allclose(read_image(path), RAMP / 119, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int32])
+def test_words_of_32_bits(tmp_path, dtype):
+    values = np.array([[0, 1 << 20, 3 << 20, 1 << 22]], dtype=dtype)
+    np.testing.assert_allclose(read_image(dicom(tmp_path / "a.dcm", values)), [[0, 0.25, 0.75, 1]], atol=1e-6)
+
+
+def test_values_of_one_frame_come_from_its_functional_groups(tmp_path):
+    def group(name, **fields):
+        held = Header()
+        for key, value in fields.items():
+            setattr(held, key, value)
+        outer = Header()
+        setattr(outer, name, [held])
+        return outer
+
+    windows = [group("FrameVOILUTSequence", WindowCenter=c, WindowWidth=41) for c in (30, 50)]
+    shared = group("PixelValueTransformationSequence", RescaleSlope=1, RescaleIntercept=-20)
+    pixels = np.concatenate([RAMP, RAMP]).astype(np.uint16)
+    fields = {"Rows": 12, "NumberOfFrames": 2, "PerFrameFunctionalGroupsSequence": windows}
+    path = dicom(tmp_path / "a.dcm", pixels, SharedFunctionalGroupsSequence=[shared], **fields)
+    for frame, centre in enumerate((30, 50)):
+        expected = ((RAMP - 20 - (centre - 0.5)) / 40 + 0.5).clip(0, 1)
+        np.testing.assert_allclose(read_image(path, frame=frame), expected, atol=1e-6)
+
+
+def test_objects_are_named_for_what_they_are(tmp_path, refused):
+    pixels = RAMP.astype(np.uint8)
+    refused(dicom(tmp_path / "a.dcm", pixels, Rows=6, NumberOfFrames=2), "2 frames", "Secondary Capture Image")
+    bare = {"Rows": None, "Columns": None}
+    for uid, name in (
+        ("88.11", "Basic Text SR"),
+        ("88.59", "Key Object Selection Document"),
+        ("104.1", "Encapsulated PDF"),
+    ):
+        refused(
+            dicom(tmp_path / "a.dcm", pixels, SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{uid}", **bare), name, "no image"
+        )
+    refused(dicom(tmp_path / "a.dcm", pixels, SOPClassUID="1.2.3.4", **bare), "holds no image")
+    path = dicom(tmp_path / "a.dcm", pixels)
+    header = pydicom.dcmread(path)
+    del header.PixelData
+    header.FloatPixelData = RAMP.astype(np.float32).tobytes()
+    header.BitsAllocated = 32
+    header.save_as(path)
+    refused(path, "floating-point")
 
 
 def test_multi_frame_needs_a_choice(tmp_path, refused):

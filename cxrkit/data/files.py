@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from cxrkit.data.dataset import Rendered
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
-from cxrkit.data.readers import read_image
+from cxrkit.data.readers import noticing, read_image
 from cxrkit.errors import CxrkitError, DataError
 
 __all__ = ["FileRenderer"]
@@ -23,7 +24,8 @@ class FileRenderer:
     ``sizes``: width and height that a table promises for each file, or None where no table does; a file of another
     size is refused, because its boxes would be misplaced. ``read``: from a path to grey float32 ``[H, W]`` in [0, 1].
     ``truth``: from a row to exact masks, bool ``[L, H, W]`` on the file's own grid or one of the same aspect, or None.
-    ``preprocessing`` brings image and masks to the square that networks take.
+    ``preprocessing`` brings image and masks to the square that networks take. Each kind of notice of ``read`` is a
+    UserWarning once, for the first file that it is about.
     """
 
     def __init__(
@@ -41,11 +43,12 @@ class FileRenderer:
         self.read = read
         self.truth = truth
         self.table = table
+        self._noticed: set[str] = set()
 
     def render(self, row: int, size: int) -> Rendered:
         """The image of ``row``, ``size`` x ``size``; raises DataError naming the file."""
         try:
-            pixels = self.read(self.paths[row])
+            pixels = self._read(self.paths[row])
             masks = None if self.truth is None else self.truth(row)
         except CxrkitError:
             raise
@@ -63,6 +66,15 @@ class FileRenderer:
             truth=None if masks is None else self._truth(torch.from_numpy(masks), size),
             frame=held,
         )
+
+    def _read(self, path: str | Path) -> np.ndarray:
+        with noticing() as notices:
+            pixels = self.read(path)
+        for notice in dict.fromkeys(notices):
+            if notice not in self._noticed:
+                self._noticed.add(notice)
+                warnings.warn(f"{path}: {notice} (further files like this are not named)", UserWarning, stacklevel=4)
+        return pixels
 
     def _truth(self, masks: Tensor, size: int) -> Tensor:
         """Masks on the square. Empty ones, which most are, cost nothing: a large radiograph has 14 of 6 Mpx each."""

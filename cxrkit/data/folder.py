@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import pandas as pd
 from cxrkit.data.dataset import BOX_COLUMNS, SPLITS, Dataset
 from cxrkit.data.files import FileRenderer
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
-from cxrkit.data.readers import image_size
+from cxrkit.data.readers import image_size, read_image
 from cxrkit.data.tables import EDGES, leaves_folder, lengths, numbers, places, read_table, refuse, whole_boxes
 from cxrkit.errors import DataError, ParameterError
 
@@ -40,6 +41,8 @@ def load_folder(
     hierarchy_separator: str | None = "/",
     readers: Sequence[str] | None = None,
     verify: bool = False,
+    window: bool = True,
+    depth: int | None = None,
     preprocessing: Preprocessing = SQUASH,
 ) -> Dataset:
     """Load a folder with images.csv and, optionally, boxes.csv.
@@ -48,9 +51,10 @@ def load_folder(
     known to boxes.csv alone is 1 where it is boxed and NaN elsewhere. ``label_map``: old name -> new name,
     for images and boxes. ``hierarchy_separator``: a label ``a/b`` is a child of ``a``, which is positive too;
     None reads names as they are. ``readers``: keep the boxes of these readers only. ``verify``: compare every
-    file with its sha256. ``preprocessing``: how pixels and boxes get to the square. ``seed`` is not used.
-    Boxes may overshoot the image by one pixel, which is clipped; they are returned in original pixels (times
-    ``orig_width / width``). Raises DataError naming file and rows, ParameterError for an unknown label or reader.
+    file with its sha256. ``window``, ``depth``: as `cxrkit.data.read_image` has them. ``preprocessing``: how
+    pixels and boxes get to the square. ``seed`` is not used. Boxes may overshoot the image by one pixel, which
+    is clipped; they are returned in original pixels (times ``orig_width / width``). Raises DataError naming file
+    and rows, ParameterError for an unknown label or reader.
     """
     root = Path(root)
     images_csv = _images_csv(root)
@@ -80,7 +84,13 @@ def load_folder(
         labels=labels,
         table=table,
         boxes=_to_original(boxes, table),
-        renderer=FileRenderer(table["path"], list(zip(width, height, strict=True)), preprocessing, table="images.csv"),
+        renderer=FileRenderer(
+            table["path"],
+            list(zip(width, height, strict=True)),
+            preprocessing,
+            read=partial(read_image, window=window, depth=depth),
+            table="images.csv",
+        ),
         size=size,
         hierarchy={child: parent for child, parent in parents.items() if {child, parent} <= set(labels)},
         preprocessing=preprocessing,

@@ -11,7 +11,18 @@ from torch import Tensor
 
 from cxrkit.errors import DataError, ParameterError
 
-__all__ = ["EightBit", "Levels", "Percentiles", "PixelStandardisation"]
+__all__ = ["EightBit", "Levels", "Percentiles", "PixelStandardisation", "luma"]
+
+# ITU-R BT.601, as Pillow's own conversion to grey.
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def luma(colour: np.ndarray) -> np.ndarray:
+    """Grey of colours in [0, 1], ``[H, W, 3]``."""
+    # Equal channels are kept exactly: the weighted sum would round.
+    if (colour == colour[..., :1]).all():
+        return colour[..., 0]
+    return (colour @ _LUMA).clip(0, 1)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Header:
         """The first value of a field as ``kind`` (text in capitals); ``default`` where it is missing or empty."""
         try:
             for layer in self._layers:
-                value = layer.get(keyword)
+                value = layer[keyword].value if keyword in layer else None
                 if isinstance(value, list | tuple | MultiValue):
                     value = value[0] if len(value) else None
                 if value is not None and str(value).strip():

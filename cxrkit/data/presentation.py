@@ -24,7 +24,7 @@ def displayed(header: Header, pixels: Pixels, window: bool) -> np.ndarray:
         return _colour_to_grey(header, pixels)
     words, index = _levels(pixels.words)
     shown = _greys(header, pixels, words, index, window)
-    return shown.astype(np.float32)[index]
+    return shown.astype(np.float32).take(index)
 
 
 def _colour_to_grey(header: Header, pixels: Pixels) -> np.ndarray:
@@ -80,11 +80,9 @@ def _greys(header: Header, pixels: Pixels, words: np.ndarray, index: np.ndarray,
     elif centre is not None and width is not None:
         shown = _windowed(header, values, centre, width)
     else:
-        present = np.zeros(len(words), dtype=bool)
-        present[index] = True
-        low, high = _extremes(header, values[present & ~padding])
-        if bits <= 8 or low == high:
-            low, high = ends
+        low, high = ends
+        if bits > 8:
+            low, high = _extremes(header, values, index, padding, ends)
         shown = (values - low) / (high - low)
     shown = shown.clip(0, 1)
     shown = 1 - shown if _is_inverse(header, pixels) else shown
@@ -122,10 +120,20 @@ def _of_sign(value: int, bits: int, signed: bool) -> int:
     return value - (1 << bits) if signed and value >= 1 << (bits - 1) else value
 
 
-def _extremes(header: Header, values: np.ndarray) -> tuple[float, float]:
+def _extremes(
+    header: Header, values: np.ndarray, index: np.ndarray, padding: np.ndarray, ends: tuple[float, float]
+) -> tuple[float, float]:
+    """Minimum and maximum of what is no padding; for an image of one value, the range that it could have."""
+    steps = np.diff(values)
+    if padding.any() or not ((steps >= 0).all() or (steps <= 0).all()):
+        present = np.zeros(len(values), dtype=bool)
+        present[index] = True
+        values = values[present & ~padding]
+    # Otherwise the extremes are the first and the last value, both of which occur.
     if not len(values):
         raise DataError(f"{header.path}: all pixels are padding, by PixelPaddingValue of the DICOM header")
-    return float(values.min()), float(values.max())
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if low < high else ends
 
 
 def _modality(header: Header, pixels: Pixels, stored: np.ndarray) -> tuple[np.ndarray, tuple[float, float], int]:

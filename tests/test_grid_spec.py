@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 from grid_project import Project, notebook
 from hypothesis import given
@@ -326,6 +328,45 @@ def test_a_notebook_that_is_none_is_refused(project):
     assert "square.ipynb: not a notebook" in problems(project.grid(one={}))
     notebook(project.square, "seed = 0", "1", language="R")
     assert "is written in r; a grid runs Python" in problems(project.grid(one={}))
+
+
+def test_options_and_folder_of_a_notebooks_own_data_set_stay_with_it(project):
+    cell = "dataset = 'phantom'\ndataset_options = {'view': 'multilabel'}\nroot = 'here'\n"
+    check = parameters_for(notebook(project.square, cell, "1"))
+    assert check().values == {"dataset": "phantom", "dataset_options": {"view": "multilabel"}, "root": "here"}
+    assert check(dataset="phantom").values == check().values
+    assert check(dataset="folder", root="x").values == {"dataset": "folder", "dataset_options": {}, "root": "x"}
+    assert check(dataset="folder").root == ""
+    own = {"dataset": "folder", "root": "x", "dataset_options": {"labels": ["Mass"]}}
+    assert check(**own).values == own
+    # As papermill gives them: in a cell of their own, behind that of the notebook.
+    for injected, options in (
+        ("dataset = 'folder'\nroot = 'x'", {}),
+        ("dataset = 'phantom'", {"view": "multilabel"}),
+        ("dataset = 'folder'\nroot = 'x'\ndataset_options = {'labels': ['Mass']}", {"labels": ["Mass"]}),
+    ):
+        held = {"In": ["", cell, injected, "%matplotlib inline", "check"]}
+        exec(f"{cell}\n{injected}", held)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert check.from_notebook(held).values["dataset_options"] == options
+            held.pop("root" if held["dataset"] == "phantom" else "", None)
+            assert TrainParameters.from_notebook(held).dataset_options == options
+        expected = "dataset_options was set for data set 'phantom' and is left out for 'folder'"
+        assert [str(one.message) for one in told] == ([expected] * 2 if options == {} else [])
+
+
+def test_options_of_another_source_are_told_with_their_origin(project):
+    notebook(project.folder / "notebooks" / "train.ipynb", "seed = 0", "1")
+    wrong = {"dataset": "folder", "root": "x", "dataset_options": {"view": "binary"}}
+    tasks = grid.plan(project.grid(one={"notebook": "../train.ipynb", "parameters": wrong}))
+    with pytest.raises(ParameterError, match=r"'view' is unknown to source 'folder'.*from the grid, step 'one'"):
+        grid.check_names(tasks)
+    right = {"dataset": "folder", "root": "x"}
+    grid.check_names(grid.plan(project.grid(one={"notebook": "../train.ipynb", "parameters": right})))
+    for held in (wrong, wrong | {"dataset_options": {"size": 3}}):
+        with pytest.raises(ParameterError, match=r"is unknown to source 'folder'.*from this notebook"):
+            TrainParameters.from_notebook(held)
 
 
 def test_notebooks_with_a_class_of_parameters_use_it(project):

@@ -544,6 +544,10 @@ def test_the_command_makes_the_run_of_the_notebook(tmp_path, capsys):
         ([str(file), "epochs"], "NAME=VALUE"),
         ([str(file), "epoch=2"], "did you mean 'epochs'"),
         ([str(file), "preset=bcos/rsna/resnet5"], "near: bcos/rsna/resnet50"),
+        (
+            [str(file), "dataset=folder", "root=x"],
+            "'view' is unknown.*dataset_options from parameters.yaml, dataset from the command line",
+        ),
     ]:
         with pytest.raises(ParameterError, match=problem):
             training.main(arguments)

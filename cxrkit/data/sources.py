@@ -7,7 +7,7 @@ import importlib
 import inspect
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -156,7 +156,7 @@ def read(
 ) -> Dataset:
     """All images of a source as its loader gives them, without folds; parameters are checked as by :func:`load`."""
     source = _check(name, root, split, fold, size, seed)
-    _check_options(name, source.options(), options)
+    check_options(name, source.options(), options)
     own = {"root": root} if source.needs_root else {}
     if source.brings_folds():
         own["fold"] = fold
@@ -234,7 +234,8 @@ def _check_integer(name: str, value: int, low: int, high: int | None) -> None:
         raise ParameterError(f"{name}={value!r} is out of range; use an integer {wanted}")
 
 
-def _check_options(name: str, known: tuple[str, ...], options: dict[str, Any]) -> None:
+def check_options(name: str, known: Collection[str], options: Collection[str]) -> None:
+    """Raise ParameterError for an option that isn't among those known to source ``name``."""
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import difflib
 import types
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,11 +20,14 @@ __all__ = [
     "Parameters",
     "SearchParameters",
     "TrainParameters",
+    "check_dataset_options",
     "given",
 ]
 
 # What a notebook's namespace holds besides its parameters.
 _NOTEBOOK_NAMES = {"In", "Out"}
+# Parameters that go with the data set, and so with a notebook's own only.
+OF_DATASET = ("dataset_options", "root")
 _LITERALS = (str, int, float, bool, list, tuple, dict, types.NoneType)
 
 
@@ -52,9 +58,12 @@ class Parameters(BaseModel):
 
         In a fresh kernel everything public that is plain data must be a parameter, so that a misspelt name given from
         outside stops the notebook in its first cells. In a kernel that has run for a while a reader's own variables
-        are let be, unless one looks like a misspelt parameter. Raises ParameterError.
+        are let be, unless one looks like a misspelt parameter. Options and folder that an earlier cell set for another
+        data set are left out with a warning. Raises ParameterError.
         """
-        return cls(**given(namespace, cls.model_fields))
+        parameters = cls(**given(namespace, cls.model_fields))
+        check_dataset_options(parameters, "this notebook, or what was given to it from outside")
+        return parameters
 
     def identity(self) -> dict[str, Any]:
         """The parameters that decide the result, JSON-able, in a fixed order."""
@@ -74,7 +83,44 @@ def given(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str, Any
         hidden = name.startswith("_") or name in _NOTEBOOK_NAMES or not isinstance(value, _LITERALS)
         if not hidden and (fresh or difflib.get_close_matches(name, known, 1, 0.85)):
             values[name] = value
+    for name, other in _left_over(namespace.get("In", [])).items():
+        if values.pop(name, None):
+            text = f"{name} was set for data set {other!r} and is left out for {values.get('dataset')!r}"
+            warnings.warn(text, stacklevel=3)
     return values
+
+
+def _left_over(cells: Sequence[str]) -> dict[str, str]:
+    """Which of `OF_DATASET` the executed cells set before they named another data set, and for which one that was."""
+    dataset, owner = None, {}
+    for cell in cells:
+        assigned = {}
+        with contextlib.suppress(SyntaxError, ValueError):  # magics are no Python
+            for node in ast.parse(cell).body:
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    assigned[node.targets[0].id] = node.value
+        if isinstance(named := assigned.get("dataset"), ast.Constant):
+            dataset = named.value
+        owner |= {name: dataset for name in OF_DATASET if name in assigned}
+    return {name: other for name, other in owner.items() if other not in (None, dataset)}
+
+
+def check_dataset_options(parameters: Parameters, origin: str | Mapping[str, str]) -> None:
+    """Refuse `dataset_options` that the data set named beside them lacks: ParameterError, which says their `origin`.
+
+    `origin`: where parameters come from, all of them or by name; what isn't listed comes from the preset or default.
+    """
+    from cxrkit.data.sources import SOURCES, check_options
+
+    name, options = getattr(parameters, "dataset", None), getattr(parameters, "dataset_options", {})
+    if name in SOURCES:
+        known = (*SOURCES[name].options(), "preprocessing", "seed", "cache_bits")
+        try:
+            check_options(name, known, options)
+        except ParameterError as error:
+            of = dict.fromkeys(("dataset_options", "dataset"), origin) if isinstance(origin, str) else origin
+            told = [f"{name} from {of.get(name, 'the preset or default')}" for name in ("dataset_options", "dataset")]
+            raise ParameterError(f"{error}. Origin: {', '.join(told)}") from None
 
 
 class TrainParameters(Parameters):

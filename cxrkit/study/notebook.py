@@ -80,8 +80,9 @@ class Checked:
     """The parameters cell of one notebook as a class of parameters: call it with values, as one calls the others.
 
     Names that the cell doesn't assign are refused, and values whose type differs from the cell's: a number may be
-    whole where the cell has a fraction, and where the cell says None anything plain will do. `results` is always
-    known: it says where the grid keeps the run. Raises ParameterError.
+    whole where the cell has a fraction, and where the cell says None anything plain will do. An annotation says more,
+    such as `float | None`. Options and folder of the cell's data set don't go with another. `results` is always known:
+    it says where the grid keeps the run. Raises ParameterError.
     """
 
     def __init__(self, notebook: Path):
@@ -98,6 +99,12 @@ class Checked:
         self.names = frozenset(self.defaults) | {"results"}
 
     def __call__(self, **values: Any) -> NotebookParameters:
+        own, _ = self.defaults.get("dataset", (None, None))
+        if values.get("dataset", own) != own:  # the cell's own options and folder are those of another data set
+            for name in experiment.OF_DATASET:
+                default, _ = self.defaults.get(name, (None, None))
+                if default and name not in values:
+                    values[name] = type(default)()
         try:
             checked = self._model(**values).model_dump(by_alias=True)
         except ValidationError as error:

@@ -37,7 +37,7 @@ from cxrkit.study.devices import (
     seed_global,
     share_buffers,
 )
-from cxrkit.study.experiment import TrainParameters
+from cxrkit.study.experiment import TrainParameters, check_dataset_options
 from cxrkit.study.feeding import Feed, Step, plan_epoch, seed_of, target_table
 from cxrkit.study.losses import Loss, loss_for
 from cxrkit.study.optimisation import LearningRate, optimizer_for, running_mean
@@ -378,19 +378,20 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         raise SystemExit("usage: python -m cxrkit.study.training PARAMETERS.yaml [NAME=VALUE ...]")
-    path = Path(arguments[0])
-    if not path.is_file():
+    if not (path := Path(arguments[0])).is_file():
         raise ParameterError(f"{path}: there is no such file of parameters")
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise ParameterError(f"{path}: expected parameters as NAME: VALUE, found a {type(values).__name__}")
+    origin = dict.fromkeys(values, path.name)
     for word in arguments[1:]:
         name, mark, value = word.partition("=")
         if not mark:
             raise ParameterError(f"{word!r}: expected NAME=VALUE")
-        values[name] = parse_yaml(value, word)
+        values[name], origin[name] = parse_yaml(value, word), "the command line"
     preset = values.pop("preset", None)
     parameters = TrainParameters.preset(preset, **values) if preset else TrainParameters(**values)
+    check_dataset_options(parameters, origin)
     print("run", train(parameters, print_epoch))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from cxrkit.errors import CxrkitError, ParameterError
 from cxrkit.study import keys
-from cxrkit.study.experiment import Parameters
+from cxrkit.study.experiment import Parameters, check_dataset_options
 from cxrkit.study.grid import spec
 from cxrkit.study.notebook import CLASSES, NotebookParameters, parameter_names, parameters_for
 
@@ -228,7 +228,8 @@ def _twice(tasks: list[Task]) -> list[str]:
 
 
 def check_names(tasks: list[Task]) -> None:
-    """Refuse unknown networks, sources and methods before anything runs; the package that knows them loads only now.
+    """Refuse unknown networks, sources, options of sources and methods before anything runs; the package that knows
+    them loads only now.
 
     Raises ParameterError with every unknown name.
     """
@@ -250,5 +251,9 @@ def check_names(tasks: list[Task]) -> None:
             for item in value if isinstance(value, list) else [value]:
                 if item not in allowed:
                     wrong.append(f"{task.notebook.stem}: {name} {item!r} is unknown; known: {', '.join(allowed)}")
+        try:
+            check_dataset_options(task.parameters, f"the grid, step {task.step!r}")
+        except ParameterError as error:
+            wrong.append(f"{task.notebook.stem}: {error}")
     if wrong:
         raise ParameterError("\n  ".join(dict.fromkeys(wrong)))

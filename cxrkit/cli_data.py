@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,11 +65,16 @@ def data_describe(name: str, root: Root = None, option: Options = None) -> None:
     if SOURCES[name].needs_root and root is None:
         console.print("With --root FOLDER the images and boxes of that folder are counted.")
         return
-    dataset = data.load(name, root=root, **_options(option))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        dataset = data.load(name, root=root, **_options(option))
     frame = counts(dataset, card)
     frame["published"] = ["" if number is pd.NA else str(number) for number in frame["published"]]
     console.print(f"{name}: {len(dataset)} images of {dataset.table['patient_id'].nunique()} patients", markup=False)
     print_frame(frame)
+    others = [text for one in told if not any(notice in (text := str(one.message)) for notice in dataset.notices)]
+    for text in [*dataset.notices, *others]:
+        console.print(f"notice: {text}", markup=False)
 
 
 @data_app.command("check")

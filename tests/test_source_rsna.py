@@ -186,7 +186,10 @@ def test_the_tables_of_torchxrayvision(tmp_path):
         (LABELS.replace("213.0", "0", 1), ("no area", "line 2")),
         (LABELS.replace("264.0,152.0,213.0,379.0,1", ",,,,0", 1), ("Target differs between rows", "line 2", "line 3")),
         (LABELS.replace(IDS[0], "", 1), ("patientId is empty", "line 2")),
-        (LABELS.replace("Target", "target", 1), ("lacks the columns ['Target']",)),
+        (
+            LABELS.replace("Target", "Targets", 1),
+            ("lacks the columns ['Target']", "is 'Targets' meant to be 'Target'?"),
+        ),
         (LABELS.split("\n")[0] + "\n", ("holds a header but no row",)),
         (LABELS + f"{'f' * 8},,,,,0\n", ("file does not exist", "line 15")),
         ("", ("is empty",)),

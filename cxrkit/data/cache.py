@@ -35,8 +35,8 @@ __all__ = ["CachedRenderer", "Prepared", "cache_folder", "cached", "prepare", "p
 # Options that choose rows, labels or boxes, but leave the pixels of an image as they are. What is not listed is taken
 # to change pixels: the worst that follows is a second cache.
 _SAME_PIXELS = {
-    *("labels", "label_map", "hierarchy_separator", "readers", "verify", "missing", "tables", "split_by"),
-    *("images", "images_per_patient"),
+    *("labels", "label_map", "hierarchy_separator", "label_separator", "readers", "verify", "missing", "tables"),
+    *("split_by", "images", "images_per_patient"),
 }
 # Whatever decides on pixels; the key holds a checksum of these modules, and of the source's and the pre-processing's.
 _CODE = ("readers", "dicom", "presentation", "limits", "geometry", "files", "preprocessing", "intensity", "pixelfile")

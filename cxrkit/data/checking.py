@@ -28,6 +28,7 @@ __all__ = ["KINDS", "check", "counts"]
 
 KINDS = {
     "table": "what the tables say can't be right",
+    "notice": "what a table says is left out, or may be meant otherwise than it is read",
     "missing": "a file that a table names is not there",
     "image": "a file can't be read, or is not of the size that a table says",
     "checksum": "a file differs from its published checksum or size",
@@ -91,7 +92,7 @@ def _tables(
     with warnings.catch_warnings(), collecting() as problems:
         warnings.simplefilter("ignore", UserWarning)
         dataset = read(name, root, size=_SIZE, **options)
-    found += [("table", p.file, p.line, p.problem, p.value) for p in problems]
+    found += [(p.kind, p.file, p.line, p.problem, p.value) for p in problems]
     if dataset is None and "missing" in SOURCES[name].options() and "missing" not in options:
         # Files that are not there have been told; the others are worth a look all the same.
         with warnings.catch_warnings(), collecting():
@@ -169,12 +170,17 @@ def _unexpected(listed: list[Entry], root: Path, dataset: Dataset | None, paths:
 def counts(dataset: Dataset, manifest: Mapping[str, Any]) -> pd.DataFrame:
     """What was loaded beside what was published: columns what, loaded, published (None where nothing is)."""
     published = manifest.get("counts") or {}
-    boxes = dataset.boxes
+    boxes, targets = dataset.boxes, dataset.table[list(dataset.labels)].to_numpy()
+    image = pd.Index(dataset.table["image_id"]).get_indexer(boxes["image_id"])
+    label = pd.Index(dataset.labels, dtype=object).get_indexer(boxes["label"].astype(object))
+    held = label >= 0
     loaded = {
         "images": len(dataset),
         "patients": dataset.table["patient_id"].nunique(),
         "boxes": len(boxes),
         "boxed_images": boxes["image_id"].nunique(),
+        "boxes_without_mask": int((~held).sum()),
+        "boxes_of_labels_that_their_image_lacks": int((targets[image[held], label[held]] == 0).sum()),
     }
     rows = [(what.replace("_", " "), number, published.get(what)) for what, number in loaded.items()]
     of_label = published.get("labels")

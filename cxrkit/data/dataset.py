@@ -128,6 +128,8 @@ class Dataset(torch.utils.data.Dataset):
 
     leak: str = ""
     """Why parts of the split share patients: one sentence, set by a source that was asked for such a split."""
+    notices: tuple[str, ...] = ()
+    """What the tables hold that was left out, or may be meant otherwise than it was read, each with its cure."""
 
     def __init__(
         self,
@@ -198,14 +200,20 @@ class Dataset(torch.utils.data.Dataset):
         """The position of each image in the source's whole table, which is what the renderer is asked for: int [N]."""
         return self._rows
 
+    @property
+    def maskless_boxes(self) -> pd.DataFrame:
+        """The boxes that make no mask, because ``labels`` lacks theirs."""
+        return self.boxes[~self.boxes["label"].isin(self.labels)]
+
     def __len__(self) -> int:
         return len(self.table)
 
     def __repr__(self) -> str:
         patients = self.table["patient_id"].nunique()
+        maskless = f" ({len(self.maskless_boxes)} without a mask)" if len(self.maskless_boxes) else ""
         return (
             f"Dataset({self.name!r}, {len(self)} images of {patients} patients, {len(self.labels)} labels, "
-            f"{len(self.boxes)} boxes, size {self.size})"
+            f"{len(self.boxes)} boxes{maskless}, size {self.size})"
         )
 
     def __getitem__(self, index: int) -> Sample:

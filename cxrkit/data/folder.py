@@ -9,26 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cxrkit.data.dataset import BOX_COLUMNS, SPLITS, Dataset
+from cxrkit.data.boxes import box_rows, id_number, keep_readers, left_out, maskless, placed, to_original
+from cxrkit.data.dataset import SPLITS, Dataset
 from cxrkit.data.files import FileRenderer
+from cxrkit.data.labels import ImageLabels, as_label_map, check_known, doubtful, read_labels
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.readers import image_size, read_image
-from cxrkit.data.tables import EDGES, leaves_folder, lengths, numbers, places, read_table, refuse, whole_boxes
+from cxrkit.data.tables import MISSING, leaves_folder, lengths, notify, places, read_table, refuse
 from cxrkit.errors import DataError, ParameterError
 
 __all__ = ["load_folder"]
 
-NO_FINDING = "No Finding"
 IMAGE_COLUMNS = ("image_id", "file", "patient_id", "labels")
+_OPTIONAL = ("split", "width", "height", "orig_width", "orig_height", "sha256")
+_SHOWN = 3
 
 
 def load_folder(
@@ -39,6 +40,7 @@ def load_folder(
     labels: Sequence[str] | None = None,
     label_map: Mapping[str, str] | None = None,
     hierarchy_separator: str | None = "/",
+    label_separator: str | None = None,
     readers: Sequence[str] | None = None,
     verify: bool = False,
     window: bool = True,
@@ -50,15 +52,17 @@ def load_folder(
     ``labels``: the labels wanted, in order; by default all of images.csv, the most frequent first. A label
     known to boxes.csv alone is 1 where it is boxed and NaN elsewhere. ``label_map``: old name -> new name,
     for images and boxes. ``hierarchy_separator``: a label ``a/b`` is a child of ``a``, which is positive too;
-    None reads names as they are. ``readers``: keep the boxes of these readers only. ``verify``: compare every
-    file with its sha256. ``window``, ``depth``: as `cxrkit.data.read_image` has them. ``preprocessing``: how
-    pixels and boxes get to the square. ``seed`` is not used. Boxes may overshoot the image by one pixel, which
-    is clipped; they are returned in original pixels (times ``orig_width / width``). Raises DataError naming file
-    and rows, ParameterError for an unknown label or reader.
+    None reads names as they are. ``label_separator``: what parts the labels of an image; by default ";", "|" or a list
+    written as text, and "," where that is sure. ``readers``: keep the boxes of these readers only. ``verify``: compare
+    every file with its sha256. ``window``, ``depth``: as `cxrkit.data.read_image` has them. ``preprocessing``: how
+    pixels and boxes get to the square. ``seed`` is not used. Boxes may overshoot the image by one pixel, which is
+    clipped; they are returned in original pixels (times ``orig_width / width``). What is left out, or may be meant
+    otherwise, is listed in ``Dataset.notices``, and told in one UserWarning where no option asked for it. Raises
+    DataError naming file and rows, ParameterError for a label, reader or key of ``label_map`` that no table holds.
     """
     root = Path(root)
-    images_csv = _images_csv(root)
-    images = read_table(images_csv, IMAGE_COLUMNS)
+    images_csv, boxes_csv = _images_csv(root), root / "boxes.csv"
+    images = read_table(images_csv, IMAGE_COLUMNS, _OPTIONAL)
     if images.empty:
         raise DataError(f"{images_csv}: holds a header but no row")
     # pandas steps through text of its own kind several times as slowly as through Python's.
@@ -67,34 +71,42 @@ def load_folder(
     images = _sound_images(images_csv, root, images)
     if verify:
         _check_sums(images_csv, root, images)
-    width, height = _extent(images_csv, root, images)
-    boxes = _read_boxes(root / "boxes.csv", images, named, width, height)
-    boxes = _keep_readers(boxes, readers)
-
-    rename = dict(label_map or {})
-    cell_of, found, parents = _image_labels(images_csv, images, hierarchy_separator, rename)
-    boxes["label"] = boxes["label"].map(lambda label: rename.get(label, label))
-    labels = _choose_labels(labels, cell_of, found, boxes)
-    table = _table(images_csv, root, images, labels, _targets(images, cell_of, found, labels, boxes))
-    table["width"], table["height"] = width, height
-    for column, default in (("orig_width", width), ("orig_height", height)):
-        table[column] = lengths(images_csv, images, column) if column in images.columns else default
-    return Dataset(
+    sides = _sides(images_csv, root, images)
+    rows = box_rows(boxes_csv, named)
+    written = set(rows["label"])
+    rename = as_label_map(label_map)
+    found = read_labels(images_csv, images["labels"], written, rename, hierarchy_separator, label_separator)
+    check_known("label_map", rename, found.written | written)
+    boxes, notices = placed(boxes_csv, rows, rename, images["image_id"], sides)
+    notices = [*_image_notices(images), *(f"images.csv: {text}" for text in found.notices), *notices]
+    boxes, asked = keep_readers(boxes, readers)
+    counts, chosen = found.counts(), labels is not None
+    labels = _choose_labels(labels, counts, set(boxes["label"]))
+    if chosen:
+        asked += left_out(boxes, labels, counts)
+    else:
+        notices += [f"images.csv: {text}" for text in doubtful(counts, found, rename)]
+    notices += maskless(boxes, labels, chosen)
+    notify("folder", root, notices)
+    table = _table(images_csv, root, images, labels, _targets(images, found, labels, boxes)).assign(**sides)
+    dataset = Dataset(
         name="folder",
         labels=labels,
         table=table,
-        boxes=_to_original(boxes, table),
+        boxes=to_original(boxes, table),
         renderer=FileRenderer(
             table["path"],
-            list(zip(width, height, strict=True)),
+            list(zip(sides["width"], sides["height"], strict=True)),
             preprocessing,
             read=partial(read_image, window=window, depth=depth),
             table="images.csv",
         ),
         size=size,
-        hierarchy={child: parent for child, parent in parents.items() if {child, parent} <= set(labels)},
+        hierarchy={child: parent for child, parent in found.parents.items() if {child, parent} <= set(labels)},
         preprocessing=preprocessing,
     )
+    dataset.notices = (*notices, *asked)
+    return dataset
 
 
 # Tables
@@ -121,12 +133,19 @@ def _sound_images(path: Path, root: Path, images: pd.DataFrame) -> pd.DataFrame:
         wrong[found] = True
 
     for column in ("image_id", "file", "patient_id"):
-        check(f"{column} is empty", column, images[column] == "")
-    check("image_id occurs twice", "image_id", images["image_id"].duplicated() & ~wrong)
+        check(f"{column} is empty", column, images[column].isin(MISSING))
+    again = images["image_id"].duplicated() & ~wrong
+    check("image_id occurs twice (an image has one row, which holds all its labels)", "image_id", again)
     odd = images["file"].str.contains(r"\.\.|:|\\|^/", regex=True)
     outside = {file for file in images["file"][odd] if leaves_folder(file)}
     check("file leaves the folder", "file", images["file"].isin(outside))
-    check("file does not exist", "file", ~_there(root, images["file"]) & ~wrong)
+    if (windows := images["file"].str.contains("\\", regex=False) & ~wrong).any():
+        images["file"] = images["file"].mask(
+            windows & ~_there(root, images["file"]), images["file"].str.replace("\\", "/")
+        )
+    absent = ~_there(root, images["file"]) & ~wrong
+    hint = next(filter(None, (_alike(root, file) for file in images["file"][absent][:_SHOWN])), "")
+    check(f"file does not exist{hint}", "file", absent)
     if "split" in images.columns:
         check(f"split is none of {', '.join(SPLITS)}", "split", ~images["split"].isin(SPLITS))
         splits = images.groupby("patient_id")["split"].transform("nunique")
@@ -149,6 +168,18 @@ def _there(root: Path, files: pd.Series) -> pd.Series:
     return pd.Series(there, index=files.index, dtype=bool)
 
 
+def _alike(root: Path, file: str) -> str:
+    """A file of the same name but for case or ending, to tell beside one that isn't there."""
+    folder, _, name = file.rpartition("/")
+    try:
+        held = sorted(entry.name for entry in os.scandir(os.path.join(root, folder)) if entry.is_file())
+    except (OSError, ValueError):
+        return ""
+    stem = os.path.splitext(name)[0].casefold()
+    close = [one for one in held if os.path.splitext(one)[0].casefold() == stem]
+    return f" (there is {os.path.join(folder, close[0])!r})" if close else ""
+
+
 def _check_sums(path: Path, root: Path, images: pd.DataFrame) -> None:
     if "sha256" not in images.columns:
         raise DataError(f"{path}: verify=True needs the column sha256; it has {list(images.columns)}")
@@ -160,75 +191,60 @@ def _check_sums(path: Path, root: Path, images: pd.DataFrame) -> None:
     refuse(path, "the sha256 of file differs", wrong)
 
 
-def _extent(path: Path, root: Path, images: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Width and height of every file, from the table or else from the file itself."""
+def _sides(path: Path, root: Path, images: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Width and height of every file, from the table or else from the file itself, and those of the originals."""
     if {"width", "height"} <= set(images.columns):
         width, height = (lengths(path, images, column) for column in ("width", "height"))
     else:
         sizes = np.array([image_size(root / file) for file in images["file"]])
-        width, height = sizes[:, 0], sizes[:, 1]
-    return width.astype(int), height.astype(int)
+        width, height = sizes[:, 0].astype(int), sizes[:, 1].astype(int)
+    sides = {"width": width, "height": height, "orig_width": width, "orig_height": height}
+    told = [name for name in ("orig_width", "orig_height") if name in images.columns]
+    return sides | {name: lengths(path, images, name) for name in told}
+
+
+def _image_notices(images: pd.DataFrame) -> list[str]:
+    """Ids that a spreadsheet may have changed, and files that several patients share."""
+    notices = []
+    for column in ("image_id", "patient_id"):
+        short = images[column].str.fullmatch(r"\d(\.\d+)?E\+?\d+")
+        if short.any():
+            value, line = images[column][short].iloc[0], images.index[short][0]
+            notices.append(f"{short.sum()} cells of {column} are shortened numbers, such as {value!r} on line {line}")
+    spelt: dict[str, str] = {}
+    for patient in images["patient_id"].unique():
+        if (first := spelt.setdefault(id_number(patient), patient)) != patient:
+            line = images.index[images["patient_id"] == patient][0]
+            notices.append(f"patient_id {patient!r}, on line {line}, may be {first!r}, but counts as another patient")
+    shared = images["file"].duplicated(keep=False)
+    shared &= images.groupby("file")["patient_id"].transform("nunique") > 1
+    if shared.any():
+        file, line = images["file"][shared].iloc[0], images.index[shared][0]
+        notices.append(f"{shared.sum()} rows share a file with another patient's, such as {file!r} on line {line}")
+    return [f"images.csv: {text}" for text in notices[:_SHOWN]] + (
+        [f"images.csv: and {len(notices) - _SHOWN} more of such kinds"] if len(notices) > _SHOWN else []
+    )
 
 
 # Labels
 
 
-def _image_labels(
-    path: Path, images: pd.DataFrame, separator: str | None, rename: Mapping[str, str]
-) -> tuple[np.ndarray, list[set[str]], dict[str, str]]:
-    """The combination of labels that each image has, those combinations with all ancestors, and child -> parent."""
-    found, parents, both = [], {}, set()
-    # Few combinations of labels make up many rows.
-    cell_of, cells = pd.factorize(images["labels"])
-    for cell in cells:
-        names = {name.strip() for name in cell.split(";")} - {""}
-        if NO_FINDING in names and len(names) > 1:
-            both.add(cell)
-        of_cell = set()
-        for name in names - {NO_FINDING}:
-            chain = [rename.get(step, step) for step in _ancestry(name, separator)]
-            of_cell.update(chain)
-            parents.update((child, parent) for parent, child in pairwise(chain))
-        found.append(of_cell)
-    wrong = places(images["labels"], images["labels"].isin(both))
-    refuse(path, f"labels holds {NO_FINDING!r} beside a finding", wrong)
-    return cell_of, found, {child: parent for child, parent in parents.items() if child != parent}
-
-
-def _ancestry(name: str, separator: str | None) -> list[str]:
-    """From the root of a label path to the label: a, a/b, a/b/c."""
-    if not separator:
-        return [name]
-    steps = name.split(separator)
-    return [separator.join(steps[: depth + 1]) for depth in range(len(steps))]
-
-
-def _choose_labels(
-    labels: Sequence[str] | None, cell_of: np.ndarray, found: Sequence[set[str]], boxes: pd.DataFrame
-) -> tuple[str, ...]:
-    counts: Counter[str] = Counter()
-    for of_cell, images in zip(found, np.bincount(cell_of, minlength=len(found)).tolist(), strict=True):
-        counts.update(dict.fromkeys(of_cell, images))
+def _choose_labels(labels: Sequence[str] | None, counts: Mapping[str, int], boxed: Collection[str]) -> tuple[str, ...]:
     if labels is None:
         return tuple(sorted(counts, key=lambda label: (-counts[label], label)))
     if isinstance(labels, str):
         raise ParameterError(f"labels={labels!r}: give a list of names, such as [{labels!r}]")
-    known = set(counts) | set(boxes["label"])
-    unknown = [label for label in labels if label not in known]
-    if unknown:
-        raise ParameterError(f"labels {unknown} occur neither in images.csv nor in boxes.csv; known: {sorted(known)}")
+    check_known("labels", labels, set(counts) | set(boxed))
     if len(set(labels)) != len(labels):
         raise ParameterError(f"labels={list(labels)} names one label twice")
     return tuple(labels)
 
 
-def _targets(
-    images: pd.DataFrame, cell_of: np.ndarray, found: Sequence[set[str]], labels: Sequence[str], boxes: pd.DataFrame
-) -> np.ndarray:
-    of_cell = np.array([[label in held for label in labels] for held in found], dtype=np.float32)
-    targets = of_cell.reshape(len(found), len(labels))[cell_of]
+def _targets(images: pd.DataFrame, found: ImageLabels, labels: Sequence[str], boxes: pd.DataFrame) -> np.ndarray:
+    of_cell = np.array([[label in held for label in labels] for held in found.found], dtype=np.float32)
+    targets = of_cell.reshape(len(found.found), len(labels))[found.cell]
     for position, label in enumerate(labels):
-        if not any(label in of_image for of_image in found):
+        if not any(label in held for held in found.found):
             boxed = images["image_id"].isin(boxes["image_id"][boxes["label"] == label])
             targets[:, position] = np.where(boxed, 1, np.nan)
     return targets
@@ -254,46 +270,3 @@ def _inferred(column: pd.Series) -> pd.Series:
         return filled  # the others need not be tried
     numbers = pd.to_numeric(filled, errors="coerce")
     return numbers if numbers.notna().sum() == filled.notna().sum() > 0 else filled
-
-
-# Boxes
-
-
-def _read_boxes(
-    path: Path, images: pd.DataFrame, named: pd.Index, width: np.ndarray, height: np.ndarray
-) -> pd.DataFrame:
-    """Boxes in pixels of the files, clipped to them; ``named`` are all images of the table, sound or not."""
-    boxes = read_table(path, ("image_id", "label", *EDGES)).astype(object) if path.exists() else pd.DataFrame()
-    if boxes.empty:
-        return pd.DataFrame({column: [] for column in BOX_COLUMNS})
-    if "reader" not in boxes.columns:
-        boxes["reader"] = "unknown"
-    refuse(path, "image_id is not in images.csv", places(boxes["image_id"], ~boxes["image_id"].isin(named)))
-    refuse(path, "label is empty", places(boxes["label"], boxes["label"] == ""))
-    for edge in EDGES:
-        boxes[edge] = numbers(path, boxes, edge)
-    order = pd.Index(images["image_id"]).get_indexer(boxes["image_id"])
-    usable = (order >= 0) & np.isfinite(boxes[list(EDGES)].to_numpy(dtype=float)).all(axis=1)
-    boxes, order = boxes[usable].copy(), order[usable]
-    return whole_boxes(path, boxes, np.column_stack([width, height])[order])
-
-
-def _keep_readers(boxes: pd.DataFrame, readers: Sequence[str] | None) -> pd.DataFrame:
-    if readers is None:
-        return boxes
-    readers = [readers] if isinstance(readers, str) else list(readers)
-    unknown = [reader for reader in readers if reader not in set(boxes["reader"])]
-    if unknown:
-        raise ParameterError(f"readers {unknown} drew no box; known: {sorted(set(boxes['reader']))}")
-    return boxes[boxes["reader"].isin(readers)].copy()
-
-
-def _to_original(boxes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Boxes from pixels of the file to original pixels, as ``Dataset.boxes`` wants them."""
-    boxes = boxes.reset_index(drop=True)
-    frame = table.iloc[pd.Index(table["image_id"]).get_indexer(boxes["image_id"])]
-    for axis, side in (("x", "width"), ("y", "height")):
-        for end in ("min", "max"):
-            scaled = boxes[f"{axis}_{end}"].to_numpy() * frame[f"orig_{side}"].to_numpy() / frame[side].to_numpy()
-            boxes[f"{axis}_{end}"] = scaled
-    return boxes[[*BOX_COLUMNS, *(column for column in boxes.columns if column not in BOX_COLUMNS)]]

@@ -141,6 +141,7 @@ def load(
     if not len(part):
         held = sorted(set(dataset.table["split"]))
         raise DataError(f"{dataset.name}: no image is in split {split!r}; there are {held}")
+    part.notices = (*dataset.notices, f"split={split!r} leaves out {len(dataset) - len(part)} of {len(dataset)} images")
     return part
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,11 +20,28 @@ import pandas as pd
 
 from cxrkit.errors import DataError
 
-__all__ = ["EDGES", "Problem", "collecting", "numbers", "places", "read_table", "refuse", "whole_boxes"]
+__all__ = [
+    "EDGES",
+    "MISSING",
+    "Problem",
+    "collecting",
+    "counted_from",
+    "notify",
+    "numbers",
+    "places",
+    "read_table",
+    "refuse",
+    "whole_boxes",
+]
 
 EDGES = ("x_min", "y_min", "x_max", "y_max")
 # Coordinates rounded or counted from 1 may overshoot the border a little; they are clipped to it.
 OVERSHOOT = 1.0
+# As pandas writes a missing value; "NA" may be somebody's name.
+MISSING = ("", "nan", "NaN", "<NA>", "NaT", "None", "null", "NULL")
+# No box of pixels is that small; shares of an image may overshoot 1 a little.
+SHARE = 1.5
+_SMALL = 8
 _SHOWN = 3
 
 
@@ -33,6 +53,7 @@ class Problem:
     line: int | None
     problem: str
     value: str = ""
+    kind: str = "table"
 
 
 _collected: ContextVar[list[Problem] | None] = ContextVar("collected", default=None)
@@ -74,22 +95,35 @@ def refuse(path: Path, problem: str, where: Sequence[tuple[int | None, str]]) ->
     raise DataError(f"{path}: {problem}: {shown}{more}")
 
 
+def notify(source: str, path: Path, notices: Sequence[str]) -> None:
+    """Tell in one UserWarning what was read, but may be meant otherwise; within :func:`collecting` note it instead."""
+    collected = _collected.get()
+    if collected is not None:
+        collected.extend(Problem(str(path), None, text, kind="notice") for text in notices)
+    elif notices:
+        warnings.warn(f"{source}, {path}: " + "\n  ".join(notices), UserWarning, stacklevel=5)
+
+
 def places(column: pd.Series, wrong: pd.Series | np.ndarray) -> list[tuple[int, str]]:
     """Where ``wrong`` holds: line and value. The index of ``column`` holds the lines, as :func:`read_table` sets it."""
     return [(line, repr(value)) for line, value in column[np.asarray(wrong, dtype=bool)].items()]
 
 
-def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
-    """A comma-separated table as text, cells stripped; its index holds the line of the file on which each row ends.
+def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
+    """A table as text, cells stripped; its index holds the line of the file on which each row ends.
 
-    Raises DataError for a file that is not UTF-8, not a table, lacks a ``required`` column, names one twice, or has
-    rows whose number of cells differs from the header's.
+    Cells are parted by commas, or by the semicolons, tabs or bars that the header has instead. Columns are found
+    whatever the case and the signs between words: "Image ID" is image_id. Raises DataError for a file that is not
+    UTF-8, not a table, lacks a ``required`` column, names one twice, or has rows whose number of cells differs from
+    the header's.
     """
     header, cells, widths, lines = _cells(path, required)
+    header = _known_names(header, [*required, *optional])
     missing = [column for column in required if column not in header]
     if missing:
-        raise DataError(f"{path}: lacks the columns {missing}; it has {header}")
-    if len(set(header)) != len(header):
+        raise DataError(f"{path}: lacks the columns {missing}; it has {header}{_cure(missing, header)}")
+    named = [column for column in header if column]
+    if len(set(named)) != len(named):
         raise DataError(f"{path}: a column name occurs twice in {header}")
     width = len(header)
     if any(held != width for held in widths):
@@ -100,8 +134,33 @@ def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
         whole = [row for row, held in enumerate(widths) if held == width]
         cells = [cell for row in whole for cell in cells[starts[row] : starts[row + 1]]]
         lines = [lines[row] for row in whole]
-    columns = {column: cells[place::width] for place, column in enumerate(header)}
+    columns = {column or f"column {place + 1}": cells[place::width] for place, column in enumerate(header)}
+    for place, column in enumerate(header):
+        if not column and not any(columns[f"column {place + 1}"]):
+            del columns[f"column {place + 1}"]  # of delimiters at the ends of the lines
     return pd.DataFrame(columns, index=lines, dtype=None if lines else object)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def _known_names(header: list[str], known: Sequence[str]) -> list[str]:
+    """The header with known names as they are wanted, where the table has just one column of their letters."""
+    for name in known:
+        alike = [place for place, column in enumerate(header) if _letters(column) == _letters(name)]
+        if name not in header and len(alike) == 1 and header[alike[0]] not in known:
+            header = [*header[: alike[0]], name, *header[alike[0] + 1 :]]
+    return header
+
+
+def _cure(missing: list[str], header: list[str]) -> str:
+    if set(missing) & set(EDGES) and {"w", "width"} & set(map(_letters, header)):
+        return "; from a corner and a size make x_min = x, y_min = y, x_max = x + width, y_max = y + height"
+    columns = {_letters(column): column for column in header}
+    close = {name: difflib.get_close_matches(_letters(name), columns, n=1, cutoff=0.5) for name in missing}
+    told = [f"is {columns[found[0]]!r} meant to be {name!r}?" for name, found in close.items() if found]
+    return "; " + " ".join(told) if told else ""
 
 
 def _cells(path: Path, required: Sequence[str]) -> tuple[list[str], list[str], list[int], list[int]]:
@@ -113,14 +172,20 @@ def _cells(path: Path, required: Sequence[str]) -> tuple[list[str], list[str], l
     widths, lines = [], []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            first = next((line for line in file if line.strip()), "")
+            told = re.fullmatch(r"sep=(.)\s*", first)  # what a spreadsheet puts above the header
+            delimiter = told[1] if told else _delimiter(first, required)
+            file.seek(0)
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             for row in reader:
-                if any(row):
+                if any(row) and not (told and not widths and "".join(row).startswith("sep=")):
                     cells.extend(map(str.strip, row))
                     widths.append(len(row))
                     lines.append(reader.line_num)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text (byte {error.start} can't be read)") from None
+        raise DataError(
+            f"{path}: is not UTF-8 text (byte {error.start} can't be read); save it as CSV in UTF-8"
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: can't be opened ({error.strerror})") from None
     except csv.Error as error:
@@ -130,10 +195,19 @@ def _cells(path: Path, required: Sequence[str]) -> tuple[list[str], list[str], l
     return cells[: widths[0]], cells[widths[0] :], widths[1:], lines[1:]
 
 
+def _delimiter(header: str, required: Sequence[str]) -> str:
+    """The sign that parts the cells of a header: a comma, unless only another finds all required columns."""
+    wanted = {_letters(name) for name in required}
+    found = (sign for sign in ",;\t|" if wanted <= set(map(_letters, header.split(sign))))
+    return next(found, ",")
+
+
 def numbers(path: Path, table: pd.DataFrame, column: str) -> np.ndarray:
     """A column as float64; cells that are no finite number are refused."""
     values = pd.to_numeric(table[column], errors="coerce").astype(np.float64)
-    refuse(path, f"{column} is not a number", places(table[column], ~np.isfinite(values)))
+    wrong = places(table[column], ~np.isfinite(values))
+    comma = any(re.fullmatch(r"'-?\d+,\d+'", value) for _, value in wrong)
+    refuse(path, f"{column} is not a number" + (" (12,5 is written 12.5)" if comma else ""), wrong)
     return values.to_numpy()
 
 
@@ -152,22 +226,57 @@ def leaves_folder(file: str) -> bool:
     return bool(path.anchor) or ".." in path.parts
 
 
-def whole_boxes(path: Path, boxes: pd.DataFrame, limits: np.ndarray) -> pd.DataFrame:
-    """Boxes clipped to their images; refused where they lie outside by more than one pixel, or have no area.
+def whole_boxes(
+    path: Path, boxes: pd.DataFrame, limits: np.ndarray, originals: np.ndarray | None = None
+) -> pd.DataFrame:
+    """Boxes clipped to their images; refused where they lie outside by more than one pixel, have no area, or are
+    written in shares of the image.
 
     ``boxes``: columns image_id, x_min, y_min, x_max, y_max (numbers), lines as index; ``limits``: ``[M, 2]``, width and
-    height of each box's image, in the same pixels. Where problems are collected, refused boxes are left out.
+    height of each box's image, in the same pixels; ``originals``: those before it was reduced. Where problems are
+    collected, refused boxes are left out.
     """
     low, high = boxes[["x_min", "y_min"]].to_numpy(), boxes[["x_max", "y_max"]].to_numpy()
-    outside = ~((low >= -OVERSHOOT) & (high <= limits + OVERSHOOT)).all(axis=1)
-    refuse(path, "the box lies outside its image", _described(boxes, limits, outside))
+    shares = (high <= SHARE).all(axis=1) & (low >= -SHARE).all(axis=1) & (limits > _SMALL).all(axis=1)
+    cure = "pixels are wanted; for shares of the image multiply x by the width and y by the height"
+    refuse(path, f"the box holds no whole pixel; {cure}", _described(boxes, limits, shares))
+    outside = ~shares & ~((low >= -OVERSHOOT) & (high <= limits + OVERSHOOT)).all(axis=1)
+    hint = ""
+    for frame, words in ((limits[:, ::-1], "x and y seem swapped"), (originals, "it seems to be in original pixels")):
+        if not hint and frame is not None and outside.any():
+            fits = ((low >= -OVERSHOOT) & (high <= frame + OVERSHOOT))[outside].all()
+            hint = f"; {words}" if fits else ""
+    refuse(path, f"the box lies outside its image{hint}", _described(boxes, limits, outside))
     low, high = low.clip(0, limits), high.clip(0, limits)
-    empty = ~outside & ~(high > low).all(axis=1)
-    needed = "the box has no area (x_min < x_max and y_min < y_max are needed)"
+    empty = ~shares & ~outside & ~(high > low).all(axis=1)
+    sizes = empty.any() and (low + high <= limits + OVERSHOOT)[empty].all() and (high > 0)[empty].all()
+    hint = "; x_max and y_max may be width and height, or the ends swapped" if sizes else "; its ends may be swapped"
+    needed = f"the box has no area (x_min < x_max and y_min < y_max are needed{hint})"
     refuse(path, needed, _described(boxes, limits, empty))
     boxes = boxes.copy()
     boxes[["x_min", "y_min"]], boxes[["x_max", "y_max"]] = low, high
-    return boxes[~outside & ~empty]
+    return boxes[~shares & ~outside & ~empty]
+
+
+def counted_from(boxes: pd.DataFrame, limits: np.ndarray) -> str:
+    """What to say of whole-numbered boxes that seem counted from 1, or to include their last pixel; empty: nothing.
+
+    ``boxes``, ``limits``: as in :func:`whole_boxes`, which would clip the boxes.
+    """
+    low, high = boxes[["x_min", "y_min"]].to_numpy(), boxes[["x_max", "y_max"]].to_numpy()
+    if not len(boxes) or (low % 1).any() or (high % 1).any():
+        return ""
+    cure = "boxes are half-open and counted from 0: x_min = 0 and x_max = width cover the whole image"
+    if (beyond := (high == limits + 1).any(axis=1)).any():
+        told = f"{beyond.sum()} of {len(boxes)} boxes end one pixel beyond their image and are clipped"
+        return f"{told}, as if counted from 1; {cure}"
+    if (low == 1).any() and not (low == 0).any() and (touch := (high == limits).any(axis=1)).any():
+        return f"no box begins at 0, some at 1, and {touch.sum()} end at the border, as if counted from 1; {cure}"
+    last = (high == limits - 1).any(axis=1)
+    if last.any() and not (high >= limits).any():
+        told = f"{last.sum()} of {len(boxes)} boxes end at the last pixel, none at the border"
+        return f"{told}, as if they included it; {cure}"
+    return ""
 
 
 def _described(boxes: pd.DataFrame, limits: np.ndarray, wrong: np.ndarray) -> list[tuple[int, str]]:

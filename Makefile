@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python; do \
             $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: book test lab bench clean
+.PHONY: book test fuzz lab bench clean
 .DEFAULT_GOAL := book
 
 book: $(VENV)/.user
@@ -18,6 +18,12 @@ test: $(VENV)/.developer
 lab: $(VENV)/.user
 	$(BIN)/jupyter lab --notebook-dir . --LabApp.news_url=None \
 	    --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks/start.ipynb
+
+# Random networks under every method, against slow oracles; other seeds are as good: make fuzz NETWORKS=100 SEED=5000
+NETWORKS ?= 3000
+SEED     ?= 0
+fuzz: $(VENV)/.developer
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz --networks $(NETWORKS) --seed $(SEED)
 
 bench: $(VENV)/.developer
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

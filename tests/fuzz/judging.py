@@ -1,0 +1,281 @@
+"""Is a map right, was a refusal due? Compared with the oracles, allowing for what rounding leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import cxrkit
+from fuzz import maps, oracles, policy
+from fuzz.algebra import Listing, NoRule
+from fuzz.building import has_no_map
+from fuzz.drawing import Draw
+from fuzz.handing import Case, make_case
+from fuzz.oracles import Subject
+from fuzz.weights import Recomputed
+
+# Of float32 against float64, as a share of a map's largest value, and of the largest value of all maps.
+_RELATIVE, _FLOOR = 3e-4, 1e-6
+_NUDGE = 1e-6  # how far images move where it is asked how well a map is determined at all
+
+
+@dataclass
+class Verdict:
+    """What became of one network and method. `kind`: "right", "refused", "wrong", "foreign"."""
+
+    method: str
+    kind: str
+    told: str = ""
+    changed: list[str] = field(default_factory=list)
+    is_checked: bool = True  # False: no oracle for this combination
+    options: dict = field(default_factory=dict)
+
+
+class GeneratorError(Exception):
+    """The network written in torch isn't the network of the plan: a fault of this harness."""
+
+
+class Known:
+    """What is known of a case without the package: kinds of operations, layers' maps, whether it runs at all."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        listing = Listing()
+        with torch.no_grad():
+            self.logits = case.plan.forward(listing, case.plan.images)
+        self.kinds = listing.kinds
+        self.layers: list[maps.LayerMap] = []
+        self.failure: str | None = None  # of the network itself
+        self.forward: Callable[[Tensor], Tensor] | None = None
+        if policy.must_refuse_everything(case) or any(f.startswith("outputs") for f in case.features):
+            return
+        if "quantized" in case.features:
+            network = make_case(case.plan.seed).network.eval()
+            self.forward = lambda x: torch.cat([network(image[None].float()).double() for image in x])
+            return
+        self._run()
+
+    def _run(self) -> None:
+        network = make_case(self.case.plan.seed).network
+        for module in network.modules():
+            if isinstance(module, Recomputed):
+                module.is_plain = True
+        try:
+            network = network.eval().double()
+            self.layers = maps.layer_maps(network, self.case.plan.images, lambda y: y, has_no_map(network))
+            logits = torch.cat([network(image[None].clone()).detach() for image in self.case.plan.images])
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+            return
+        if not torch.allclose(logits, self.logits, rtol=1e-5, atol=1e-6 * float(1 + self.logits.abs().max())):
+            raise GeneratorError(f"logits {logits.tolist()} instead of {self.logits.tolist()}")
+
+
+class Judge:
+    def __init__(self, case: Case, known: Known, method: str, settings: dict, output: str, labels):
+        self.case, self.known, self.method, self.settings = case, known, method, settings
+        labels = list(range(case.plan.outputs)) if labels is None else [labels] if isinstance(labels, int) else labels
+        self.subject = Subject(case.plan, labels, output, known.forward)
+        self.has_oracle = hasattr(oracles, method) or method in policy.BY_LAYER
+        self.is_authors = settings.get("protocol") == "authors"
+
+    def refusal(self, verdict: Verdict) -> None:
+        excuse = policy.complaint(verdict.told)
+        if excuse:
+            verdict.kind, verdict.told = "wrong", f"{excuse}: {verdict.told}"
+            return
+        if policy.must_refuse_everything(self.case) or self.known.failure:
+            return
+        if policy.may_refuse(self.case, self.known.kinds, self.method, self.is_authors):
+            return
+        try:
+            reason = None if self._fails_rightly(verdict.told) else "refused a network that the method is right for"
+        except NoRule:
+            reason = None
+        if reason:
+            verdict.kind, verdict.told = "wrong", f"{reason}: {verdict.told}"
+
+    def _fails_rightly(self, told: str) -> bool:
+        """Whether the formula itself says no. Raises NoRule where it isn't defined."""
+        if not self.has_oracle:
+            return True
+        if self.method in policy.BY_LAYER:
+            candidates = self._candidates()
+            if not candidates:
+                return True
+            if self.method == "gradcam_plus_plus":
+                return any(maps.at_pole(layer) for layer in candidates)
+            if self.method == "cam":
+                return not self._has_plain_cam(candidates)
+            if self.method == "guided_gradcam":
+                oracles.guided_backprop(self.subject)
+            return False
+        right = self._right()
+        if not right.isfinite().all():
+            return True
+        if self.method in ("lrp", "rap") and self.settings.get("check", True) and "sums to" in told:
+            wanted = self.known.logits[:, self.subject.labels]
+            gap = (right.sum((2, 3)) - wanted).abs() / wanted.abs()
+            return bool((gap > 0.005).any()) or self._spread(right) > 0.01
+        return False
+
+    def _has_plain_cam(self, candidates: list[maps.LayerMap]) -> bool:
+        try:
+            maps.cam(candidates[0], self.subject)
+        except NoRule:
+            return False
+        return "Linear: module" in self.case.features and not any(
+            f.startswith(("Linear:", "odd Linear")) and f != "Linear: module" for f in self.case.features
+        )
+
+    def maps(self, verdict: Verdict, found: Tensor) -> None:
+        feature = policy.must_refuse_everything(self.case)
+        if feature:
+            verdict.kind, verdict.told = "wrong", f"a map in spite of {feature}"
+            return
+        if self.known.failure or not self.has_oracle:
+            verdict.is_checked = False
+            return
+        shape = (len(self.case.images), len(self.subject.labels), *self.case.images.shape[2:])
+        wanted = torch.float64 if self.case.images.dtype == torch.float64 else torch.float32
+        if tuple(found.shape) != shape or found.dtype != wanted or not found.isfinite().all() or found.requires_grad:
+            got = f"{found.dtype} {list(found.shape)}"
+            verdict.kind, verdict.told = "wrong", f"{got} instead of finite {wanted} {list(shape)}"
+            return
+        try:
+            verdict.told = self._compare(verdict, found.double()) or ""
+        except NoRule as error:
+            verdict.told = f"a map where there is no rule ({error})"
+        if verdict.told:
+            verdict.kind = "wrong"
+
+    def _compare(self, verdict: Verdict, found: Tensor) -> str | None:
+        """How the map differs from the right one, or None."""
+        if self.method == "guided_ig":
+            return self._compare_guided_path(verdict, found)
+        if policy.is_ambiguous(self.case, self.method):
+            verdict.is_checked = False
+            return None
+        if self.method in policy.BY_LAYER:
+            return self._compare_layers(found)
+        right = self._right()
+        # A window's drop is a difference of two scores.
+        rounding = 3e-6 * float(self.known.logits.abs().max()) if self.method == "occlusion" else 0.0
+        told = _difference(found, right, rounding)
+        if told is None:
+            return None
+        # How far is the right map itself determined, when everything the network sees moves in its last digits?
+        others = torch.stack(self._nudged())
+        spread = torch.maximum(others.amax(0), right) - torch.minimum(others.amin(0), right)
+        if float(spread.max()) > 0.01 * float(right.abs().max()):
+            verdict.is_checked = False  # ties decide
+            return None
+        return _difference(found, right, rounding + 30 * spread)
+
+    def _nudged(self) -> list[Tensor]:
+        draw, found = Draw(self.case.plan.seed, 4), []
+        self.subject.nudge = lambda images: _NUDGE * draw.normal(*images.shape)
+        for _ in range(4):
+            found.append(self._right())
+        self.subject.nudge = None
+        return found
+
+    def _spread(self, right: Tensor) -> float:
+        return max(float((other - right).abs().max() / right.abs().max().clamp(min=1e-30)) for other in self._nudged())
+
+    def _right(self) -> Tensor:
+        return getattr(oracles, self.method)(self.subject, **self.settings).detach()
+
+    def _compare_guided_path(self, verdict: Verdict, found: Tensor) -> str | None:
+        """In double precision, where the order of the moves is determined."""
+        case = make_case(self.case.plan.seed)
+        options = {k: v for k, v in verdict.options.items() if k != "preset"} | self.settings
+        try:
+            network = case.network.double()
+            found = cxrkit.attribute(
+                network, self.subject.images, "guided_ig", **{**options, "output": self.subject.output}
+            )
+        except Exception as error:
+            return f"in double precision {type(error).__name__}: {error}"
+        right = self._right()
+        if _difference(found, right) is None:
+            return None
+        others = self._nudged()
+        if max(float((o - right).abs().max()) for o in others) > 1e-3 * float(right.abs().max()):
+            verdict.is_checked = False  # moves in another order: ties decide
+            return None
+        return _difference(found, right)
+
+    # Methods that look at layers
+
+    def _candidates(self) -> list[maps.LayerMap]:
+        usable = list(maps.spatial(self.known.layers))
+        name = self.settings.get("layer")
+        if name is not None:
+            return [layer for layer in usable if layer.name == name]
+        if self.settings.get("layers") is not None:
+            return [layer for layer in usable if layer.name in self.settings["layers"]]
+        return usable
+
+    def _compare_layers(self, found: Tensor) -> str | None:
+        """The difference from the map of every layer that could have been meant, the last first."""
+        if self.known.forward is not None:
+            return None
+        told = "there is no layer with a map"
+        if self.method == "normgrad" and self.settings.get("layers") is not None:
+            right = self._several()
+            return _difference(found, right, 1e-3)
+        first = None
+        for layer in self._candidates():
+            try:
+                right = self._of_layer(layer)
+            except NoRule as error:
+                if self.method == "guided_gradcam":
+                    raise
+                told = first = first or f"a map where there is no rule ({error})"
+                continue
+            told = _difference(found, right) and self._beyond_layer_spread(found, right, layer)
+            if told is None:
+                return None
+            first = first or f"{told} at {layer.name}"
+        return first or told
+
+    def _beyond_layer_spread(self, found: Tensor, right: Tensor, layer: maps.LayerMap) -> str | None:
+        return _difference(found, right, 1e-3 * right.abs().amax((2, 3), keepdim=True))
+
+    def _of_layer(self, layer: maps.LayerMap) -> Tensor:
+        chosen = self._chosen(layer)
+        if self.method == "normgrad":
+            virtual = self.settings.get("virtual_layer", "scaling")
+            return maps.upsampled(maps.normgrad(chosen, self.subject, virtual), self.subject.images)
+        if self.method == "guided_gradcam":
+            return maps.gradcam(chosen, self.subject) * oracles.guided_backprop(self.subject).detach()
+        return getattr(maps, self.method)(chosen, self.subject).detach()
+
+    def _chosen(self, layer: maps.LayerMap) -> maps.LayerMap:
+        """The layer with the gradients of what is explained, for the labels asked for."""
+        gradients = layer.gradients[:, self.subject.labels]
+        if self.subject.output == "probability":
+            p = self.known.logits[:, self.subject.labels].sigmoid()
+            gradients = gradients * (p * (1 - p))[:, :, None, None, None]
+        return maps.LayerMap(layer.name, layer.module, layer.map, gradients, layer.runs)
+
+    def _several(self) -> Tensor:
+        named = {layer.name: layer for layer in self.known.layers}
+        virtual = self.settings.get("virtual_layer", "scaling")
+        chosen = [self._chosen(named[name]) for name in self.settings["layers"]]
+        norms = [maps.normgrad(layer, self.subject, virtual) for layer in chosen]
+        return maps.multiplied(norms, self.subject.images, self.settings.get("protocol", "corrected"))
+
+
+def _difference(found: Tensor, right: Tensor, allowed: Tensor | float = 0.0) -> str | None:
+    size = right.abs().amax((2, 3), keepdim=True)
+    tolerance = _RELATIVE * size + _FLOOR * right.abs().max() + 1e-12 + allowed
+    off = (found - right).abs() - tolerance
+    if bool((off <= 0).all()):
+        return None
+    worst = (found - right).abs().amax() / size.max().clamp(min=1e-30)
+    return f"off by {float(worst):.2g} of the largest value ({float((off > 0).double().mean()):.0%} of the pixels)"

@@ -1,0 +1,94 @@
+"""What may be refused, what has to be, and what a refusal must say."""
+
+from __future__ import annotations
+
+import re
+
+from fuzz.algebra import ACTIVATIONS, Kinds
+from fuzz.handing import Case
+
+BY_RULES = {"deeplift", "lrp", "rap"}
+GUIDED = {"guided_backprop", "guided_gradcam"}
+BY_LAYER = {"cam", "gradcam", "gradcam_plus_plus", "layercam", "scorecam", "normgrad", "guided_gradcam"}
+WITHOUT_GRADIENTS = {"occlusion", "scorecam", "cam"}
+
+# Activation functions that relevance rules are known for; others may be refused.
+_RELEVANT = {"relu", "relu6", "capped", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "gelu_tanh", "silu"}
+_RELEVANT |= {"mish", "hardswish", "tanh"}
+_SECANT = _RELEVANT | {"prelu", "softplus", "sigmoid"}
+
+# Features that let any method refuse: the network isn't a function of one image, or not one from images to logits.
+_ANYTHING = ("random", "batch norm", "outputs", "unfit images", "hook: needs gradients", "scripted", "traced")
+_ANYTHING += ("quantized", "compiled")
+# Features that let methods with rules of their own refuse.
+_OPAQUE = ("odd", "hook: backward", "fx")
+# Layers behind these don't follow the image's grid, or are no modules.
+_MOVED = ("flip", "roll", "shuffle", "unshuffle", "concatenation")
+
+
+def must_refuse_everything(case: Case) -> str | None:
+    """The feature for which every method must refuse, if there is one."""
+    return next((f for f in case.features if f.startswith(("random", "unfit images"))), None)
+
+
+def may_refuse(case: Case, kinds: Kinds, method: str, is_authors: bool) -> str | None:
+    """The feature that allows this method to refuse, or None."""
+    for prefix in _ANYTHING:
+        found = next((f for f in case.features if f.startswith(prefix)), None)
+        if found:
+            return found
+    rules = (method in BY_RULES or method in GUIDED) and not (is_authors and method == "guided_backprop")
+    if rules:
+        found = next((f for f in case.features if f.startswith(_OPAQUE)), None)
+        if found:
+            return found
+        if kinds.others & {"detached"}:
+            return "detached"
+    if method in ("lrp", "rap"):
+        odd = (kinds.activations - _RELEVANT) or (kinds.others & {"interpolated"})
+        if odd:
+            return f"no rule for {sorted(odd)[0]}"
+    if method == "deeplift" and kinds.activations - _SECANT:
+        return f"no rule for {sorted(kinds.activations - _SECANT)[0]}"
+    if method in BY_LAYER:
+        found = next((f for f in case.features if f.startswith(_MOVED)), None)
+        if found:
+            return found
+        if kinds.opaque & {"attention"}:
+            return "attention"
+    return None
+
+
+# Spellings by operations for which the method has another, equally literal reading: every ReLU is guided, also two that
+# make a leaky one; a mean of means shares twice by size.
+_READ_TWICE = {
+    "guided_backprop": ("two rectifiers", "minus relu of minus", "clamps"),
+    "lrp": ("mean of means", "sum: stacked"),
+}
+_READ_TWICE |= {"guided_gradcam": _READ_TWICE["guided_backprop"], "rap": _READ_TWICE["lrp"]}
+
+
+def is_ambiguous(case: Case, method: str) -> bool:
+    """Whether the network's spelling leaves open which map is right."""
+    return any(f.startswith("odd") and f.endswith(_READ_TWICE.get(method, ())) for f in case.features)
+
+
+def complaint(text: str) -> str | None:
+    """What is wrong with the words of a refusal."""
+    if len(text.strip()) < 20:
+        return "the refusal names no cause"
+    if re.search(r"0x[0-9a-f]{6,}|Traceback", text):
+        return "the refusal shows an address or a traceback"
+    return None
+
+
+def cause(text: str) -> str:
+    """A refusal without names and numbers, for grouping."""
+    text = re.sub(r"^[a-z_]+: |'[^']*'|\"[^\"]*\"", "…", text)
+    text = re.sub(r"^\w+ (has|returns)", r"it \1", text)
+    text = re.sub(r"layer [\w.]+|\[[^\]]*\]|\([^)]*\)", "…", text)
+    text = re.sub(r"-?\d[\d.e+-]*", "#", text)
+    return re.split(r"[;:] ", re.sub(r"\s+", " ", text))[0][:90]
+
+
+assert ACTIVATIONS.keys() >= _RELEVANT

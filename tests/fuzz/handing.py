@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ class Case:
 
 def make_case(seed: int) -> Case:
     """The case of that seed; a second call makes one that is equal and shares nothing with the first."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.manual_seed(seed)  # for what torch draws itself, as spectral norm does
         return _made(seed)
 

@@ -240,6 +240,7 @@ def test_scorecam_of_a_living_and_a_dead_map():
 def test_scorecam_runs_once_per_varied_channel_for_all_labels(tiny, images):
     rows = []
     hook = tiny.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    cxrkit.attribute(tiny, images, "gradcam")  # a network is looked at once
     for labels in (None, [1]):
         rows.clear()
         cxrkit.attribute(tiny, images[:2], "scorecam", labels=labels, layer="stem.0", chunk=4)
@@ -259,6 +260,8 @@ def test_scorecam_of_black_images_is_finite_and_weighs_all_channels_alike():
     rows = []
     model.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
     expected = model[:2](x).mean(1, keepdim=True).expand(-1, 3, -1, -1).detach()
+    cxrkit.attribute(model, x, "gradcam")
+    rows.clear()
     torch.testing.assert_close(cxrkit.attribute(model, x, "scorecam", layer="1"), expected)
     assert rows == [2, 2]
 
@@ -419,11 +422,13 @@ class Tokens(nn.Module):
 @pytest.mark.parametrize("size", [(16, 16), (32, 16), (16, 24)])
 def test_layers_whose_output_is_no_map_are_refused(method, size):
     x = torch.rand(2, 1, *size)
-    with pytest.raises(AttributionError, match=r"mixed puts out no map \[B, C, h, w\] but \[2, \d+, 24\]"):
+    with pytest.raises(AttributionError, match=r"mixed puts out no map \[B, C, h, w\] but \[B, \d+, 24\].*'patches'"):
         cxrkit.attribute(Tokens(grid=False), x, method, layer="mixed")
-    for options in ({}, {"layer": "mixed"}):
-        with pytest.raises(AttributionError, match=r"layer mixed .* its channels come last"):
-            cxrkit.attribute(Tokens(grid=True), x, method, **options)
+    with pytest.raises(AttributionError, match=r"layer mixed puts out .* its channels come last"):
+        cxrkit.attribute(Tokens(grid=True), x, method, layer="mixed")
+    for grid in (False, True):
+        with pytest.raises(AttributionError, match=r"after its last map, that of layer patches,.*layer='patches'"):
+            cxrkit.attribute(Tokens(grid), x, method)
     if method != "guided_gradcam":
         assert cxrkit.attribute(Tokens(grid=True), x, method, layer="patches").shape == (2, 2, *size)
 

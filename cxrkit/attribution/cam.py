@@ -6,6 +6,7 @@ with a feature map. Rectified before up-sampling where the method rectifies, and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,7 @@ from cxrkit.attribution.layers import (
     checked_map,
     equals_logits,
     explained_layer,
+    independent,
     is_class_map,
     trace,
     upsample,
@@ -27,24 +29,56 @@ from cxrkit.errors import AttributionError
 
 __all__ = ["cam", "gradcam", "gradcam_plus_plus", "guided_gradcam", "layercam", "scorecam"]
 
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+def _is_spatial(module: nn.Module) -> bool:
+    """Whether a layer works on maps, as far as its class and its weights tell."""
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    named = type(module).__name__.lower().endswith("2d") and not any(module.children())
+    return named or any(tensor.ndim == 4 for tensor in own)
 
 
 def _has_maps(model: nn.Module) -> bool:
-    return any(isinstance(module, _CONVOLUTIONS) for module in model.modules())
+    """Whether the network has layers for maps, and not the blocks of a transformer or mixer after the last of them."""
+    modules = list(model.modules())
+    last = max((i for i, module in enumerate(modules) if _is_spatial(module)), default=None)
+    if last is None or getattr(model, "explained_layer", None) is not None:
+        return last is not None
+    return max(Counter(type(m) for m in modules[last:] if _mixes_tokens(m)).values(), default=0) < 2
+
+
+def _mixes_tokens(module: nn.Module) -> bool:
+    """Whether this is a block with a normalization and two linear layers."""
+    parts = [] if isinstance(module, nn.Sequential) else list(module.modules())
+    return sum(isinstance(p, nn.Linear) for p in parts) > 1 and any(map(_is_norm, parts))
 
 
 def _has_linear_head(model: nn.Module) -> bool:
-    """Whether at most one linear layer follows the last convolution: the necessary part of what `cam`
-    needs.
+    """Whether at most one linear layer, and no normalization beside it, follows the last convolution, those within its
+    blocks (squeeze-excite) apart: the necessary part of what `cam` needs.
     """
-    after = None
-    for module in model.modules():
-        if isinstance(module, _CONVOLUTIONS):
-            after = 0
-        elif isinstance(module, nn.Linear) and after is not None:
-            after += 1
-    return after is not None and after <= 1
+    modules = dict(model.named_modules())
+    maps = [name for name, module in modules.items() if _is_spatial(module) and not _is_norm(module)]
+    if not maps or not _has_maps(model):
+        return False
+    after = list(modules)[list(modules).index(maps[-1]) :]
+    linear = [name for name in after if isinstance(modules[name], nn.Linear)]
+    if not linear:
+        return True
+    head = linear[-1].rpartition(".")[0] + "."
+    own_head = head != "." and not any(name.startswith(head) for name in maps)
+    normed = own_head and any(name.startswith(head) and _is_norm(modules[name]) for name in after)
+    return not normed and sum(not _in_block(name, linear[-1], maps) for name in linear) <= 1
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _in_block(layer: str, head: str, maps: list[str]) -> bool:
+    """Whether the layer is part of a block with layers for maps that the head isn't part of."""
+    parts = layer.split(".")
+    blocks = [".".join(parts[:i]) + "." for i in range(1, len(parts))]
+    return any(not head.startswith(b) and any(name.startswith(b) for name in maps) for b in blocks)
 
 
 @method(
@@ -72,12 +106,13 @@ def cam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None =
     seen = trace(explained, images[:1])
     if layer is None and seen.class_map is not None:
         layer = seen.class_map
-    name, module = explained_layer(explained, images[:1], layer)
-    with torch.no_grad(), captured(name, module, differentiable=False) as activation:
+    chosen = explained_layer(explained, images[:1], layer)
+    with torch.no_grad(), captured(*chosen, differentiable=False) as activation:
         logits = explained.logits(images)
-    maps = _class_maps(activation.map, logits, seen.head, logit_bias(explained.model))
+    activation = checked_map(chosen.name, activation.map, images)
+    maps = _class_maps(activation, logits, seen.head, logit_bias(explained.model))
     if maps is None:
-        raise AttributionError(_no_cam(name, seen.head, seen.class_map))
+        raise AttributionError(_no_cam(chosen.name, seen.head, seen.class_map))
     return upsample(explained.select(maps), images)
 
 
@@ -210,11 +245,11 @@ def scorecam(explained: Explained, images: Tensor, *, layer: str | nn.Module | N
     cancels. The image is masked before its encoding, so hidden is black. A constant map hides everything. All labels
     share the forward passes. Source: Wang et al. 2020, Algorithm 1.
     """
-    name, module = explained_layer(explained, images[:1], layer)
+    chosen = explained_layer(explained, images[:1], layer)
     with torch.no_grad():
-        with captured(name, module, differentiable=False) as activation:
+        with captured(*chosen, differentiable=False) as activation:
             explained.logits(images)
-        maps = checked_map(name, activation.map, images)
+        maps = checked_map(chosen.name, activation.map, images)
         weights = _masked_scores(explained, images, maps).softmax(1)
     return upsample(torch.einsum("bkl,bkhw->blhw", weights, maps).relu(), images)
 
@@ -235,25 +270,25 @@ def _masked_scores(explained: Explained, images: Tensor, maps: Tensor) -> Tensor
 
 def _layer_gradients(explained: Explained, images: Tensor, layer) -> Iterator[tuple[Tensor, Tensor]]:
     """The layer's map [B, C, h, w] with the gradient of each label's score in turn."""
-    name, module = explained_layer(explained, images[:1], layer)
-    with captured(name, module, differentiable=True) as activation:
+    chosen = explained_layer(explained, images[:1], layer)
+    with captured(*chosen, differentiable=True) as activation:
         scores = explained.scores(explained.logits(images))
-    fixed = checked_map(name, activation.map, images).detach()
+    fixed = checked_map(chosen.name, activation.map, images).detach()
     if not scores.requires_grad:
-        raise AttributionError(f"the logits don't depend on layer {name}; name another: layer=")
-    for gradient in explained.gradients(scores, activation.map):
+        raise AttributionError(independent(chosen.name))
+    for j, gradient in enumerate(explained.gradients(scores, activation.map)):
+        if not gradient.any() and chosen.name in trace(explained, images[:1]).partial:
+            raise AttributionError(independent(chosen.name, j))
         yield fixed, gradient
 
 
-def _class_maps(activation: Tensor | None, logits: Tensor, head, bias: float | Tensor) -> Tensor | None:
+def _class_maps(activation: Tensor, logits: Tensor, head, bias: float | Tensor) -> Tensor | None:
     """Maps [B, outputs, h, w] whose mean is the logits less their bias, or None where the layer has none."""
-    if activation is None:
-        return None
     if is_class_map(activation.mean((2, 3)), logits, bias):
         return activation
-    if head is None or head[1].in_features != activation.shape[1]:
+    if head is None or head[1].weight[0].numel() != activation.shape[1]:
         return None
-    weight, offset = head[1].weight, head[1].bias
+    weight, offset = head[1].weight.flatten(1), head[1].bias
     for maps in (activation, activation.relu()):
         pooled = maps.mean((2, 3))
         size = pooled.abs() @ weight.abs().T + (0 if offset is None else offset.abs())

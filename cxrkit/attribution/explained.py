@@ -33,6 +33,7 @@ class Explained:
         self.batch = batch
         self.first_row = 0  # of the current chunk within all images, for messages
         self.report: Callable[[float], None] = lambda share: None  # share of the current chunk that is done
+        self.used_layers: list[str] = []  # whose maps the method took
         self.names = label_names(model)
         if self.names is not None:  # a misspelt name stops before the first forward pass
             self.indices(len(self.names))

@@ -4,30 +4,43 @@ removed.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrkit.attribution.explained import Explained, logit_bias
+from cxrkit.attribution.positions import Step, Tracking, why_no_map
 from cxrkit.attribution.registry import unknown
 from cxrkit.errors import AttributionError, ParameterError
 
 __all__ = [
+    "Layer",
     "Trace",
     "captured",
     "checked_map",
     "equals_logits",
     "explained_layer",
     "find_layer",
+    "independent",
     "is_class_map",
     "trace",
     "upsample",
 ]
+
+
+class Layer(NamedTuple):
+    """A layer that is explained, and which of its runs in one forward pass is meant."""
+
+    name: str
+    module: nn.Module
+    run: int = 0
 
 
 @dataclass
@@ -39,14 +52,35 @@ class Captured:
 
 
 @dataclass
+class Output:
+    """What a layer put out in one of its runs: why it is no map ("" for a map), its positions, what computed it."""
+
+    name: str
+    run: int
+    fault: str
+    area: int = 0
+    step: Step | None = None
+    is_class_map: bool = False
+
+
+@dataclass
 class Trace:
-    """What one forward pass showed: layers with maps in the order in which they finished, the class map,
-    the linear head.
+    """What one forward pass showed: for each run of each layer, in the order in which they ended, why its output is no
+    map (empty for a map); the layer that is explained unless another is named, or why there is none; the layer whose
+    map, averaged over space, is the logits up to their bias; the layer whose output is the logits.
     """
 
-    maps: list[str] = field(default_factory=list)
-    class_map: str | None = None  # the layer whose map, averaged over space, is the logits up to their bias
-    head: tuple[str, nn.Linear] | None = None  # the linear layer whose output is the logits
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    fit: set[str] = field(default_factory=set)  # layers with maps that the logits depend on
+    partial: set[str] = field(default_factory=set)  # those that part of what the logits depend on bypasses
+    default: tuple[str, int] | None = None
+    no_default: str = ""
+    class_map: str | None = None
+    head: tuple[str, nn.Linear | nn.Conv2d] | None = None
+
+
+# For each network its modules, by identity, and what was seen at each size of the image.
+_traces: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], dict[torch.Size, Trace]]] = WeakKeyDictionary()
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
@@ -62,37 +96,65 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
     return layer, modules[layer]
 
 
-def explained_layer(explained: Explained, image: Tensor, layer: str | nn.Module | None) -> tuple[str, nn.Module]:
-    """The layer asked for, else the model's `explained_layer`, else the last one with a feature map, found
-    by one forward pass.
+def explained_layer(explained: Explained, image: Tensor, layer: str | nn.Module | None) -> Layer:
+    """The layer asked for, else the model's `explained_layer`, else the last one with a feature map before the head,
+    found by one forward pass, and noted as used.
+
+    Raises AttributionError for a layer that has no map or more than one, and where the network goes on in a form that
+    is no map; it names layers that would do.
     """
+    seen = trace(explained, image)
     layer = layer if layer is not None else getattr(explained.model, "explained_layer", None)
     if layer is None:
-        seen = trace(explained, image)
-        if not seen.maps:
-            raise AttributionError(
-                "no layer of the network puts out a map [B, C, h, w] above 1 x 1 pixel; name one: layer="
-            )
-        layer = seen.maps[-1]
-    return find_layer(explained.model, layer)
+        if seen.default is None:
+            raise AttributionError(seen.no_default)
+        name, run = seen.default
+        chosen = Layer(*find_layer(explained.model, name), run)
+    else:
+        chosen = Layer(*find_layer(explained.model, layer))
+        _check_named(explained.model, chosen, seen)
+    if chosen.name not in explained.used_layers:
+        explained.used_layers.append(chosen.name)
+    return chosen
+
+
+def _check_named(model: nn.Module, layer: Layer, seen: Trace) -> None:
+    known = next(name for name, module in model.named_modules() if module is layer.module)
+    faults = [fault for name, fault in seen.faults if name == known]
+    if not faults:
+        raise AttributionError(f"layer {layer.name} doesn't run in a forward pass; {_others(seen, known)}")
+    if len(faults) > 1:
+        raise AttributionError(
+            f"layer {layer.name} runs more than once in a forward pass: which of its maps is meant is open; "
+            f"{_others(seen, known)}"
+        )
+    if faults[0]:
+        raise AttributionError(f"layer {layer.name} puts out {faults[0]}; {_others(seen, known)}")
+
+
+def _others(seen: Trace, name: str | None = None) -> str:
+    """Which layers would do: those with one map that are nearest to a layer, or the last of all."""
+    order = [n for n, _ in seen.faults]
+    place = len(order) - 1 - order[::-1].index(name) if name in order else len(order)
+    fit = [(abs(i - place), n) for i, n in enumerate(order) if n in seen.fit and order.count(n) == 1]
+    if not fit:
+        return "no layer of the network has a map [B, C, h, w] that runs once, so none can be named with layer="
+    return "name a layer with a map of its own: " + " or ".join(f"layer={n!r}" for _, n in sorted(fit)[:3])
 
 
 @contextmanager
-def captured(name: str, module: nn.Module, differentiable: bool) -> Iterator[Captured]:
-    """Record the map [B, C, h, w] that a layer puts out.
+def captured(name: str, module: nn.Module, run: int = 0, *, differentiable: bool) -> Iterator[Captured]:
+    """Record the map [B, C, h, w] that a layer puts out in one of its runs.
 
     With `differentiable` the map is a leaf that the rest of the network is computed from, so gradients
     reach it and the layers before it need no graph. The network goes on with a copy: later in-place
-    operations leave the record alone. Raises AttributionError for a layer that runs twice or whose output
-    is no map.
+    operations leave the record alone. Raises AttributionError for an output that is no map.
     """
-    seen = Captured(name)
+    seen, runs = Captured(name), itertools.count()
 
     def record(module, args, output):
-        if seen.map is not None:
-            raise AttributionError(
-                f"layer {name} runs more than once in a forward pass: which of its maps is meant is open"
-            )
+        if next(runs) != run:
+            return None
         if not isinstance(output, Tensor) or output.ndim != 4:
             got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise AttributionError(f"layer {name} puts out no map [B, C, h, w] but {got}; name another: layer=")
@@ -110,64 +172,156 @@ def captured(name: str, module: nn.Module, differentiable: bool) -> Iterator[Cap
 
 
 def checked_map(name: str, output: Tensor | None, images: Tensor) -> Tensor:
-    """The map [B, C, h, w] that a layer put out for `images`.
-
-    Raises AttributionError for a layer that didn't run, and for a map whose channels come last, as within Swin and
-    ConvNeXt: the shape of the images is then found in its first two sizes instead of its last two.
-    """
+    """The map [B, C, h, w] that a layer put out for `images`; AttributionError if it didn't run or has another B."""
     if output is None:
         raise AttributionError(f"layer {name} doesn't run in a forward pass; name one that does: layer=")
-    rows, columns = images.shape[-2:]
-    first, middle, last = output.shape[1:]
-
-    def misfit(height: int, width: int) -> float:
-        return abs(math.log(height * columns / (width * rows)))
-
-    if misfit(first, middle) + math.log(1.4) < misfit(middle, last):  # 1.4: unpadded convolutions shrink unevenly
+    if len(output) != len(images):
         raise AttributionError(
-            f"layer {name} puts out {list(output.shape)} for images of {rows} x {columns}: its channels come last; "
-            "name a layer that puts out [B, C, h, w]: layer="
+            f"layer {name} puts out {list(output.shape)} for {len(images)} images; name one with a map of each: layer="
         )
     return output
 
 
-def trace(explained: Explained, image: Tensor) -> Trace:
-    """Run one image [1, C, H, W] and say which layers have maps, which map is the class map, and which
-    linear layer is the head.
-    """
-    maps, linears = [], []
+def independent(name: str, label: int | None = None) -> str:
+    """The message for a layer that the logits, or one label of those asked for, don't depend on."""
+    which = "the logits don't" if label is None else f"label {label} of those asked for doesn't"
+    return f"{which} depend on layer {name} by differentiable operations; name another: layer="
 
-    def record(name):
-        def hook(module, args, output):
+
+def trace(explained: Explained, image: Tensor) -> Trace:
+    """What one forward pass of an image [1, C, H, W] shows. Looked up where the network has been seen before, with the
+    same modules and an image of the same size.
+    """
+    modules = tuple(map(id, explained.model.modules()))
+    if _traces.get(explained.model, (None,))[0] != modules:
+        _traces[explained.model] = modules, {}
+    known = _traces[explained.model][1]
+    if image.shape[1:] not in known:
+        known[image.shape[1:]] = _traced(explained, image)
+    return known[image.shape[1:]]
+
+
+def _traced(explained: Explained, image: Tensor) -> Trace:
+    outputs: list[Output] = []
+    means, heads = [], []
+    tracking = Tracking(image)
+
+    def record(name, module):
+        runs = itertools.count()
+
+        def hook(_, args, output):
+            outputs.append(_output(tracking, name, next(runs), output))
             if not isinstance(output, Tensor):
                 return
-            if output.ndim == 4 and len(output) == len(image):
-                head_like = explained.names is None or output.shape[1] == len(explained.names)
-                mean = output.mean((2, 3)) if head_like else output.new_empty(0)
-                maps.append((name, output.shape[-2] * output.shape[-1], mean))
-            if isinstance(module, nn.Linear):
-                linears.append((name, module, output.clone()))
+            if output.ndim == 4 and (explained.names is None or output.shape[1] == len(explained.names)):
+                means.append((outputs[-1], output.mean((2, 3))))
+            if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and output[0, 0].numel() == 1):
+                heads.append((name, module, output.flatten(1).clone()))
 
         return hook
 
     with torch.no_grad(), ExitStack() as hooks:
         for name, module in explained.model.named_modules():
             if name:
-                hooks.callback(module.register_forward_hook(record(name)).remove)
-        logits = explained.logits(image)
-    found = Trace()
-    bias = logit_bias(explained.model)
-    areas = {}
-    for name, area, mean in maps:
-        if is_class_map(mean, logits, bias):
-            areas[name] = area
-        elif area > 1:
-            found.maps.append(name)
-    if areas:
-        found.class_map = max(areas, key=lambda name: areas[name])
-    exact = [(n, m) for n, m, out in linears if out.shape == logits.shape and torch.equal(out, logits)]
+                hooks.callback(module.register_forward_hook(record(name, module)).remove)
+        with tracking:
+            logits = explained.logits(image)
+    for output, mean in means:
+        output.is_class_map = is_class_map(mean, logits, logit_bias(explained.model))
+    found = Trace([(output.name, output.fault) for output in outputs])
+    exact = [(n, m) for n, m, out in heads if out.shape == logits.shape and torch.equal(out, logits)]
     found.head = exact[-1] if exact else None
+    _choose(found, outputs, tracking.start, tracking.step(logits))
+    class_maps = [output for output in outputs if output.is_class_map]
+    if class_maps:
+        largest = max(class_maps, key=lambda output: output.area)
+        # A head of 1 x 1 pixels behind the pooling of a larger map is no class map but a linear head.
+        found.class_map = largest.name if largest.area > 1 or found.default is None else None
     return found
+
+
+def _output(tracking: Tracking, name: str, run: int, output) -> Output:
+    if not isinstance(output, Tensor):
+        return Output(name, run, f"no map [B, C, h, w] but a {type(output).__name__}")
+    step = tracking.step(output)
+    if step is None:
+        return Output(name, run, "nothing that depends on the image")
+    fault = why_no_map(output.shape, tracking.positions(output))
+    return Output(name, run, fault, output.shape[-2:].numel(), step)
+
+
+def _choose(found: Trace, outputs: list[Output], start: Step, end: Step | None) -> None:
+    """Find the last map before the head among the layers' outputs, or why there is none, and which maps are bypassed
+    by part of what the logits depend on.
+    """
+    passed = _Paths(start, end)
+    maps = [o for o in outputs if not o.fault and o.area > 1 and not o.is_class_map and o.step in passed.steps]
+    found.fit = {o.name for o in maps}
+    found.partial = {o.name for o in maps if not passed.through(o.step)}
+    if not maps:
+        found.no_default = (
+            "no layer of the network that the logits depend on puts out a map [B, C, h, w] above 1 x 1 pixel, so there "
+            "is none to name with layer="
+        )
+        return
+    last = max(maps, key=lambda o: (o.step.index, outputs.index(o)))
+    if not passed.through(last.step):  # a gate, say: the map that it weighs comes before it
+        whole = [o for o in maps if passed.through(o.step) and o.step.stage == last.step.stage]
+        last = max(whole, key=lambda o: (o.step.index, outputs.index(o)), default=last)
+    beyond = passed.other_form(last.step)
+    if beyond is None:
+        found.default = last.name, last.run
+        return
+    form = why_no_map(beyond.shape, beyond.positions)
+    found.no_default = (
+        f"after its last map, that of layer {last.name}, the network goes on with {form}, so no layer right before the "
+        f"head has a map [B, C, h, w]. To explain an earlier one, {_others(found)}"
+    )
+
+
+class _Paths:
+    """The operations on the way from the image to the logits."""
+
+    def __init__(self, start: Step, end: Step | None):
+        below = {end} if end is not None else set()
+        waiting = list(below)
+        while waiting:
+            for parent in waiting.pop().parents:
+                if parent not in below:
+                    below.add(parent)
+                    waiting.append(parent)
+        self.steps = dict.fromkeys(sorted(below, key=lambda s: s.index))
+        behind, ahead = dict.fromkeys(self.steps, 0), dict.fromkeys(self.steps, 0)
+        for step in self.steps:
+            behind[step] = 1 if step is start else sum(behind[p] for p in step.parents)
+        if end is not None:
+            ahead[end] = 1
+        for step in reversed(self.steps):
+            for parent in step.parents:
+                ahead[parent] += ahead[step]
+        self._counts = {s: behind[s] * ahead[s] for s in self.steps}
+        self._all = behind.get(end, 0)
+
+    def through(self, step: Step) -> bool:
+        """Whether all that the logits depend on passes through this operation: every path does."""
+        return self._counts.get(step) == self._all
+
+    def other_form(self, last: Step) -> Step | None:
+        """The last operation after a map in which the network mixes or transforms what it has of each position in a
+        form that is no map; None where only a head follows, which pools or flattens the map.
+        """
+        found, mixed = None, {last: False}
+        for step in self.steps:
+            before = [mixed[p] for p in step.parents if p in mixed]
+            if not before or step is last:
+                continue
+            mixes = step.kind in ("contracted", "sampled", "unknown")
+            is_map = step.positions is not None and not why_no_map(step.shape, step.positions)
+            mixed[step] = any(before) or (mixes and not is_map)
+            resolved = step.positions is None or any(step.positions)
+            if mixed[step] and resolved and not is_map and step.kind != "weighted" and self.through(step):
+                found = step
+        return found
 
 
 def is_class_map(mean: Tensor, logits: Tensor, bias: float | Tensor) -> bool:

@@ -7,6 +7,7 @@ every kind of identity layer weighs G by something of A alone, so no term is eve
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from cxrkit.attribution.cam import _has_maps
 from cxrkit.attribution.explained import Explained
-from cxrkit.attribution.layers import checked_map, explained_layer, find_layer, upsample
+from cxrkit.attribution.layers import Layer, checked_map, explained_layer, find_layer, independent, trace, upsample
 from cxrkit.attribution.registry import method, unknown
 from cxrkit.errors import AttributionError, ParameterError
 
@@ -91,12 +92,12 @@ def normgrad(
         return upsample(_norms(explained, images, chosen, virtual_layer)[0], images)
     if layer is not None:
         raise ParameterError("layer and layers are both given; one layer is layer=, several multiplied are layers=")
-    chosen = _several(explained.model, layers)
+    chosen = [explained_layer(explained, images[:1], layer) for layer in _several(explained.model, layers)]
     return _product(_norms(explained, images, chosen, virtual_layer), images, protocol)
 
 
-def _several(model: nn.Module, layers: str | Sequence[str | nn.Module]) -> list[tuple[str, nn.Module]]:
-    """Names and modules of the layers to multiply; ParameterError for none, one named twice, or a lone name."""
+def _several(model: nn.Module, layers: str | Sequence[str | nn.Module]) -> list[str]:
+    """Names of the layers to multiply; ParameterError for none, one named twice, or a lone name."""
     if isinstance(layers, str) and layers == "paper":
         layers = _paper_layers(model)
     if isinstance(layers, str) or not isinstance(layers, Sequence):
@@ -108,7 +109,7 @@ def _several(model: nn.Module, layers: str | Sequence[str | nn.Module]) -> list[
     for i, (name, module) in enumerate(chosen):
         if any(module is earlier for _, earlier in chosen[:i]):
             raise ParameterError(f"layers names {name} twice; each layer counts once")
-    return chosen
+    return [name for name, _ in chosen]
 
 
 def _paper_layers(model: nn.Module) -> list[str]:
@@ -123,19 +124,22 @@ def _paper_layers(model: nn.Module) -> list[str]:
     )
 
 
-def _norms(explained: Explained, images: Tensor, layers, virtual_layer: str) -> list[Tensor]:
+def _norms(explained: Explained, images: Tensor, layers: Sequence[Layer], virtual_layer: str) -> list[Tensor]:
     """One map [B, L, h, w] per layer, before up-sampling: one forward pass, and one backward pass per label for all
     layers at once.
     """
     with _retained(layers) as activations:
         scores = explained.scores(explained.logits(images))
-    maps = [checked_map(name, activations.get(name), images) for name, _ in layers]
+    maps = [checked_map(layer.name, activations.get(layer.name), images) for layer in layers]
+    partial = trace(explained, images[:1]).partial
     weights = [_SQUARED_WEIGHTS[virtual_layer](a.detach().square()).sqrt() for a in maps]
     norms = []
-    for gradients in _gradients(scores, maps):
-        for (name, _), gradient in zip(layers, gradients, strict=True):
+    for j, gradients in enumerate(_gradients(scores, maps)):
+        for layer, gradient in zip(layers, gradients, strict=True):
             if gradient is None:
-                raise AttributionError(f"the logits don't depend on layer {name}; name another")
+                raise AttributionError(independent(layer.name))
+            if layer.name in partial and not gradient.any():
+                raise AttributionError(independent(layer.name, j))
         norms.append([torch.linalg.vector_norm(w * g, dim=1) for w, g in zip(weights, gradients, strict=True)])
     return [torch.stack(of_one_layer, 1) for of_one_layer in zip(*norms, strict=True)]
 
@@ -152,34 +156,29 @@ def _gradients(scores: Tensor, maps: list[Tensor]) -> Iterator[tuple[Tensor | No
 
 
 @contextmanager
-def _retained(layers: Sequence[tuple[str, nn.Module]]) -> Iterator[dict[str, Tensor]]:
+def _retained(layers: Sequence[Layer]) -> Iterator[dict[str, Tensor]]:
     """Keep the map [B, K, h, w] of each layer, connected with the maps before and after it, in one forward pass.
 
     The graph begins at the first layer. The network goes on with a copy of each map, so in-place operations after a
-    layer leave the map alone. Raises AttributionError for a layer that runs twice or whose output is no map.
+    layer leave the map alone.
     """
     maps: dict[str, Tensor] = {}
 
-    def record(name: str):
+    def record(layer: Layer):
+        runs = itertools.count()
+
         def hook(module, args, output):
-            if name in maps:
-                raise AttributionError(
-                    f"layer {name} runs more than once in a forward pass: which of its maps is meant is open"
-                )
-            if not isinstance(output, Tensor) or output.ndim != 4:
-                got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-                raise AttributionError(
-                    f"layer {name} ({type(module).__name__}) puts out no map [B, K, h, w] but {got}; name another"
-                )
+            if next(runs) != layer.run:
+                return None
             kept = output.clone()
-            maps[name] = kept if kept.requires_grad else kept.requires_grad_()
+            maps[layer.name] = kept if kept.requires_grad else kept.requires_grad_()
             return kept.clone()
 
         return hook
 
     with ExitStack() as hooks:
-        for name, module in layers:
-            hooks.callback(module.register_forward_hook(record(name)).remove)
+        for layer in layers:
+            hooks.callback(layer.module.register_forward_hook(record(layer)).remove)
         yield maps
 
 

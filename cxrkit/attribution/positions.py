@@ -9,9 +9,8 @@ by its shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import zip_longest
 
 import torch
@@ -20,15 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from cxrkit.attribution.operations import tensors
+from cxrkit.attribution.position_rules import NEAR, Call, Positions, add, rule_of
 
 __all__ = ["Step", "Tracking", "why_no_map"]
 
-# Rows and columns: for each the positions that a tensor's values come from, broadcastable to the tensor and nan where a
-# value has none. Two sets of positions where values of different places were combined; an empty list where there is
-# nothing left to tell apart; None instead of both where it isn't known.
-Positions = tuple[list[Tensor], list[Tensor]] | None
-
-_NEAR = 0.13  # of the image: as far as positions of one value may be apart, and half a cell where cells are larger
 _BEYOND = 0.3  # of the image: as far as a map may end before the image or reach beyond it
 
 
@@ -90,10 +84,10 @@ class Tracking(TorchDispatchMode):
         known = all(self.positions(t) is not None for t in given)
         if name == "as_strided" and result.shape == args[0].shape:
             name = "clone"  # other strides only
-        kind, rule = _rule(name, function) if known else ("unknown", None)
+        kind, rule = rule_of(name, function) if known else ("unknown", None)
         if name == "convolution" and args[1].shape[2:].numel() == 1:
             kind = "contracted"  # a linear layer at each position
-        call = _Call(name, function, args, kwargs, given, self.positions)
+        call = Call(name, function, args, kwargs, given, self.positions)
         found = [None] * len(outputs) if rule is None else rule(call, outputs)
         for tensor, positions in zip(outputs, found, strict=True):
             if tensor.numel() == max(tensor.shape, default=1) == tensor.shape[-1:].numel() and positions is None:
@@ -130,253 +124,8 @@ class Tracking(TorchDispatchMode):
             for whole, part in zip_longest(old, new, fillvalue=torch.tensor(torch.nan)):
                 copy = torch.empty_strided(base.shape, base.stride(), dtype=torch.float32, device="cpu").copy_(whole)
                 copy.as_strided(view.shape, view.stride(), view.storage_offset() - base.storage_offset()).copy_(part)
-                _add(written[axis], copy)
+                add(written[axis], copy)
         origin.positions = written
-
-
-@dataclass
-class _Call:
-    """One call of an operation, with the tensors among its arguments that depend on the image."""
-
-    name: str
-    function: object
-    args: tuple
-    kwargs: dict
-    given: list[Tensor]
-    positions: object
-
-    def argument(self, name: str):
-        for i, expected in enumerate(self.function._schema.arguments):
-            if expected.name == name:
-                given = self.args[i] if i < len(self.args) else expected.default_value
-                return self.kwargs.get(name, given)
-        return None
-
-    def of(self, tensor: Tensor, axis: int) -> list[Tensor]:
-        """The tensor's positions, each with as many dimensions as the tensor."""
-        found = self.positions(tensor)[axis] if any(t is tensor for t in self.given) else []
-        return [p.reshape((1,) * (tensor.ndim - p.ndim) + p.shape) for p in found]
-
-
-def _add(known: list[Tensor], positions: Tensor) -> None:
-    """Put positions into a list, without dimensions along which they are all the same; not at all where one of those in
-    the list is near enough everywhere, or where there is but one position.
-    """
-    if any(other is positions for other in known):
-        return
-    for d in range(positions.ndim):
-        if positions.shape[d] > 1:
-            first = positions.narrow(d, 0, 1)
-            if positions.stride(d):
-                low = positions.nan_to_num(nan=torch.inf).amin(d, keepdim=True)
-                high = positions.nan_to_num(nan=-torch.inf).amax(d, keepdim=True)
-                if (high - low > 1e-5).any():
-                    continue
-                first = low.where(low.isfinite(), torch.nan)
-            positions = first
-    if positions.numel() == 1 or positions.isnan().all():
-        return
-    for i, other in enumerate(known):
-        allowed = max(_NEAR, 0.51 / max(other.shape))
-        if (other - positions).abs().nan_to_num().max() <= allowed:
-            known[i] = torch.where(other.isnan(), positions, other)
-            return
-    known.append(positions if positions._base is None else positions.clone())
-
-
-def _both(rule) -> object:
-    """A rule for rows and columns from one for either: (call, axis, outputs) -> positions of each output."""
-
-    def applied(call: _Call, outputs: list[Tensor]) -> list[Positions]:
-        found: list[tuple[list, list]] = [([], []) for _ in outputs]
-        for axis in (0, 1):
-            for i, positions in rule(call, axis, outputs):
-                _add(found[i][axis], positions)
-        return found
-
-    return applied
-
-
-# Rules: each yields the index of an output and positions for it.
-
-
-@_both
-def _aligned(call: _Call, axis: int, outputs: list[Tensor]) -> Iterator:
-    given = [call.args[1]] if call.name == "copy" else call.given
-    for tensor in given:
-        for positions in call.of(tensor, axis):
-            for i in range(len(outputs)):
-                yield i, positions
-
-
-@_both
-def _same(call: _Call, axis: int, outputs: list[Tensor]) -> Iterator:
-    for positions in call.of(call.args[0], axis):
-        for i, output in enumerate(outputs):
-            if output.shape == call.args[0].shape:
-                yield i, positions
-
-
-@_both
-def _moved(call: _Call, axis: int, outputs: list[Tensor]) -> Iterator:
-    for k in range(max(len(call.of(t, axis)) for t in call.given)):
-
-        def positions(value, k=k):
-            if isinstance(value, (list, tuple)):
-                return type(value)(positions(v) for v in value)
-            if not isinstance(value, Tensor):
-                return value
-            own = call.of(value, axis)
-            if own or value.is_floating_point() or value.is_complex():
-                whole = own[k] if k < len(own) else torch.tensor(torch.nan)
-                whole = whole.expand(value.shape)
-                return whole.clone() if call.function._schema.is_mutable else whole
-            return value.cpu()
-
-        if call.name in _RESHAPED:
-            yield 0, positions(call.args[0]).reshape(outputs[0].shape)
-            continue
-        args = positions(call.args)
-        if call.name == "constant_pad_nd":
-            args = (*args[:2], torch.nan)
-        yield from enumerate(tensors((call.function(*args, **{n: positions(v) for n, v in call.kwargs.items()}),)))
-
-
-@_both
-def _halved(call: _Call, axis: int, outputs: list[Tensor]) -> Iterator:
-    dim = call.argument("dim")
-    for positions in call.of(call.args[0], axis):
-        for half in positions.chunk(2, dim) if positions.shape[dim] > 1 else (positions,):
-            yield 0, half
-
-
-@_both
-def _reduced(call: _Call, axis: int, outputs: list[Tensor]) -> Iterator:
-    dims = call.argument("dim")
-    if dims is None or dims == []:
-        return
-    for positions in call.of(call.args[0], axis):
-        for i in range(len(outputs)):
-            yield i, positions.nanmean(dims, keepdim=bool(call.argument("keepdim")))
-
-
-@_both
-def _contracted(call: _Call, axis: int, outputs: list[Tensor]) -> Iterator:
-    left, right = call.args[1:3] if call.name in ("addmm", "baddbmm", "_addmm_activation") else call.args[:2]
-    for positions in call.of(left, axis):
-        yield 0, _averaged(positions, -1)
-    for positions in call.of(right, axis):
-        yield 0, _averaged(positions, -2)
-
-
-@_both
-def _attended(call: _Call, axis: int, outputs: list[Tensor]) -> Iterator:
-    for positions in call.of(call.args[0], axis):  # of the queries
-        yield 0, _averaged(positions, -1)
-
-
-@_both
-def _sampled(call: _Call, axis: int, outputs: list[Tensor]) -> Iterator:
-    tensor, dims = call.args[0], _spatial_dims(call)
-    if call.name == "convolution" and call.of(call.args[1], axis):
-        return  # a kernel of values from different places
-    counts = _im2col_counts(call) if call.name == "im2col" else outputs[0].shape[-dims:]
-    centers = _centers(call, dims, tensor.shape[-dims:], counts)
-    for positions in call.of(tensor, axis):
-        if call.name in ("convolution", "im2col"):
-            positions = _averaged(positions, -dims - 1)
-        for d, index in zip(range(-dims, 0), centers, strict=True):
-            if positions.shape[d] > 1:
-                positions = _at(positions, d, index)
-        if call.name == "im2col":
-            positions = positions.expand(*positions.shape[:2], *counts).flatten(2)
-        for i in range(len(outputs)):
-            yield i, positions
-
-
-def _spatial_dims(call: _Call) -> int:
-    if call.name == "convolution":
-        return call.args[1].ndim - 2
-    return next((n for n in (1, 3) if f"{n}d" in call.name), 2)
-
-
-def _centers(call: _Call, dims: int, sizes: Sequence[int], counts: Sequence[int]) -> list[Tensor]:
-    """The fractional index at the center of what each output value sees, for every spatial dimension."""
-    outputs = [torch.arange(count, dtype=torch.float32, device="cpu") for count in counts]
-    kernel = call.args[1].shape[2:] if call.name == "convolution" else call.argument("kernel_size")
-    if not kernel:  # resizing
-        return [(o + 0.5) * (n / len(o)) - 0.5 for o, n in zip(outputs, sizes, strict=True)]
-    facts = [kernel, *(call.argument(name) for name in ("stride", "padding", "dilation"))]
-    kernel, stride, padding, dilation = (list(f or ()) * (dims if f and len(f) == 1 else 1) for f in facts)
-    centers = []
-    for d, o in enumerate(outputs):
-        s, p = (stride or kernel)[d], padding[d] if padding else 0
-        half = (dilation[d] if dilation else 1) * (kernel[d] - 1) / 2
-        centers.append((o + p - half) / s if call.argument("transposed") else s * o - p + half)
-    return centers
-
-
-def _im2col_counts(call: _Call) -> list[int]:
-    facts = zip(
-        call.args[0].shape[-2:],
-        *(call.argument(n) for n in ("kernel_size", "dilation", "padding", "stride")),
-        strict=True,
-    )
-    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, d, p, s in facts]
-
-
-def _averaged(positions: Tensor, dim: int) -> Tensor:
-    return positions if positions.shape[dim] == 1 else positions.nanmean(dim, keepdim=True)
-
-
-def _at(positions: Tensor, dim: int, index: Tensor) -> Tensor:
-    """Positions at fractional indices of a dimension, linear between and beyond the given ones."""
-    if len(index) == positions.shape[dim] and index[0] == 0 and index[-1] == len(index) - 1:
-        return positions
-    low = index.floor().clamp(0, positions.shape[dim] - 2).long()
-    share = (index - low).view(-1, *(1,) * (-dim - 1))
-    a, b = positions.index_select(dim, low), positions.index_select(dim, low + 1)
-    return torch.where(share == 0, a, torch.where(share == 1, b, a + share * (b - a)))
-
-
-_RESHAPED = {"view", "_unsafe_view", "_reshape_alias"}
-_OPERATIONS = {  # beside those that torch tags as pointwise
-    "kept": "_softmax _safe_softmax _log_softmax native_layer_norm native_group_norm native_batch_norm "
-    "_native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update cudnn_batch_norm "
-    "miopen_batch_norm _fused_rms_norm native_dropout cumsum cumprod _native_multi_head_attention "
-    "_transformer_encoder_layer_fwd _to_copy clone detach alias lift_fresh",
-    "aligned": "hardswish _prelu_kernel prelu rrelu_with_noise log_sigmoid_forward copy fill zero bernoulli normal "
-    "uniform fake_quantize_per_tensor_affine",
-    "weighted": "mul div",
-    "moved": "view _unsafe_view _reshape_alias permute transpose t expand unsqueeze squeeze select slice split "
-    "split_with_sizes unbind unfold cat stack roll flip rot90 repeat tile repeat_interleave index index_select gather "
-    "index_put scatter slice_scatter select_scatter constant_pad_nd reflection_pad1d reflection_pad2d "
-    "replication_pad1d replication_pad2d channel_shuffle native_channel_shuffle",
-    "halved": "glu",
-    "reduced": "mean sum nansum amax amin max min var std var_mean std_mean logsumexp linalg_vector_norm norm prod "
-    "median nanmedian all any argmax argmin count_nonzero",
-    "contracted": "mm bmm addmm baddbmm _addmm_activation",
-    "sampled": "convolution max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
-    "max_pool1d im2col adaptive_max_pool2d _adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d "
-    "upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d upsample_linear1d "
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa pixel_shuffle pixel_unshuffle",
-}
-_KINDS = {name: kind for kind, names in _OPERATIONS.items() for name in names.split()}
-_RULES = {"kept": _same, "aligned": _aligned, "weighted": _aligned, "moved": _moved, "halved": _halved}
-_RULES |= {"reduced": _reduced, "contracted": _contracted, "sampled": _sampled}
-
-
-@cache
-def _rule(name: str, function) -> tuple[str, object]:
-    """The kind of an operation and its rule, (call, outputs) -> positions of each output; None for an unknown one."""
-    if name in _KINDS:
-        return _KINDS[name], _RULES[_KINDS[name]]
-    if name.startswith("_scaled_dot_product"):
-        return "contracted", _attended
-    packet = getattr(torch.ops.aten, name, None) if function.namespace == "aten" else None
-    if packet and any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads()):
-        return "aligned", _aligned
-    return "unknown", None
 
 
 def why_no_map(shape: Sequence[int], positions: Positions) -> str:
@@ -408,7 +157,7 @@ def _runs_along(positions: Tensor, dim: int) -> bool:
     count = positions.shape[dim]
     others = [d for d in range(4) if d != dim]
     line = positions.nanmean(others, keepdim=True)
-    if count == 1 or (positions - line).abs().nan_to_num().max() > max(_NEAR, 0.51 / count):
+    if count == 1 or (positions - line).abs().nan_to_num().max() > max(NEAR, 0.51 / count):
         return False
     line = line.flatten()
     index = (~line.isnan()).nonzero().flatten()

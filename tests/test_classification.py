@@ -6,13 +6,14 @@ import math
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import (
@@ -23,6 +24,7 @@ from cxrkit.metrics import (
     reliability,
     soft_vote,
 )
+from cxrkit.metrics.classification_bounds import METRICS
 
 NAN = math.nan
 
@@ -279,3 +281,57 @@ def test_votes_of_many_members_and_labels():
         soft_vote(members[0])
     with pytest.raises(ParameterError, match="sigmoid"):
         hard_vote(members + 1)
+
+
+def clustered(images=120, labels=3, patients=25, seed=4):
+    """Targets with gaps, probabilities with ties, and whose images they are."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random((images, labels)) < 0.3).astype(float)
+    probabilities = np.round(0.3 * targets + 0.7 * rng.random((images, labels)), 1)
+    targets[rng.random((images, labels)) < 0.1] = NAN
+    return targets, probabilities, rng.integers(patients, size=images)
+
+
+@pytest.mark.parametrize("options", [{"cutoff": [0.3, 0.5, 0.7]}, {"exclusive": True}, {"zero_division": 0.0}])
+def test_intervals_are_those_of_tables_made_of_resampled_patients(options):
+    targets, probabilities, patients = clustered()
+    names, n = list("abc"), 60
+    table = classification_report(targets, probabilities, names, patients=patients, n=n, seed=7, **options)
+    known, rng, slow = np.unique(patients), np.random.default_rng(7), []
+    for _ in range(n):
+        rows = np.concatenate([np.flatnonzero(patients == known[k]) for k in rng.integers(len(known), size=len(known))])
+        slow.append(classification_report(targets[rows], probabilities[rows], names, **options)[list(METRICS)])
+    bounds = np.nanquantile(np.array(slow, dtype=float), [0.025, 0.975], axis=0)
+    for place, name in enumerate(METRICS):
+        np.testing.assert_allclose(table[f"{name} low"], bounds[0, :, place], err_msg=name)
+        np.testing.assert_allclose(table[f"{name} high"], bounds[1, :, place], err_msg=name)
+    plain = classification_report(targets, probabilities, names, **options)
+    pd.testing.assert_frame_equal(table[plain.columns], plain)
+
+
+def test_one_resample_agrees_with_weights_of_scikit_learn():
+    targets, probabilities, patients = clustered(labels=1)
+    table = classification_report(targets, probabilities, ["a"], patients=patients, n=1, seed=3).iloc[0]
+    known = np.unique(patients)
+    drawn = np.bincount(np.random.default_rng(3).integers(len(known), size=len(known)), minlength=len(known))
+    there = ~np.isnan(targets[:, 0])
+    truth, value = targets[there, 0], probabilities[there, 0]
+    weights = drawn[np.searchsorted(known, patients)][there]
+    for name, score in (("auc", roc_auc_score), ("average_precision", average_precision_score)):
+        assert (
+            table[f"{name} low"] == table[f"{name} high"] == pytest.approx(score(truth, value, sample_weight=weights))
+        )
+    assert table["recall low"] == pytest.approx(recall_score(truth, value > 0.5, sample_weight=weights))
+
+
+def test_intervals_without_patients_to_draw():
+    targets, probabilities = [[1.0, 0.0], [0.0, 0.0], [1.0, NAN]], [[0.9, 0.2], [0.3, 0.4], [0.6, 0.1]]
+    table = classification_report(targets, probabilities, ["a", "b"], patients=["p", "p", "p"], n=20)
+    assert table.filter(regex=" (low|high)$").isna().all(axis=None)
+    table = classification_report(targets, probabilities, ["a", "b"], patients=["p", "q", "r"], n=20)
+    assert np.isnan(table.set_index("label").loc["b", "auc low"]), "a label of one class has no AUC"
+    assert (table["accuracy low"] <= table["accuracy"]).all()
+    empty = classification_report([[NAN], [NAN]], [[0.5], [0.5]], ["a"], patients=["p", "q"], n=20)
+    assert empty.filter(like="low").isna().all(axis=None)
+    with pytest.raises(ParameterError, match="2 patients for 3 rows"):
+        classification_report(targets, probabilities, ["a", "b"], patients=["p", "q"])

@@ -101,7 +101,8 @@ def _arguments(name: str) -> dict:
     unknown = [p for p in needed if p not in examples and (name, p) not in examples]
     assert not unknown, f"{name}: give an example for {unknown} above"
     given = {p: examples.get((name, p), examples.get(p)) for p in needed}
-    return given | {p.name: FEW[p.name] for p in _parameters(name) if p.name in FEW}
+    patients = {"patients": examples["patients"]} if any(p.name == "patients" for p in _parameters(name)) else {}
+    return patients | given | {p.name: FEW[p.name] for p in _parameters(name) if p.name in FEW}
 
 
 def _parameters(name: str) -> list[inspect.Parameter]:
@@ -263,8 +264,14 @@ def _right_or_refused(name, parameter, value) -> None:
 
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if any(p.name == "patients" for p in _parameters(n))])
 def test_patients_are_known_and_of_one_kind(name):
-    right = _flat(_called(name))
-    for sound in (np.array(["p", "q", "r"]), pd.Series(["p", "q", "r"]), [1, 2, 3], torch.tensor([1, 2, 3])):
+    right = _flat(_called(name, patients=["p", "q", "r"]))
+    for sound in (
+        np.array(["p", "q", "r"]),
+        pd.Series(["p", "q", "r"]),
+        ["p", np.str_("q"), "r"],
+        [1, 2.0, np.int8(3)],
+        torch.tensor([1, 2, 3]),
+    ):
         np.testing.assert_array_equal(_flat(_called(name, patients=sound)), right)
     gaps = [["p", None, "r"], ["p", math.nan, "r"], [1.0, math.nan, 3.0], ["p", "", "r"], ["p", pd.NA, "r"]]
     gaps += [np.array(["p", math.nan, "r"]), torch.tensor([1.0, math.nan, 3.0]), pd.Series(["p", None, "r"])]
@@ -274,7 +281,8 @@ def test_patients_are_known_and_of_one_kind(name):
     for mixed in (["p", 1, "r"], [1, "1", 2], [b"p", "q", "r"]):
         with pytest.raises(ParameterError, match="mix"):
             _called(name, patients=mixed)
-    for junk in (None, "pqr", 3, {"p": 1}, [["p"], ["q"], ["r"]], ["p", "q"], object()):
+    optional = inspect.signature(getattr(metrics, name)).parameters["patients"].default is None
+    for junk in (*[None][optional:], "pqr", 3, {"p": 1}, [["p"], ["q"], ["r"]], ["p", "q"], object()):
         with pytest.raises(ParameterError):
             _called(name, patients=junk)
 

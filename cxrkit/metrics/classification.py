@@ -10,7 +10,9 @@ from numpy.typing import ArrayLike
 from sklearn import metrics as sklearn_metrics
 
 from cxrkit.errors import ParameterError
-from cxrkit.metrics.inputs import label_names, number, numbers, one_of, whole
+from cxrkit.metrics.classification_bounds import DECIDED, METRICS, metric_bounds
+from cxrkit.metrics.inputs import label_names, number, numbers, one_of, patient_ids, whole
+from cxrkit.metrics.statistics import check_resampling
 
 __all__ = [
     "calibration_report",
@@ -21,8 +23,6 @@ __all__ = [
     "soft_vote",
 ]
 
-DECIDED = ("accuracy", "precision", "recall", "specificity", "f1")  # they need a cutoff
-METRICS = (*DECIDED, "auc", "average_precision")
 CRITERIA = ("youden", "f1")
 MOST_BINS = 10**6
 
@@ -34,6 +34,10 @@ def classification_report(
     cutoff: float | Sequence[float] = 0.5,
     zero_division: float = np.nan,
     exclusive: bool = False,
+    patients: Sequence | None = None,
+    n: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """One row per label, then "micro" (all entries as one label), then "macro" (the mean over labels).
 
@@ -42,7 +46,9 @@ def classification_report(
     (see :func:`operating_cutoffs`; nan: the metrics that need a cutoff are nan). ``exclusive`` classes need no
     cutoff: an image gets the one of highest probability (the first of several), even where that is below one half.
     Columns: label, n, positives, prevalence, accuracy, precision, recall, specificity, f1, auc,
-    average_precision, degenerate.
+    average_precision, degenerate. With ``patients`` ``[N]`` each metric is followed by its interval, "auc low" and
+    "auc high" and so on: as in :func:`cxrkit.metrics.bootstrap`, but for a whole table, all labels of a patient
+    together. Its bounds are nan where half of the ``n`` resamples or more leave the metric undefined.
     ``zero_division`` is what precision, recall, specificity and F1 are when their denominator is 0 (papers
     often mean 0). A label with one class only has no AUC and no average precision (nan) and counts as
     ``degenerate``. Macro is the mean over the labels for which a metric is defined, and counts the degenerate
@@ -71,7 +77,16 @@ def classification_report(
     macro = {name: frame[name].mean() for name in ("prevalence", *METRICS)}
     macro |= {name: frame[name].sum() for name in ("n", "positives", "degenerate")}
     averages = pd.DataFrame([{"label": "micro", **micro}, {"label": "macro", **macro}])
-    return pd.concat([frame, averages], ignore_index=True)
+    frame = pd.concat([frame, averages], ignore_index=True)
+    if patients is None:
+        return frame
+    check_resampling(n, seed, confidence)
+    patients = patient_ids(patients)
+    if len(patients) != len(targets):
+        raise ParameterError(f"{len(patients)} patients for {len(targets)} rows of targets: one for each is needed")
+    bounds = metric_bounds(values, patients, zero_division, n, seed, confidence)
+    columns = [column for name in frame for column in (name, f"{name} low", f"{name} high")]
+    return frame.assign(**bounds).reindex(columns=[name for name in columns if name in frame or name in bounds])
 
 
 def _row(target: np.ndarray, probability: np.ndarray, predicted: np.ndarray, zero_division: float) -> dict[str, float]:

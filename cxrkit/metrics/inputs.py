@@ -223,21 +223,20 @@ def label_names(labels: Sequence[str], count: int) -> list[str]:
 
 def patient_ids(patients: Sequence) -> np.ndarray:
     """Patients' ids ``[N]``; ParameterError, naming the row, for one that is missing and for text among numbers."""
-    if isinstance(patients, Tensor):
+    if isinstance(patients, Tensor) or np.ma.is_masked(patients):
         patients = dense("patients", patients).cpu().numpy()
     rows = patients if isinstance(patients, (np.ndarray, pd.Series, pd.Index)) else entries("patients", patients)
-    ids = np.empty(len(rows), dtype=object) if isinstance(rows, list) else np.asarray(rows)
-    if isinstance(rows, list):
-        ids[:] = rows
+    ids = np.asarray(rows, dtype=object)  # as they are: NumPy would make text of a number beside text, and of nan
     if ids.ndim != 1:
         raise ParameterError(f"patients have shape {ids.shape}; expected one id per row")
-    missing = pd.isna(ids) | np.array([str(name).strip().lower() in _MISSING for name in ids], dtype=bool)
+    missing = pd.isna(ids) | np.array([isinstance(i, str) and i.strip().lower() in _MISSING for i in ids], dtype=bool)
     if missing.any():
         raise ParameterError(
             f"patients: row {int(missing.argmax())} has no id ({int(missing.sum())} of {len(ids)} rows). Images of one "
             "patient are drawn together, so each needs one: where every image is another patient, pass the image ids"
         )
-    kinds = {"numbers" if isinstance(name, Real) else type(name).__name__: name for name in ids}
+    known = {"numbers": Real, "text": str}
+    kinds = {next((k for k, of in known.items() if isinstance(i, of)), type(i).__name__): i for i in ids}
     if len(kinds) > 1:
         mixed = " and ".join(f"{kind} ({name!r})" for kind, name in kinds.items())
         raise ParameterError(f"patients mix {mixed}: 1 and '1' would be two patients; pass all of them as text")

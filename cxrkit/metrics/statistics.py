@@ -58,7 +58,7 @@ def bootstrap(
 
 def intervals(values: np.ndarray, patients: np.ndarray, n: int, seed: int, confidence: float) -> list[Interval]:
     """:func:`bootstrap` of every column of ``[N, K]``; columns with the same nan share their resamples."""
-    _check(n, seed, confidence)
+    check_resampling(n, seed, confidence)
     found = [Interval(mean, np.nan, np.nan) for mean in means(values)]
     for columns, drawn in _resampled(values, patients, n, seed):
         bounds = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
@@ -72,7 +72,8 @@ def means(values: np.ndarray) -> list[float]:
     return [float(valid.mean()) if len(valid := column[~np.isnan(column)]) else np.nan for column in values.T]
 
 
-def _check(n: int, seed: int, confidence: float) -> None:
+def check_resampling(n: int, seed: int, confidence: float) -> None:
+    """ParameterError for a number of resamples, a seed or a confidence out of range."""
     whole("n", n, 1)
     whole("seed", seed, 0)
     number("confidence", confidence, "inside (0, 1)", lambda share: 0 < share < 1)
@@ -109,19 +110,24 @@ def by_patient(values: np.ndarray, patients: np.ndarray, among: np.ndarray | Non
     return whose @ np.where(known, values, 0.0), whose @ known.astype(np.float64)
 
 
+def drawn_patients(size: int, n: int, seed: int) -> Iterator[np.ndarray]:
+    """``n`` resamples of as many patients as there are, with replacement: which ones, ``[rows, size]`` a part."""
+    generator = np.random.default_rng(seed)
+    rows = max(1, CHUNK // size)
+    for start in range(0, n, rows):
+        yield generator.integers(size, size=(min(rows, n - start), size))
+
+
 def resampled_ratios(sums: np.ndarray, counts: np.ndarray, n: int, seed: int) -> np.ndarray:
     """Means of ``n`` resamples from each patient's sums and numbers of values ``[P, K]`` -> ``[n, K]``.
 
     How often each patient is drawn is counted once per resample and serves all columns, as one product of
     matrices; a single score is faster added up. nan where a resample holds no value.
     """
-    generator = np.random.default_rng(seed)
     size = len(sums)
-    rows = max(1, CHUNK // size)
     both = np.concatenate([sums, counts], axis=1)
     parts = []
-    for start in range(0, n, rows):
-        drawn = generator.integers(size, size=(min(rows, n - start), size))
+    for drawn in drawn_patients(size, n, seed):
         if both.shape[1] == 2:
             parts.append(np.stack([column[drawn].sum(1) for column in both.T], axis=1))
             continue
@@ -155,7 +161,7 @@ def compare(
         raise ParameterError(f"scores {', '.join(wrong)} don't have the length of patients {patients.shape}")
     if len(columns) < 2:
         raise ParameterError(f"scores hold {len(columns)} method(s): a comparison needs two")
-    _check(n, seed, confidence)
+    check_resampling(n, seed, confidence)
     pairs = list(combinations(columns, 2))
     differences = np.stack([columns[a] - columns[b] for a, b in pairs], axis=1)
     p_values = np.full(len(pairs), np.nan)

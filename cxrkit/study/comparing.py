@@ -99,13 +99,8 @@ def area(predictions: pd.DataFrame, n: int = 300, seed: int = 0) -> Interval:
     The interval resamples the patients ``n`` times; its bounds are nan for fewer than two patients and where most
     resamples lack a class.
     """
-    labels = len(dict.fromkeys(predictions["label"]))
-    targets, values = (predictions[name].to_numpy().reshape(-1, labels) for name in ("target", "probability"))
-    patients = predictions["patient_id"].to_numpy()[::labels]
-    drawn = [_areas(targets[rows], values[rows])[-1] for rows in _resamples(patients, n, seed)]
-    known = np.array(drawn)[np.isfinite(drawn)]
-    bounds = np.quantile(known, [0.025, 0.975]) if len(known) > n / 2 else (np.nan, np.nan)
-    return Interval(float(_areas(targets, values)[-1]), *map(float, bounds))
+    macro = report.classification_of(predictions, n=n, seed=seed).iloc[-1]
+    return Interval(*(float(macro[name]) for name in ("auc", "auc low", "auc high")))
 
 
 def _areas(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:

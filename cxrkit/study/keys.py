@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _TRAINING = ("checkpoints", "devices", "feeding", "losses", "optimisation", "preparing", "scoring", "training")
-_TRAINED = ("data", "models", "metrics/classification.py", *(f"study/{name}.py" for name in _TRAINING))
+_TRAINED = ("data", "models", "metrics/classification*.py", *(f"study/{name}.py" for name in _TRAINING))
 _EXPLAINED = ("data", "models", "attribution", "metrics", "study/devices.py", "study/feeding.py", "study/preparing.py")
 _MEASURED = ("normgrad", "covid", "path", "relevance", "synthesis")
 # The parts of the package that decide what a run of a kind contains.

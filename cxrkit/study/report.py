@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -84,15 +86,23 @@ def test_auc(run: runs.Run) -> float:
     return float(report.loc[report["label"] == "macro", "auc"].iloc[0])
 
 
-def classification_of(predictions: pd.DataFrame, cutoff: float = 0.5, exclusive: bool = False) -> pd.DataFrame:
+def classification_of(
+    predictions: pd.DataFrame,
+    cutoff: float | Sequence[float] = 0.5,
+    exclusive: bool = False,
+    n: int = 0,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Classification metrics per label and their macro mean; predictions as `training.predict` gives them.
 
-    `exclusive`: an image gets the class of highest probability, as `training.Fit.exclusive` says of a training.
+    `exclusive`: an image gets the class of highest probability, as `training.Fit.exclusive` says of a training. `n`:
+    resamples of the patients, from which each metric gets its 95 % interval ("auc low", "auc high"); 0: none.
     """
     labels = list(dict.fromkeys(predictions["label"]))
     shape = (-1, len(labels))
     targets, probabilities = (predictions[name].to_numpy().reshape(shape) for name in ("target", "probability"))
-    return classification_report(targets, probabilities, labels, cutoff=cutoff, exclusive=exclusive)
+    drawn = {"patients": predictions["patient_id"].to_numpy()[:: len(labels)], "n": n, "seed": seed} if n else {}
+    return classification_report(targets, probabilities, labels, cutoff=cutoff, exclusive=exclusive, **drawn)
 
 
 def pointing_table(scores: pd.DataFrame, threshold: float = 0.0, cutoff: float = 0.5) -> pd.DataFrame:

@@ -369,7 +369,7 @@ def train(parameters: TrainParameters, report: Callable[[dict], None] | None = N
     if not PartialState().is_main_process:
         return runs.key(parameters)
     predictions = predict(result.model, data.split("test"))
-    classification = tables.classification_of(predictions, exclusive=result.exclusive)
+    classification = tables.classification_of(predictions, exclusive=result.exclusive, n=1000)
     return keep(parameters, result, predictions=predictions, classification=classification)
 
 

@@ -83,6 +83,52 @@ def test_the_example_is_the_surest_boxed_positive(subject):
     assert example["mask"].sum() == 256
 
 
+@pytest.fixture
+def mixed(subject) -> explaining.Subject:
+    """Boxes that don't fit the labels: of "right" on a (negative) and d (unknown), and one beside the image on e."""
+    table = pd.DataFrame({"left": [1.0, 1, 0, 1, 1], "right": [0.0, 1, 1, np.nan, 0]})
+    table = table.assign(image_id=list("abcde"), patient_id=list("ppqrs"), path=None, split="test")
+    table = table.assign(orig_width=SIZE, orig_height=SIZE)
+    box = {"x_min": 0, "y_min": 0, "x_max": 16, "y_max": 16, "reader": "r"}
+    where = [("a", "left"), ("b", "left"), ("c", "right"), ("a", "right"), ("d", "right"), ("d", "Mass")]
+    boxes = [{"image_id": image, "label": label, **box} for image, label in where]
+    boxes.append({**boxes[0], "image_id": "e", "x_min": 40.1, "x_max": 40.2})
+    subject.images = Dataset("mixed", ("left", "right"), table, pd.DataFrame(boxes), Grey(), SIZE)
+    subject.cutoffs = {"left": 1e-30}
+    return subject
+
+
+def test_what_is_left_out_is_counted_by_cause(mixed):
+    scores = explaining.score(mixed)
+    assert set(map(tuple, scores[["image_id", "label"]].to_numpy())) == {("a", "left"), ("b", "left"), ("c", "right")}
+    found = explaining.coverage(mixed, scores).set_index("label")
+    assert found.loc["left"].drop("cutoff").tolist() == [4, 2, 1, 1, 1, 0, 0]
+    assert found.loc["right"].drop("cutoff").tolist() == [2, 1, 1, 1, 0, 1, 1]
+    assert found.loc["all labels"].drop("cutoff").tolist() == [6, 3, 2, 2, 1, 1, 1]
+    told = explaining.extent(mixed, scores)
+    assert "5 images of 4 patients; 5 images of 4 patients have a box" in told
+    assert "scored: 3 images of 2 patients" in told
+    assert "Nothing to score on 2" in told
+    assert "1 boxes are of labels that aren't explained: Mass" in told
+
+
+def test_cutoffs_are_those_of_the_run(mixed):
+    scores = explaining.score(mixed)
+    assert (scores.loc[scores["label"] == "left", "cutoff"] == 1e-30).all()
+    assert scores.loc[scores["label"] == "right", "cutoff"].isna().all(), "the run could choose none"
+    assert "chosen on the validation split" in explaining.extent(mixed, scores)
+    mixed.cutoffs = {}
+    scores = explaining.score(mixed)
+    assert (scores["cutoff"] == 0.5).all()
+    assert "0.5 each, as the run keeps none" in explaining.extent(mixed, scores)
+
+
+def test_a_refusal_says_what_was_left_out(mixed):
+    mixed.images, mixed.run = mixed.images.select([3, 4]), type("Run", (), {"key": "k"})
+    with pytest.raises(ParameterError, match=r"positive: 2, no box: 1, box outside: 1, .*unknown: 1"):
+        explaining.score(mixed)
+
+
 def test_labels_without_any_positive_are_refused(subject):
     subject.labels = ["right"]
     subject.images = subject.images.select([0])

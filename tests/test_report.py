@@ -95,10 +95,64 @@ def test_summary_holds_macro_means_intervals_chance_and_counts(made):
 
 def test_positives_split_into_found_and_missed():
     table = report.pointing_table(scores(0.3, "bcos")).set_index("subset")
-    assert table.loc["all", "maps"] == 25
-    assert table.loc["TP", "maps"] + table.loc["FN", "maps"] == 25
+    assert table.loc["all", "maps"] == 24
+    assert table.loc["all", "degenerate"] == 1
+    assert table.loc["TP", "maps"] + table.loc["FN", "maps"] == 24
     with pytest.raises(ParameterError, match=r"threshold 0\.3"):
         report.pointing_table(scores(0.3, "bcos"), threshold=0.3)
+
+
+def test_found_is_above_the_cutoff_of_the_run_and_label():
+    frame = scores(0.3, "bcos").assign(cutoff=lambda f: np.where(f["label"] == "A", 0.05, np.nan))
+    table = report.pointing_table(frame).set_index("subset")
+    assert table["maps"].to_dict() == {"all": 24, "TP": 20, "FN": 0}
+    assert table["labels"].to_dict() == {"all": 2, "TP": 1, "FN": 0}, "a label without a cutoff is in neither"
+    assert report.pointing_table(frame, cutoff=0.5).set_index("subset").loc["FN", "maps"] == 12
+    assert report.pointing_table(frame.drop(columns="cutoff")).set_index("subset").loc["FN", "maps"] == 12
+
+
+def test_methods_are_averaged_over_the_maps_that_all_of_them_define():
+    good, poor, dead = (scores(precision, name) for precision, name in ((0.4, "good"), (0.2, "poor"), (0.1, "dead")))
+    poor.loc[poor["image_id"].isin([f"i{n}" for n in range(8)]), ["precision", "recall"]] = np.nan
+    dead["precision"] = np.nan
+    good["precision"] += good["image_id"].str[1:].astype(int) / 100
+    table = (
+        report.pointing_table(pd.concat([good, poor, dead]), cutoff=0.5).query("subset == 'all'").set_index("method")
+    )
+    counts = ["maps", "images", "patients", "labels", "recall maps", "degenerate", "left out"]
+    assert table.loc["good", counts].tolist() == [16, 16, 8, 2, 17, 1, 8]
+    assert table.loc["poor", counts].tolist() == [16, 16, 8, 2, 17, 9, 0]
+    assert table.loc["dead", counts].tolist() == [0, 0, 0, 0, 17, 25, 0]
+    kept = good[(good["threshold"] == 0) & (good["image_id"].str[1:].astype(int) >= 8)]
+    assert table.loc["good", "EPG"] == pytest.approx(kept.groupby("label")["precision"].mean().mean())
+    assert table.loc["good", "chance"] == table.loc["poor", "chance"]
+    lines = report.curves(pd.concat([good, poor, dead])).query("threshold == 0").set_index("method")
+    assert lines["precision"].dropna().to_dict() == pytest.approx(table["EPG"].dropna().to_dict())
+
+
+def test_maps_of_two_runs_are_told_apart():
+    good, poor = scores(0.4, "good").query("label == 'A'"), scores(0.2, "poor").query("label == 'A'")
+    both = [pd.concat([good, poor]).assign(run="one"), pd.concat([good, poor.head(0)]).assign(run="two")]
+    table = report.pointing_table(pd.concat(both)).query("subset == 'all'").set_index("method")
+    assert table["maps"].tolist() == [20, 20], "the second run has no map of the poor method"
+    assert table["left out"].tolist() == [20, 0]
+
+
+def test_tables_for_readers_hold_intervals_and_plain_titles():
+    frame = pd.concat([scores(0.4, "good"), scores(0.2, "poor").assign(precision=np.nan)])
+    shown = report.readable(report.pointing_table(frame))
+    assert shown["findings"].unique().tolist() == ["all positives", "found (TP)", "missed (FN)"]
+    assert shown["EPG (95 % CI)"].tolist()[0].startswith("0.45 (0.40 to 0.45)")
+    assert shown["EPG (95 % CI)"].tolist()[3] == "–"
+    assert shown["maps"].tolist()[0] == 24
+    assert not any(name.endswith((" low", " high")) for name in shown)
+    predictions = pd.DataFrame({"label": ["A", "B"] * 6, "target": [0.0, 1] * 6, "patient_id": np.arange(12) // 4})
+    table = report.classification_of(predictions.assign(probability=0.4), n=20)
+    shown = report.readable(table).set_index("label")
+    assert shown.loc["A", "auc (95 % CI)"] == "–"
+    assert shown.loc["A", "accuracy (95 % CI)"] == "1.00 (1.00 to 1.00)"
+    assert shown.loc["A", "undefined"] == 1
+    assert {"images", "average precision (95 % CI)"} <= set(shown)
 
 
 def test_macro_interval_agrees_with_resampling_patients_one_by_one():
@@ -181,7 +235,10 @@ def test_recall_stands_beside_its_own_chance_and_interval(made):
     table = bcos.beside(bcos.overview(made), "bcos_tab5_rsna_epg_recall", "binary", metric="recall")
     row = table.set_index(["network", "regime"]).loc[("B-cos + FLC", "plain")]
     assert row[["ours", "low", "high", "chance"]].astype(float).tolist() == pytest.approx([100, 100, 100, 60])
-    assert row[["maps", "degenerate"]].tolist() == [25, 1]
+    assert row[["maps", "left out"]].tolist() == [25, 0]  # of the degenerate map's EPG is undefined, not its recall
+    table = bcos.beside(bcos.overview(made), "bcos_tab3_rsna_epg_antialiasing", "binary")
+    row = table.set_index(["network", "regime", "explanation"]).loc[("B-cos + FLC", "plain", "Inherent")]
+    assert row[["maps", "left out"]].tolist() == [24, 1]
     older = scores(0.3, "bcos").drop(columns="chance_recall")
     assert report.pointing_table(older)["recall chance"].isna().all()
 

@@ -122,7 +122,8 @@ def choices(name: str) -> pd.DataFrame:
     """What each choice of a grid does: a row per training run and method of its explanation, in the grid's order.
 
     Columns: network, choice (the parameters in which the run differs from the grid's first run of that network), AUC
-    (macro, test images), method, EPG (precision, macro) with its 95 % interval, chance, and degenerate (maps left out).
+    (macro, test images), method, EPG (precision, macro) with its 95 % interval, chance, and how many maps it rests on,
+    are degenerate, or left out for another method (see `report.pointing_table`).
     """
     explained = {train.key: explain for train, explain in report.explained_runs(name)}
     first: dict[str, dict] = {}
@@ -136,7 +137,7 @@ def choices(name: str) -> pd.DataFrame:
             rows.append(row)
             continue
         table = report.pointing_table(explained[run.key].frame("scores")).query("subset == 'all'")
-        columns = ["method", "EPG", "low", "high", "chance", "degenerate"]
+        columns = ["method", "EPG", "low", "high", "chance", "maps", "degenerate", "left out"]
         rows += [row | found for found in table[columns].to_dict("records")]
     return pd.DataFrame(rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -21,12 +21,19 @@ from cxrkit.study.losses import probabilities
 from cxrkit.study.scoring import activation_of
 from cxrkit.study.training import chosen_device, load_data, target_table
 
-__all__ = ["Subject", "example", "kept_maps", "score", "subject"]
+__all__ = ["Subject", "coverage", "example", "extent", "kept_maps", "score", "subject"]
+
+# Why an image isn't scored for a label.
+LEFT_OUT = ("no box", "box outside", "box, label negative", "box, label unknown")
 
 
 @dataclass
 class Subject:
-    """What is explained: a training run, its model, the test images of its fold, by which methods, for which labels."""
+    """A training run, its model, the test images of its fold, and the methods and labels that explain them.
+
+    `cutoffs`: the probability above which each label is called, chosen by the run on its validation split; empty: the
+    run keeps none, and 0.5 is used. `split`: the whole test split, of which `images` are those looked at.
+    """
 
     run: runs.Run
     parameters: ExplainParameters  # with the run's key filled in
@@ -34,6 +41,11 @@ class Subject:
     images: cxrkit.data.Dataset
     methods: list[str]
     labels: list[str]
+    cutoffs: dict[str, float] = field(default_factory=dict)
+    split: cxrkit.data.Dataset | None = None
+
+    def cutoff(self, label: str) -> float:
+        return self.cutoffs.get(label, np.nan if self.cutoffs else 0.5)
 
 
 def subject(parameters: ExplainParameters) -> Subject:
@@ -58,10 +70,19 @@ def subject(parameters: ExplainParameters) -> Subject:
         raise DataError(
             f"run {run.key}: no test image of {test.name} has a box, so no map can be scored; add boxes.csv"
         )
+    images = test
     if parameters.images:
         boxed = np.flatnonzero(test.table["image_id"].isin(test.boxes["image_id"]))
-        test = test.select(boxed[_spread(len(boxed), min(parameters.images, len(boxed)))])
-    return Subject(run, parameters.model_copy(update={"run": run.key}), model, test.cached(), methods, labels)
+        images = test.select(boxed[_spread(len(boxed), min(parameters.images, len(boxed)))])
+    parameters = parameters.model_copy(update={"run": run.key})
+    return Subject(run, parameters, model, images.cached(), methods, labels, _cutoffs(run), test)
+
+
+def _cutoffs(run: runs.Run) -> dict[str, float]:
+    try:
+        return run.frame("cutoffs").set_index("label")["cutoff"].to_dict()
+    except DataError:  # a run of an older version
+        return {}
 
 
 def _of_the_study() -> runs.Run:
@@ -76,7 +97,8 @@ def score(subject: Subject, hear: Callable[[str], None] | None = None) -> pd.Dat
 
     A row per image, label, method and threshold: precision, recall, signed, chance (the boxes' share of the image),
     chance_recall (what the recall would be with the whole image as box), grid (share of spectral energy at the strides'
-    frequencies), logit, probability. A degenerate map scores nan and keeps its row.
+    frequencies), logit, probability, cutoff (above which the run calls the label). A degenerate map scores nan and
+    keeps its row. :func:`coverage` counts what has no row.
     """
     data = subject.images
     targets = target_table(data)
@@ -90,8 +112,64 @@ def score(subject: Subject, hear: Callable[[str], None] | None = None) -> pd.Dat
         if hear is not None:
             hear(method)
     if not any(len(part) for part in parts):
-        raise ParameterError(f"run {subject.run.key}: no test image has any of the labels {subject.labels} with a box")
+        left = coverage(subject, pd.DataFrame(columns=["image_id", "patient_id", "label"])).iloc[-1]
+        counts = ", ".join(f"{name}: {int(left[name])}" for name in ("positive", *LEFT_OUT))
+        raise ParameterError(
+            f"run {subject.run.key}: no test image has any of the labels {subject.labels} with a box ({counts})"
+        )
     return pd.concat(parts, ignore_index=True)
+
+
+def coverage(subject: Subject, scores: pd.DataFrame) -> pd.DataFrame:
+    """How many of the images looked at are scored for each label, and how many aren't, by cause; then of all labels.
+
+    `scores` as :func:`score` gives them. Columns: label, cutoff, positive (images with the label), scored, patients (of
+    the scored images), and the causes: no box; box outside (of what the network sees, or without area); box, label
+    negative and box, label unknown (the image's labels deny or don't know the label of the box). The last row adds up
+    the labels, so an image counts once for each; its patients count once.
+    """
+    columns = [subject.images.labels.index(label) for label in subject.labels]
+    targets = target_table(subject.images)[:, columns].numpy()
+    positive, boxed, scored = targets > 0.5, *(_marked(subject, table) for table in (subject.images.boxes, scores))
+    causes = (positive & ~boxed, positive & boxed & ~scored, boxed & (targets <= 0.5), boxed & np.isnan(targets))
+    cells = {"positive": positive, "scored": scored} | dict(zip(LEFT_OUT, causes, strict=True))
+    frame = pd.DataFrame({name: [*marks.sum(0), marks.sum()] for name, marks in cells.items()})
+    patients = scores.groupby("label")["patient_id"].nunique().reindex(subject.labels, fill_value=0)
+    frame.insert(0, "label", [*subject.labels, "all labels"])
+    frame.insert(1, "cutoff", [*(subject.cutoff(label) for label in subject.labels), np.nan])
+    frame.insert(4, "patients", [*patients, scores["patient_id"].nunique()])
+    return frame
+
+
+def _marked(subject: Subject, table: pd.DataFrame) -> np.ndarray:
+    """Which images and labels have a row in the table, bool [N, L]."""
+    rows = pd.Index(subject.images.image_ids).get_indexer(table["image_id"].astype(str))
+    columns = pd.Index(subject.labels).get_indexer(table["label"].astype(str))
+    marks = np.zeros((len(subject.images), len(subject.labels)), dtype=bool)
+    there = (rows >= 0) & (columns >= 0)
+    marks[rows[there], columns[there]] = True
+    return marks
+
+
+def extent(subject: Subject, scores: pd.DataFrame) -> str:
+    """In a few sentences: how much of the test split was looked at and scored, and which cutoffs call a label."""
+    split = subject.images if subject.split is None else subject.split
+    boxed = split.table["image_id"].astype(str).isin(split.boxes["image_id"].astype(str))
+    others = subject.images.boxes.loc[~subject.images.boxes["label"].isin(subject.labels), "label"]
+    looked, scored = len(subject.images), scores["image_id"].nunique()
+    sentences = [
+        f"The test split has {_people(split.table)}; {_people(split.table[boxed])} have a box.",
+        f"Looked at: {_people(subject.images.table)}; scored: {_people(scores)}.",
+        f"Nothing to score on {looked - scored}: no label that is explained is present there with its box.",
+    ]
+    if len(others):
+        sentences.append(f"{len(others)} boxes are of labels that aren't explained: {', '.join(sorted(set(others)))}.")
+    chosen = "those chosen on the validation split" if subject.cutoffs else "0.5 each, as the run keeps none"
+    return "\n".join([*sentences, f"Cutoffs of found and missed: {chosen}."])
+
+
+def _people(table: pd.DataFrame) -> str:
+    return f"{table['image_id'].nunique()} images of {table['patient_id'].nunique()} patients"
 
 
 def _score_chunk(subject: Subject, rows: torch.Tensor, column: int, method: str) -> pd.DataFrame:
@@ -113,6 +191,7 @@ def _score_chunk(subject: Subject, rows: torch.Tensor, column: int, method: str)
         "method": method,
         "logit": logits[:, place].numpy(),
         "probability": probabilities(logits, activation_of(subject.model))[:, place].numpy(),
+        "cutoff": subject.cutoff(label),
         "chance": cxrkit.metrics.chance_level(masks).numpy(),
         "signed": cxrkit.metrics.energy_pointing_game(maps, masks, kind="signed").numpy(),
         "grid": _coarse(cxrkit.metrics.grid_energy, maps),

@@ -15,6 +15,7 @@ from cxrkit.study.training import load_data
 
 __all__ = [
     "classification_of",
+    "comparable",
     "curves",
     "enlarge",
     "explained_runs",
@@ -25,6 +26,7 @@ __all__ = [
     "origin",
     "own_method",
     "pointing_table",
+    "readable",
     "runs_of",
     "summary",
     "surest",
@@ -33,6 +35,18 @@ __all__ = [
     "view",
 ]
 
+COUNTS = ("maps", "images", "patients", "labels", "recall maps", "degenerate", "left out")
+# How tables for readers call them.
+SUBSETS = {"all": "all positives", "TP": "found (TP)", "FN": "missed (FN)"}
+TITLES = {
+    "subset": "findings",
+    "chance": "EPG by chance",
+    "recall chance": "recall by chance",
+    "degenerate": "undefined",
+    "left out": "undefined by another method",
+    "average_precision": "average precision",
+    "n": "images",
+}
 VARIANTS = {"none": "B-cos", "flc": "B-cos + FLC", "flc_authors": "B-cos + FLC (as coded)", "blur": "B-cos + BlurPool"}
 
 
@@ -65,7 +79,8 @@ def explained_runs(name: str) -> list[tuple[runs.Run, runs.Run]]:
 
 
 def summary(name: str, digits: int | None = None) -> pd.DataFrame:
-    """One row per trained network and method: AUC of the test fold, EPG with its 95 % interval, and chance."""
+    """One row per trained network and method: AUC of the test fold, EPG with its 95 % interval, chance, and what the
+    EPG rests on (see :func:`pointing_table`)."""
     rows = []
     explained = {train.key: explain for train, explain in explained_runs(name)}
     for run in (run for run in runs_of(name) if run.kind == "train"):
@@ -75,7 +90,7 @@ def summary(name: str, digits: int | None = None) -> pd.DataFrame:
             continue
         scores = pointing_table(explained[run.key].frame("scores"))
         rows += [base | row for row in scores[scores["subset"] == "all"].to_dict("records")]
-    columns = ["view", "network", "AUC", "method", "EPG", "low", "high", "chance", "recall", "maps", "degenerate"]
+    columns = ["view", "network", "AUC", "method", "EPG", "low", "high", "chance", "recall", *COUNTS]
     frame = pd.DataFrame(rows).reindex(columns=columns)
     return frame if digits is None else frame.round(digits)
 
@@ -105,29 +120,48 @@ def classification_of(
     return classification_report(targets, probabilities, labels, cutoff=cutoff, exclusive=exclusive, **drawn)
 
 
-def pointing_table(scores: pd.DataFrame, threshold: float = 0.0, cutoff: float = 0.5) -> pd.DataFrame:
+def pointing_table(scores: pd.DataFrame, threshold: float = 0.0, cutoff: float | None = None) -> pd.DataFrame:
     """Macro mean EPG by method, over all positives and over those found (TP) and missed (FN); scores as
-    `explaining.score` gives.
+    `explaining.score` gives, with a column `run` where there are several runs.
 
     The mean is taken per label, then over labels, as in the tables of paper `bcos`; a label without any such image
-    stays out. Intervals: 95 %, patients resampled. `chance` is that of the precision. Degenerate maps are counted, not
-    averaged. Raises ParameterError for a threshold not scored.
+    stays out. Intervals: 95 %, patients resampled. `chance` is that of the precision. A finding counts as found above
+    its `cutoff`: that of its row in `scores` (tuned by the run on its validation split; nan: neither found nor missed),
+    or one number for all. All methods are averaged over the same maps, see :func:`comparable`.
+
+    Each row says what it rests on: maps, images, patients and labels of the EPG, `recall maps` of the recall;
+    `degenerate` maps have no EPG, `left out` are those that have one, but not by every other method. Raises
+    ParameterError for a threshold not scored.
     """
-    frame = scores[np.isclose(scores["threshold"], threshold)]
+    frame = scores[np.isclose(scores["threshold"], threshold)].reset_index(drop=True)
     if frame.empty:
         known = sorted(scores["threshold"].unique())
         raise ParameterError(f"there are no scores at threshold {threshold}; there are some at {known}")
-    found = frame["probability"] > cutoff
-    tables = {"all": _macro(frame), "TP": _macro(frame[found]), "FN": _macro(frame[~found])}
-    columns = ["method", "subset", "EPG", "low", "high", "recall", "chance", "maps", "degenerate"]
-    columns += ["recall low", "recall high", "recall chance"]
-    empty = {"maps": 0, "degenerate": 0}
+    cutoffs = frame.get("cutoff", 0.5) if cutoff is None else cutoff  # runs of older versions keep none
+    found, missed = frame["probability"] > cutoffs, frame["probability"] <= cutoffs
+    frame = comparable(frame).assign(own=frame["precision"])
+    tables = {"all": _macro(frame), "TP": _macro(frame[found]), "FN": _macro(frame[missed])}
+    columns = ["method", "subset", "EPG", "low", "high", "chance", "recall", "recall low", "recall high"]
+    columns += ["recall chance", *COUNTS]
+    empty = dict.fromkeys(COUNTS, 0)
     rows = [
         {"method": method, "subset": subset} | (table.loc[method].to_dict() if method in table.index else empty)
         for method in frame["method"].unique()
         for subset, table in tables.items()
     ]
-    return pd.DataFrame(rows).reindex(columns=columns)
+    return pd.DataFrame(rows).reindex(columns=columns).astype(dict.fromkeys(COUNTS, int))
+
+
+def comparable(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores in which precision and recall are nan wherever one of the methods has none, so that all methods are
+    averaged over the same maps. A method without any score at all would leave none: it stays out of that.
+    """
+    keys = [scores[name] for name in ("run", "image_id", "label", "threshold") if name in scores]
+    shared = {}
+    for kind in ("precision", "recall"):
+        by = scores["method"].where(scores[kind].notna())
+        shared[kind] = scores[kind].where(by.groupby(keys).transform("nunique") == by.nunique())
+    return scores.assign(**shared)
 
 
 def _macro(frame: pd.DataFrame) -> pd.DataFrame:
@@ -152,15 +186,53 @@ def _macro(frame: pd.DataFrame) -> pd.DataFrame:
             "recall high": recall["high"],
             "recall chance": recall["chance"],
             "chance": precision["chance"],
-            "maps": precision["n"] + precision["degenerate"],
-            "degenerate": precision["degenerate"],
+            "recall maps": recall["n"],
         }
-    )
+    ).join(_counts(frame))
+
+
+def _counts(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the EPG of every method rests on, and what it leaves out."""
+    used = frame[frame["precision"].notna()].groupby("method")
+    counts = {"maps": used.size(), "images": used["image_id"].nunique(), "patients": used["patient_id"].nunique()}
+    degenerate = frame["own"].isna().groupby(frame["method"]).sum()
+    left = (frame["own"].notna() & frame["precision"].isna()).groupby(frame["method"]).sum()
+    counts |= {"labels": used["label"].nunique(), "degenerate": degenerate, "left out": left}
+    return pd.DataFrame(counts).fillna(0).astype(int)
+
+
+def readable(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+    """A table for readers: each score with its 95 % interval in one cell, other numbers rounded, plain titles.
+
+    `table`: as :func:`pointing_table` or :func:`classification_of` gives it; "–" is a number that isn't defined.
+    """
+    table = table.rename(columns={"low": "EPG low", "high": "EPG high"}).replace({"subset": SUBSETS})
+    text = {}
+    for name in (name for name in table if not name.endswith((" low", " high"))):
+        values = table[name]
+        if f"{name} low" in table:
+            bounds = zip(values, table[f"{name} low"], table[f"{name} high"], strict=True)
+            text[f"{TITLES.get(name, name)} (95 % CI)"] = [_interval(*cell, digits) for cell in bounds]
+        elif pd.api.types.is_float_dtype(values) and (values.dropna() % 1 != 0).any():
+            text[TITLES.get(name, name)] = [_rounded(value, digits) for value in values]
+        else:
+            text[TITLES.get(name, name)] = ["–" if pd.isna(value) else value for value in values]
+    return pd.DataFrame(text, index=table.index)
+
+
+def _interval(value: float, low: float, high: float, digits: int) -> str:
+    between = f" ({low:.{digits}f} to {high:.{digits}f})" if np.isfinite([low, high]).all() else ""
+    return _rounded(value, digits) + between
+
+
+def _rounded(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if np.isfinite(value) else "–"
 
 
 def curves(scores: pd.DataFrame) -> pd.DataFrame:
-    """Macro EPG precision and recall against the threshold, by method (paper `bcos`, Fig. 3)."""
-    by_label = scores.groupby(["method", "threshold", "label"], sort=False)[["precision", "recall"]].mean()
+    """Macro EPG precision and recall against the threshold, by method (paper `bcos`, Fig. 3), over the same maps as
+    :func:`comparable` has it."""
+    by_label = comparable(scores).groupby(["method", "threshold", "label"], sort=False)[["precision", "recall"]].mean()
     return by_label.groupby(["method", "threshold"], sort=False).mean().reset_index()
 
 

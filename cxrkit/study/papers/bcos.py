@@ -64,16 +64,17 @@ def network(parameters) -> str:
 
 
 def overview(name: str) -> pd.DataFrame:
-    """A row per view, network, regime and method: AUC, EPG and recall with intervals and chance, maps; all folds and
-    seeds of a cell together (patients are resampled)."""
+    """A row per view, network, regime and explanation of the paper: AUC, EPG and recall with intervals and chance, and
+    what they rest on (see `report.pointing_table`); all folds and seeds of a cell together (patients are resampled)."""
     rows = []
     for place, pairs in cells(name).items():
         auc = _macro(pd.concat([predictions(train) for train, _ in pairs]))["auc"]
-        table_ = pointing_table(pd.concat([explain.frame("scores") for _, explain in pairs]))
+        scores = pd.concat([explain.frame("scores").assign(run=train.key) for train, explain in pairs])
+        table_ = pointing_table(scores[scores["method"].isin(EXPLANATIONS.values())])
         for found in table_[table_["subset"] == "all"].to_dict("records"):
             rows.append(dict(zip(("view", "network", "regime"), place, strict=True)) | {"AUC": auc} | found)
     columns = ["view", "network", "regime", "AUC", "method", "EPG", "low", "high", "chance"]
-    columns += ["recall", "recall low", "recall high", "recall chance", "maps", "degenerate"]
+    columns += ["recall", "recall low", "recall high", "recall chance", *report.COUNTS]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
@@ -135,8 +136,8 @@ def beside(ours: pd.DataFrame, published_table: str, view_name: str, metric: str
     """A published EPG table beside the same cells of `overview`, in percent.
 
     `metric`: "EPG" (precision) or "recall". Ours: macro mean over test positives with its 95 % interval and chance
-    level (for recall the whole image's, see `metrics.energy_pointing_game`). Rows that the grid doesn't hold have no
-    numbers of ours.
+    level (for recall the whole image's, see `metrics.energy_pointing_game`), over so many maps; left out are those that
+    the metric doesn't define for every method of the network. Rows that the grid doesn't hold have no numbers of ours.
     """
     ours = ours[ours["view"] == view_name].set_index(["network", "regime", "method"])
     rows = []
@@ -149,12 +150,14 @@ def beside(ours: pd.DataFrame, published_table: str, view_name: str, metric: str
             found = ours.loc[place]
             of = "" if metric == "EPG" else f"{metric} "
             row |= {"ours": 100 * found[metric]} | {key: 100 * found[of + key] for key in ("low", "high", "chance")}
-            row |= {"maps": found["maps"], "degenerate": found["degenerate"]}
+            every = found[["maps", "degenerate", "left out"]].sum()
+            used = found["maps" if metric == "EPG" else "recall maps"]
+            row |= {"maps": used, "left out": every - used}
         rows.append(row)
     columns = ["network", "regime", "explanation", "paper", "paper std", "ours", "low", "high", "chance"]
-    columns += ["maps", "degenerate"]
+    columns += ["maps", "left out"]
     frame = pd.DataFrame(rows).reindex(columns=columns).dropna(axis=1, how="all")
-    return frame.astype({"maps": "Int64", "degenerate": "Int64"}) if "maps" in frame else frame
+    return frame.astype({"maps": "Int64", "left out": "Int64"}) if "maps" in frame else frame
 
 
 def per_label(name: str, view_name: str = "multilabel") -> pd.DataFrame:

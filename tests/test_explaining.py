@@ -109,7 +109,7 @@ def test_what_is_left_out_is_counted_by_cause(mixed):
     assert "5 images of 4 patients; 5 images of 4 patients have a box" in told
     assert "scored: 3 images of 2 patients" in told
     assert "Nothing to score on 2" in told
-    assert "1 boxes are of labels that aren't explained: Mass" in told
+    assert "Boxes of labels that aren't explained: 1 (Mass)." in told
 
 
 def test_cutoffs_are_those_of_the_run(mixed):

@@ -163,7 +163,8 @@ def extent(subject: Subject, scores: pd.DataFrame) -> str:
         f"Nothing to score on {looked - scored}: no label that is explained is present there with its box.",
     ]
     if len(others):
-        sentences.append(f"{len(others)} boxes are of labels that aren't explained: {', '.join(sorted(set(others)))}.")
+        names = ", ".join(sorted(map(str, set(others))))
+        sentences.append(f"Boxes of labels that aren't explained: {len(others)} ({names}).")
     chosen = "those chosen on the validation split" if subject.cutoffs else "0.5 each, as the run keeps none"
     return "\n".join([*sentences, f"Cutoffs of found and missed: {chosen}."])
 

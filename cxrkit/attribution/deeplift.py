@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from cxrkit.attribution.baselines import baseline_images
 from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.gradient import mentioned, noise_source, whole_number
-from cxrkit.attribution.operations import Call, replaced, tensors
+from cxrkit.attribution.linear import nonlinearity
+from cxrkit.attribution.operations import Call, tensors, traced
 from cxrkit.attribution.registry import method
 from cxrkit.errors import AttributionError, ParameterError
 
@@ -26,16 +27,9 @@ __all__ = ["deeplift"]
 
 _ELEMENTWISE = {"relu", "relu6", "hardtanh", "leaky_relu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish"}
 _ELEMENTWISE |= {"softplus", "sigmoid", "hardsigmoid", "hardswish", "tanh", "abs", "square", "pow", "clamp"}
+_ELEMENTWISE |= {"clamp_min", "clamp_max", "maximum", "minimum", "threshold", "log_sigmoid", "softsign", "softshrink"}
+_ELEMENTWISE |= {"hardshrink", "tanhshrink", "exp", "erf"}
 _MAX_POOLS = {f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)}
-# Linear in all their tensors together.
-_LINEAR = {f"{kind}avg_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)} | {"interpolate", "pixel_shuffle"}
-_LINEAR |= {"add", "sub", "rsub", "neg", "mean", "sum", "dropout", "dropout2d", "clone", "contiguous", "to", "float"}
-_LINEAR |= {"double", "flatten", "view", "reshape", "permute", "transpose", "movedim", "squeeze", "unsqueeze", "expand"}
-_LINEAR |= {"repeat", "flip", "roll", "pad", "cat", "concat", "stack", "getitem", "chunk", "split", "unbind", "narrow"}
-_LINEAR |= {"new_tensor", "new_zeros", "zeros_like"}  # put out what doesn't depend on the image at all
-# Linear in each of their tensors, so only one of these may depend on the image.
-_BILINEAR = {"mul", "div", "matmul", "bmm", "einsum", "linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d"}
-
 # Layers that always bring an operation without a rule: a guess for `methods(model)`; a run finds out.
 _UNFIT = {"layernorm", "groupnorm", "instancenorm2d", "localresponsenorm", "rmsnorm", "softmax", "multiheadattention"}
 _UNFIT |= {"scaleddotproductattention", "squeezeexcitation", "squeezeexcite", "semodule"}
@@ -94,11 +88,14 @@ def deeplift(
 def _contributions(explained: Explained, images: Tensor, start: Tensor) -> Tensor:
     pair = _Pair()
     reference = start.clone().requires_grad_()
-    with replaced(explained.model, pair.rules(pair.record), pair.linear):
-        before = explained.scores(explained.logits(reference))
+
+    def scored(values: Tensor) -> Tensor:
+        return explained.scores(explained.logits(values))
+
+    before, constants = traced(explained.model, scored, reference, pair.rules(pair.record), _linear, again=False)
     inputs = images.detach().clone().requires_grad_()
-    with replaced(explained.model, pair.rules(pair.rescale), pair.linear):
-        scores = explained.scores(explained.logits(inputs))
+    rules = pair.rules(pair.rescale)
+    scores, _ = traced(explained.model, scored, inputs, rules, _linear, constants=constants)
     if pair.recorded:
         raise _other_way(pair.recorded[0][0])
     before, after = before.detach(), scores.detach()
@@ -130,13 +127,14 @@ class _Pair:
     recorded: deque[tuple[Call, Tensor]] = field(default_factory=deque)
 
     def rules(self, rule) -> dict:
-        return {**dict.fromkeys((*_ELEMENTWISE, *_MAX_POOLS), rule), "addcmul": _addcmul, "batch_norm": _batch_norm}
+        return dict.fromkeys((*_ELEMENTWISE, *_MAX_POOLS), rule)
 
     def record(self, call: Call, x: Tensor, *args, **kwargs) -> Tensor:
         """Run the baseline on. The graph is cut here: it needs none, and only this tensor is kept."""
         if not isinstance(x, Tensor) or not x.requires_grad:
             raise _no_rule(call, "with what depends on the image as a parameter")
-        _one_varying(call, (x, *args), kwargs)
+        if any(t.requires_grad for t in tensors((*args, *kwargs.values()))):
+            raise _no_rule(call, "of two tensors that both depend on the image")
         self.recorded.append((call, x.detach()))
         return call.original(x.detach(), *args, **kwargs).requires_grad_()
 
@@ -149,14 +147,11 @@ class _Pair:
         rule = _max_pool if call.name in _MAX_POOLS else _elementwise
         return rule(call, x, x0, args, kwargs)
 
-    def linear(self, call: Call, *args, **kwargs):
-        if call.name in _BILINEAR:
-            _one_varying(call, args, kwargs)
-            if call.name == "div" and isinstance(args[1], Tensor) and args[1].requires_grad:
-                raise _no_rule(call, "of a constant by a tensor that depends on the image")
-        elif call.name not in _LINEAR:
-            raise _no_rule(call)
-        return call.original(*args, **kwargs)
+
+def _linear(call: Call, *args, **kwargs):
+    if (why := nonlinearity(call, args, kwargs)) is not None:
+        raise _no_rule(call, why)
+    return call.original(*args, **kwargs)
 
 
 def _elementwise(call: Call, x: Tensor, x0: Tensor, args: tuple, kwargs: dict) -> Tensor:
@@ -167,6 +162,8 @@ def _elementwise(call: Call, x: Tensor, x0: Tensor, args: tuple, kwargs: dict) -
 
     at = x.detach()
     y, step = f(at), at - x0
+    if y.shape != x.shape:
+        raise _no_rule(call, "with a constant of more places")
     slope = (y - f(x0)).div_(step)
     near = step.abs() <= at.abs().mul_(128 * torch.finfo(x.dtype).eps)
     if near.any():
@@ -201,24 +198,6 @@ class _Sloped(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         (slope,) = ctx.saved_tensors
         return gradient * slope, None, None
-
-
-def _addcmul(call: Call, x: Tensor, *factors, **kwargs) -> Tensor:
-    _one_varying(call, factors, kwargs)
-    return call.original(x, *factors, **kwargs)
-
-
-def _batch_norm(call: Call, *args, **kwargs) -> Tensor:
-    training = kwargs.get("training", args[5] if len(args) > 5 else False)
-    if training:
-        raise _no_rule(call, "by the statistics of the images themselves")
-    _one_varying(call, args, kwargs)
-    return call.original(*args, **kwargs)
-
-
-def _one_varying(call: Call, args: tuple, kwargs: dict) -> None:
-    if sum(t.requires_grad for t in tensors((*args, *kwargs.values()))) > 1:
-        raise _no_rule(call, "of two tensors that both depend on the image, as in squeeze-and-excitation")
 
 
 def _no_rule(call: Call, what: str = "") -> AttributionError:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from cxrkit.attribution.baselines import baseline_images
 from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.folding import folded
-from cxrkit.attribution.operations import Call, replaced
+from cxrkit.attribution.linear import NORMS, nonlinearity
+from cxrkit.attribution.operations import Call, traced
 from cxrkit.attribution.registry import method, unknown
 from cxrkit.errors import AttributionError, ParameterError
 
@@ -116,17 +117,29 @@ def smoothgrad(
     return summed_over_points(explained, images, n_samples, near)
 
 
-# Guidance is defined where a rectifier passes the signal whole or not at all; these bend it.
+# Rectifiers pass the signal whole or not at all: between these values, or between those that their arguments say (the
+# second of a threshold replaces what is below).
+_RECTIFIED = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+_RECTIFIED_FROM = {
+    "hardtanh": {"min_val": -1.0, "max_val": 1.0},
+    "clamp": {"min": None, "max": None},
+    "clamp_min": {"min": None, "max": None},
+    "threshold": {"threshold": None, "value": None},
+    "maximum": {"other": None, "max": None},
+}
+# Differentiated as they are: what picks values, and norms by the image's own statistics.
+_PICKS = {f"{kind}max_pool{d}d{end}" for kind in ("", "adaptive_") for d in (1, 2, 3) for end in ("", "_with_indices")}
+_PICKS |= {"amax", "amin", "max", "min", "topk", "setitem"}
+# What no network with guidance has: a guess for `methods(model)`; a run finds out.
 _UNGUIDED = ("leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish", "softplus", "softsign")
-_UNGUIDED += ("sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardswish", "threshold", "clamp", "softmax", "softmin")
-_UNGUIDED += ("log_softmax", "scaled_dot_product_attention", "multi_head_attention_forward", "multihead_attention")
-_RECTIFIERS = ("relu", "relu6", "hardtanh")
+_UNGUIDED += ("sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardswish", "softmax", "softmin", "log_softmax")
+_UNGUIDED += ("scaled_dot_product_attention", "multi_head_attention_forward", "multihead_attention")
 
 
 def _has_only_rectifiers(model: nn.Module) -> bool:
-    """Whether the network's layers and code speak of a ReLU and of no other activation function."""
-    names = mentioned(model)
-    return bool(names & {"relu", "relu6"}) and not names & {_plain(name) for name in _UNGUIDED}
+    """Whether the network's layers and code speak of a rectifier and of no other activation function."""
+    names, rectifiers = mentioned(model), {_plain(name) for name in (*_RECTIFIED, *_RECTIFIED_FROM)}
+    return bool(names & rectifiers) and not names & {_plain(name) for name in _UNGUIDED}
 
 
 @method(
@@ -146,8 +159,10 @@ def guided_backprop(explained: Explained, images: Tensor, *, protocol: str = "co
     """Guided backpropagation: at every ReLU only positive signals go back. [B, L, H, W], score per unit of
     brightness, summed over input channels.
 
-    Every ReLU counts: module or function, shared, in place. ReLU6 lets pass what lies between 0 and 6. Other
-    activation functions have no such rule: AttributionError names the layer, also where there is no ReLU at all.
+    Every ReLU counts: module or function, shared, in place, or written as a clamp, a threshold or a maximum at 0.
+    ReLU6 lets pass what lies between 0 and 6. Linear operations, max-pools and norms are differentiated as they are.
+    All else has no such rule (other activation functions, products of two signals, attention, what can't be seen):
+    AttributionError names operation and layer, also where there is no ReLU at all.
     `protocol="authors"`: in the published code of paper `normgrad` the guidance is without effect and the sum of
     all outputs is differentiated; what remains is the plain gradient of that sum, for every label and for any
     network. "paper" and "corrected" agree. Source: Springenberg et al. 2015, section 3.4.
@@ -160,11 +175,11 @@ def guided_backprop(explained: Explained, images: Tensor, *, protocol: str = "co
 
     def guided(call: Call, x: Tensor, *args, **kwargs) -> Tensor:
         rectified.append(call.layer)
-        return _Guided.apply(x, lambda values: call.original(values, *args, **kwargs), *_range_of(call, args, kwargs))
+        passed = _passed_range(call, x, args, kwargs)
+        return _Guided.apply(x, lambda values: call.original(values, *args, **kwargs), *passed)
 
-    rules = {**dict.fromkeys(_RECTIFIERS, guided), **dict.fromkeys(_UNGUIDED, _unguided)}
-    with replaced(explained.model, rules):
-        logits = explained.logits(inputs)
+    rules = dict.fromkeys((*_RECTIFIED, *_RECTIFIED_FROM), guided)
+    logits, _ = traced(explained.model, explained.logits, inputs, rules, _as_it_is)
     if not rectified:
         raise AttributionError(
             "guided_backprop: the network has no ReLU between image and logits, so nothing to guide; use saliency"
@@ -186,17 +201,32 @@ class _Guided(torch.autograd.Function):
         return gradient.clamp(min=0).mul_(passed), None, None, None
 
 
-def _range_of(call: Call, args: tuple, kwargs: dict) -> tuple[float, float]:
-    """Between which values the rectifier passes its input."""
-    if call.name == "relu":
-        return 0.0, math.inf
-    if call.name == "relu6":
-        return 0.0, 6.0
-    low, high = (*args, kwargs.get("min_val", -1.0), kwargs.get("max_val", 1.0))[:2]
-    return (low, high) if low == 0 else _unguided(call)
+def _passed_range(call: Call, x: Tensor, args: tuple, kwargs: dict) -> tuple[float, float]:
+    """Between which values the rectifier passes its input: from 0 to what is above it."""
+    if call.name in _RECTIFIED:
+        return _RECTIFIED[call.name]
+    names = _RECTIFIED_FROM[call.name]
+    given = names | dict(zip(names, args, strict=False)) | kwargs
+    low, high = (given[name] for name in names)
+    if call.name == "threshold":
+        low, high = low if high == 0 else None, None
+    elif call.name == "maximum":
+        fits = not low.requires_grad and torch.broadcast_shapes(x.shape, low.shape) == x.shape
+        low = 0.0 if fits and not low.any() else None
+    high = math.inf if high is None else high
+    if not (is_number(low) and is_number(high) and low == 0 < high):
+        _unguided(call)
+    return low, high
 
 
-def _unguided(call: Call, *args, **kwargs):
+def _as_it_is(call: Call, *args, **kwargs):
+    """The call itself, where guidance leaves it alone."""
+    if call.name not in _PICKS | NORMS and nonlinearity(call, args, kwargs) is not None:
+        _unguided(call)
+    return call.function(*args, **kwargs)
+
+
+def _unguided(call: Call):
     raise AttributionError(
         f"guided_backprop is defined for ReLU; layer {call.layer or 'network'} applies {call.name}: use saliency or "
         "smoothgrad"

@@ -4,9 +4,9 @@ rendering in colour.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,37 +14,16 @@ from torch import Tensor, nn
 
 from cxrkit.attribution.api import checked_images, chunk_size, device_of
 from cxrkit.attribution.explained import Explained, explanation_mode, label_names, logit_bias, prepared
+from cxrkit.attribution.linear import nonlinearity
+from cxrkit.attribution.operations import Call, tensors, traced
 from cxrkit.attribution.registry import method
 from cxrkit.errors import AttributionError, ParameterError
+from cxrkit.models import FLCPool
 
 __all__ = ["bcos", "bcos_rgba", "bcos_shares"]
 
-# Layers of torch that are linear in evaluation mode, if they have no bias.
-_LINEAR = (
-    nn.Conv2d,
-    nn.ConvTranspose2d,
-    nn.Linear,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.Identity,
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
-    nn.Upsample,
-    nn.ReflectionPad2d,
-    nn.ReplicationPad2d,
-    nn.ZeroPad2d,
-)
-# Steps of a graph that no fixed linear map takes, by their names in torch.
-_CURVED = re.compile(
-    r"\w*Relu\w*|[CGS]?[Ee]lu|Glu|Silu|Mish|(Log)?Sigmoid|Tanh|(Log)?Soft\w+|Hard\w+|Threshold|Clamp\w*"
-    r"|Exp|Log|Log1P|Pow|R?[Ss]qrt|Reciprocal|Sin|Cos|Erf|(Adaptive)?MaxPool\w*|Native\w+"
-    r"|(Cudnn|Miopen)BatchNorm|ScaledDot\w+"
-)
-_PRODUCTS = ("Mul", "Div", "Mm", "Bmm", "Baddbmm", "Addmm", "Einsum", "Dot")
+
+_CURVE = "curve"  # which call made a step of the graph that isn't linear
 
 
 def _is_bcos(model: nn.Module) -> bool:
@@ -179,17 +158,13 @@ def _dynamic_weights(explained: Explained, images: Tensor) -> tuple[Tensor, Tens
     with (
         torch.enable_grad(),
         explanation_mode(model, True),
-        _only_linear_layers(model),
+        _no_biases(model),
         _position_codes(model) as codes,
         merged_scales(),
     ):
-        logits = explained.classify(inputs)
+        logits, _ = traced(model, explained.classify, inputs, {}, partial(_watched, model), cuts=True)
         scores = explained.scores(logits)
-    if logits.grad_fn is not None and (operation := _nonlinear_operation(logits.grad_fn)):
-        raise AttributionError(
-            f"bcos: the network applies {operation} between image and logit, outside any layer that could be "
-            "named; in explanation mode everything must be linear"
-        )
+    _refuse_curves(logits)
     return encoded, logits.detach(), _by_label(explained, scores, inputs, codes)
 
 
@@ -222,18 +197,51 @@ def _position_codes(model: nn.Module) -> Iterator[list[Tensor]]:
         yield codes
 
 
-@contextmanager
-def _only_linear_layers(model: nn.Module) -> Iterator[None]:
-    """Raise AttributionError, with its name, for a layer between input and output that isn't linear in
-    explanation mode.
+def _watched(model: nn.Module, call: Call, *args, **kwargs):
+    """The call itself; its step in the graph keeps who made it unless that is linear.
+
+    Scales may be computed in any way and are detached then: what counts is the way from the logits back to the image.
+    There a MaxOut picks its unit as scales are picked, and the published FLC pooling takes a modulus.
     """
+    result = call.function(*args, **kwargs)
+    layer = model.get_submodule(call.layer)
+    maxout = call.name == "max" and len(args) + len(kwargs) > 1
+    modulus = call.name in ("complex", "abs") and isinstance(layer, FLCPool)
+    if call.name == "batch_norm" or not (maxout or modulus or nonlinearity(call, args, kwargs) is None):
+        text = f"layer {call.layer or 'network'} ({type(layer).__name__}) applies {call.name}"
+        for value in list(tensors([result]))[: 1 if call.name == "var_mean" else None]:  # a mean is linear
+            if value.grad_fn is not None:
+                value.grad_fn.metadata[_CURVE, value.output_nr] = text
+    return result
+
+
+def _refuse_curves(logits: Tensor) -> None:
+    """Raise AttributionError for a step between image and logits that isn't linear in explanation mode."""
+    seen, waiting = set(), [(logits.grad_fn, logits.output_nr)]
+    while waiting:
+        step, output = waiting.pop()
+        if step is None or (step, output) in seen:
+            continue
+        if (_CURVE, output) in step.metadata:
+            raise AttributionError(
+                f"bcos: {step.metadata[_CURVE, output]}, which isn't linear in explanation mode, so contributions "
+                "would not be the network's own"
+            )
+        seen.add((step, output))
+        waiting.extend(step.next_functions)
+
+
+@contextmanager
+def _no_biases(model: nn.Module) -> Iterator[None]:
+    """Raise AttributionError, with its name, for a layer between input and output that adds a bias."""
 
     def refuse(name):
         def hook(module, args, output):
-            if isinstance(output, Tensor) and output.requires_grad and (why := _why_not_linear(module)):
+            bias = getattr(module, "bias", None)
+            if isinstance(output, Tensor) and output.requires_grad and isinstance(bias, Tensor) and bool(bias.any()):
                 raise AttributionError(
-                    f"bcos: layer {name or 'network'} ({type(module).__name__}) {why}, "
-                    "so contributions would not be the network's own"
+                    f"bcos: layer {name or 'network'} ({type(module).__name__}) adds a bias, so contributions would "
+                    "not be the network's own"
                 )
 
         return hook
@@ -243,34 +251,6 @@ def _only_linear_layers(model: nn.Module) -> Iterator[None]:
             if next(module.children(), None) is None:
                 hooks.callback(module.register_forward_hook(refuse(name)).remove)
         yield
-
-
-def _why_not_linear(module: nn.Module) -> str | None:
-    """What keeps a layer from being linear in explanation mode; None if nothing is known against it."""
-    detachable = callable(getattr(module, "set_explanation_mode", None)) and hasattr(module, "detach")
-    known = type(module).__module__.startswith("torch.nn") or isinstance(module, nn.modules.batchnorm._NormBase)
-    if known and not detachable and not isinstance(module, _LINEAR):
-        return "isn't linear without a bias"
-    bias = getattr(module, "bias", None)
-    if isinstance(bias, Tensor) and bool(bias.any()):
-        return "adds a bias"
-    return None
-
-
-def _nonlinear_operation(last) -> str | None:
-    """Name of a step of the graph that isn't linear in the input (two factors that both depend on it, or a
-    known curve).
-    """
-    seen, waiting = {last}, [last]
-    while waiting:
-        step = waiting.pop()
-        kind = step.name().rsplit("::", 1)[-1].split("Backward")[0]
-        sources = [source for source, _ in step.next_functions if source is not None]
-        if _CURVED.fullmatch(kind) or (kind in _PRODUCTS and len(sources) > 1):
-            return kind
-        waiting.extend(source for source in sources if source not in seen)
-        seen.update(sources)
-    return None
 
 
 def _check_completeness(explained: Explained, maps: Tensor, positions: Tensor, logits: Tensor) -> None:

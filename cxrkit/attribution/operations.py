@@ -2,7 +2,9 @@
 
 Every call of torch that a network makes passes by here, whether a module or a function makes it, however often
 one module is used. So a rule can't be missed by a functional ReLU, nor meet the wrong activation of a shared
-module, and no hook or copy of the network is needed.
+module, and no hook or copy of the network is needed. What passes by elsewhere (an autograd function of the network's
+own, a scripted function, an operator in C++, NumPy) is found by what it leaves behind: a step in the graph that no
+call made, or a tensor that nobody has seen. So is a path from the image that carries no gradient. All are refused.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from cxrkit.errors import AttributionError
 
-__all__ = ["Call", "replaced", "tensors"]
+__all__ = ["Call", "plain_name", "replaced", "tensors", "traced"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Call:
 
     def original(self, *args, **kwargs):
         """What the network would have computed itself, out of place where the call was in place."""
-        if _works_in_place(self.function, args, kwargs):
+        if _changed(self.function, args, kwargs) is not None:
             args = tuple(a.clone() if i == 0 and isinstance(a, Tensor) else a for i, a in enumerate(args))
         return self.function(*args, **{**kwargs, "inplace": False} if "inplace" in kwargs else kwargs)
 
@@ -41,13 +43,48 @@ class Call:
 Rule = Callable[..., object]  # (call, *args, **kwargs) -> what the call returns
 
 
+def traced(
+    model: nn.Module,
+    network: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    rules: Mapping[str, Rule],
+    otherwise: Rule,
+    *,
+    cuts: bool = False,
+    constants: WeakIdKeyDictionary | None = None,
+    again: bool = True,
+) -> tuple[Tensor, WeakIdKeyDictionary]:
+    """Logits `network(inputs)` with replaced operations, and all constants that went into them.
+
+    A constant that no call made was there before or comes from the image on a hidden path. A second run tells these
+    apart: `constants` are those of the first, and AttributionError is raised for one that isn't among them. The second
+    run is made here where it is needed, unless the caller makes it (`again`).
+    """
+    with replaced(model, rules, otherwise, cuts=cuts, constants=constants) as seen:
+        seen.made[inputs] = True
+        logits = network(inputs)
+        seen.check("", logits)
+    if again and constants is None and seen.unknown:
+        traced(model, network, inputs, rules, otherwise, cuts=cuts, constants=seen.made)
+    return logits, seen.made
+
+
 @contextmanager
-def replaced(model: nn.Module, rules: Mapping[str, Rule], otherwise: Rule | None = None) -> Iterator[None]:
+def replaced(
+    model: nn.Module,
+    rules: Mapping[str, Rule],
+    otherwise: Rule | None = None,
+    *,
+    cuts: bool = False,
+    constants: WeakIdKeyDictionary | None = None,
+) -> Iterator[_Replacing]:
     """Within the context, calls named in `rules` that see a tensor in need of a gradient are made by the rule.
 
-    `otherwise` gets every other call on such a tensor that isn't a mere question about it (shape, device);
-    None leaves them alone. A replaced call never works in place; AttributionError where the network goes on
-    with the tensor that it thinks changed, and for scripted modules, whose calls can't be seen.
+    `otherwise` gets every other call on such a tensor that isn't a mere question about it (shape, device, whether it
+    is greater than another); None leaves them alone. A replaced call never works in place. AttributionError where the
+    network goes on with the tensor that it thinks changed, where a tensor comes from an operation that can't be seen,
+    where values that were cut off from their gradient go into the signal again (unless `cuts`), and for scripted
+    modules. `constants` as in `traced`.
     """
     scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if scripted is not None:
@@ -55,29 +92,43 @@ def replaced(model: nn.Module, rules: Mapping[str, Rule], otherwise: Rule | None
             f"layer {scripted or 'network'} is a TorchScript module, whose operations can't be given rules; "
             "pass the network as it was before torch.jit"
         )
-    running: list[str] = []
+    mode = _Replacing(model, rules, otherwise, cuts, constants)
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(_entering(running, name)).remove)
-            stack.callback(module.register_forward_hook(_leaving(running), always_call=True).remove)
-        stack.enter_context(_Replacing(running, rules, otherwise))
-        yield
+            stack.callback(module.register_forward_pre_hook(_entering(mode.running, name)).remove)
+            stack.callback(module.register_forward_hook(_leaving(mode, name), always_call=True).remove)
+        stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_HOOKED))
+        stack.enter_context(mode)
+        try:
+            yield mode
+        except RuntimeError as error:
+            if _HOOKED not in str(error):
+                raise
+            raise AttributionError(f"layer {(mode.running or [''])[-1] or 'network'}: {_HOOKED}") from error
 
 
 def tensors(values) -> Iterator[Tensor]:
-    """All tensors among the arguments of a call, also within lists."""
+    """All tensors among the arguments of a call, also within lists and dictionaries."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
             yield from tensors(value)
+        elif isinstance(value, dict):
+            yield from tensors(value.values())
 
 
 class _Replacing(TorchFunctionMode):
-    def __init__(self, running: list[str], rules: Mapping[str, Rule], otherwise: Rule | None):
+    def __init__(self, model, rules: Mapping[str, Rule], otherwise: Rule | None, cuts: bool, constants=None):
         super().__init__()
-        self.running, self.rules, self.otherwise = running, rules, otherwise
+        self.rules, self.otherwise, self.cuts, self.constants = rules, otherwise, cuts, constants
+        self.running: list[str] = []
+        self.weights = {id(values) for values in (*model.parameters(), *model.buffers())}
         self.stale = WeakIdKeyDictionary()  # tensors that the network changed in place and we didn't
+        self.made = WeakIdKeyDictionary()  # tensors without a history that calls returned
+        self.cut = WeakIdKeyDictionary()  # values of the image without gradient; whether they share its memory
+        self.unknown = False  # whether there were constants that no call made
+        self._mark = object()  # on each step of the graph that a call made; graphs of other runs have others
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -85,65 +136,169 @@ class _Replacing(TorchFunctionMode):
             args = (kwargs.pop("input"),)
         given = list(tensors((*args, *kwargs.values())))
         name = plain_name(function)
-        if name is None or not any(t.requires_grad for t in given):
-            return function(*args, **kwargs)
-        call = Call(name, self.running[-1] if self.running else "", function)
-        self._refuse_stale(call, given)
-        rule = self.rules.get(name, self.otherwise)
-        if rule is None:
-            return function(*args, **kwargs)
-        in_place = _works_in_place(function, args, kwargs)
-        result = rule(call, *args, **kwargs)
-        if in_place and args and isinstance(args[0], Tensor) and result is not args[0]:
-            for changed in (args[0], args[0]._base):
-                if changed is not None:
-                    self.stale[changed] = name
+        if name is None or not given:
+            return self._noted(function(*args, **kwargs), [])
+        call = Call(_of_two(name, args), self.running[-1] if self.running else "", function)
+        if call.name in ("maximum", "minimum") and len(args) == 2 and not args[0].requires_grad:
+            args = args[::-1]  # rules take what depends on the image first
+        for tensor in given:
+            self._check_origin(call.layer, tensor)
+        changed = _changed(function, args, kwargs)
+        varying = [t for t in given if t.requires_grad]
+        cut = [t for t in given if t in self.cut]
+        shaped = name in _SHAPED and not (given[1:] and (cut or any(t.requires_grad for t in given[1:])))
+        if shaped or not (varying or cut):
+            return self._noted(function(*args, **kwargs), [changed])
+        if not varying or name in _CUTTING or not torch.is_grad_enabled():
+            return self._cut_off(call, args, kwargs, varying, changed)
+        if cut and not self.cuts:
+            raise AttributionError(
+                f"layer {call.layer or 'network'}: {call.name} joins the signal with values that the network computed "
+                "from the image without gradient (comparison, detach, no_grad), which no rule can follow; write an "
+                "activation as torch has it, for instance torch.relu(x), or use integrated_gradients"
+            )
+        rule = self.rules.get(call.name, self.otherwise)
+        result = function(*args, **kwargs) if rule is None else rule(call, *args, **kwargs)
+        if changed is not None and result is not None and result is not changed:
+            for tensor in (changed, changed._base):
+                if tensor is not None:
+                    self.stale[tensor] = call.name
+            changed = None
+        return self._noted(self._no_number(call, result), [changed], varying)
+
+    def check(self, layer: str, values) -> None:
+        """Raise AttributionError where a tensor that leaves a layer comes from an operation that can't be seen."""
+        for tensor in tensors([values]):
+            if tensor.grad_fn is not None:
+                self._check_origin(layer, tensor)
+
+    def _check_origin(self, layer: str, tensor: Tensor) -> None:
+        layer = f"layer {layer or 'network'}"
+        if self.stale and tensor in self.stale:
+            raise AttributionError(
+                f"{layer} goes on with a tensor that {self.stale[tensor]} changed in place; write it out of place, for "
+                "instance x = torch.relu(x)"
+            )
+        step = tensor.grad_fn
+        if step is not None:
+            if step.metadata.get(_MADE) is not self._mark:
+                raise AttributionError(
+                    f"{layer} gets values from {step.name()}, made by an operation that can't be seen: an autograd "
+                    "function of the network's own, a scripted or compiled function, an operator in C++, a view of "
+                    "what was changed in place. Write it with torch's own operations, or use integrated_gradients"
+                )
+        elif id(tensor) not in self.weights and tensor not in self.made and tensor not in self.cut:
+            if self.constants is not None and tensor not in self.constants:
+                raise AttributionError(
+                    f"{layer} uses a tensor {list(tensor.shape)} that the network makes anew for each image by an "
+                    "operation that can't be seen (a scripted function, NumPy); make it with torch's own operations, "
+                    "or register a constant as a buffer"
+                )
+            self.unknown = self.made[tensor] = True
+
+    def _cut_off(self, call: Call, args: tuple, kwargs: dict, varying: list, changed: Tensor | None):
+        """The call itself; what it returns or changes has lost its gradient on the way from the image."""
+        memory = {_memory(t) for t in (*varying, *(t for t in self.cut if self.cut[t]))}
+        if changed is not None and call.name not in ("detach", "requires_grad") and _memory(changed) in memory:
+            raise AttributionError(
+                f"layer {call.layer or 'network'}: {call.name} changes the signal in place behind the back of its "
+                "gradient (detach, data, no_grad), which no rule can follow; write it out of place with its gradient"
+            )
+        result = self._no_number(call, call.function(*args, **kwargs))
+        for tensor in (*tensors([result]), *_with_base(changed)):
+            if not tensor.requires_grad:
+                self.cut[tensor] = _memory(tensor) in memory
         return result
 
-    def _refuse_stale(self, call: Call, given: list[Tensor]) -> None:
-        for tensor in given:
-            if tensor in self.stale:
-                raise AttributionError(
-                    f"layer {call.layer or 'network'} goes on with a tensor that {self.stale[tensor]} changed in "
-                    "place; write it out of place, for instance x = torch.relu(x)"
-                )
+    def _noted(self, result, changed: list[Tensor | None], varying: list = ()):
+        """The result, with its tensors and those that were changed in place known to come from a call."""
+        for tensor in (*tensors([result]), *(t for c in changed for t in _with_base(c))):
+            if tensor.grad_fn is not None:
+                tensor.grad_fn.metadata[_MADE] = self._mark
+            elif varying and not tensor.requires_grad:
+                self.cut[tensor] = False
+            else:
+                self.made[tensor] = True
+        return result
+
+    def _no_number(self, call: Call, result):
+        if isinstance(result, (bool, str, type(None))) or any(True for _ in tensors([result])):
+            return result
+        raise AttributionError(
+            f"layer {call.layer or 'network'}: {call.name} reads numbers out of the signal, where no rule can follow; "
+            "leave them in tensors, or use integrated_gradients"
+        )
 
 
 def plain_name(function: Callable) -> str | None:
     """ "add" for `torch.add`, `Tensor.add_`, `+` and `+=` alike; None for a question about a tensor."""
-    name = getattr(function, "__name__", "")
-    if name == "__get__" or name in _QUESTIONS:
+    name = getattr(function, "__name__", "").split(".")[0]  # "relu.default" of torch.ops.aten
+    if name in ("__get__", "__set__"):
+        attribute = getattr(function.__self__, "__name__", "")
+        return attribute if attribute in _ATTRIBUTES else None
+    if name in _QUESTIONS:
         return None
+    if name == "batch_norm" and function is not torch.nn.functional.batch_norm:
+        return "torch.batch_norm"  # its arguments come in another order
     if name.startswith("__") and name.endswith("__"):
         name = name.strip("_")
-        return _OPERATORS.get(name, name)
-    return name[:-1] if name.endswith("_") else name
+    elif name.endswith("_"):
+        name = name[:-1]
+    return _OTHER_NAMES.get(name, name)
 
 
-_QUESTIONS = {"dim", "size", "numel", "is_floating_point", "is_complex", "stride", "is_contiguous", "__len__", "type"}
-_QUESTIONS |= {"get_device", "element_size", "ndimension", "requires_grad_", "__set__", "is_inference", "register_hook"}
-_OPERATORS = {"radd": "add", "iadd": "add", "rsub": "rsub", "isub": "sub", "rmul": "mul", "imul": "mul"}
-_OPERATORS |= {"truediv": "div", "itruediv": "div", "rtruediv": "rdiv", "rdiv": "rdiv"}
+_MADE = "cxrkit"
+_HOOKED = (
+    "the network keeps or recomputes its activations by hooks on saved tensors (activation checkpointing), so that the "
+    "backward pass would not follow the rules; switch that off"
+)
+_QUESTIONS = {"dim", "size", "numel", "nelement", "is_floating_point", "is_complex", "is_signed", "stride", "__len__"}
+_QUESTIONS |= {"get_device", "element_size", "ndimension", "is_inference", "register_hook", "is_contiguous", "__hash__"}
+_QUESTIONS |= {"__repr__", "__format__", "__str__", "retain_grad", "storage_offset", "is_same_size", "is_pinned"}
+_ATTRIBUTES = {"T", "mT", "H", "mH", "real", "imag", "data"}
+_OTHER_NAMES = {"radd": "add", "iadd": "add", "isub": "sub", "rmul": "mul", "imul": "mul", "rmatmul": "matmul"}
+_OTHER_NAMES |= {"truediv": "div", "itruediv": "div", "rtruediv": "rdiv", "true_divide": "div", "divide": "div"}
+_OTHER_NAMES |= {"multiply": "mul", "subtract": "sub", "negative": "neg", "absolute": "abs", "clip": "clamp"}
+_OTHER_NAMES |= {"ipow": "pow", "pos": "positive", "concat": "cat", "concatenate": "cat", "_threshold": "threshold"}
+# Calls that take no more than shape, type and device from their first tensor.
+_SHAPED = {f"{kind}_like" for kind in ("zeros", "ones", "full", "empty", "rand", "randn")}
+_SHAPED |= {f"new_{kind}" for kind in ("tensor", "zeros", "ones", "full", "empty")}
+# Calls whose values depend on the image and whose gradient doesn't.
+_CUTTING = {"detach", "data", "requires_grad", "bool", "gt", "ge", "lt", "le", "eq", "ne", "greater", "less"}
+_CUTTING |= {"greater_equal", "less_equal", "not_equal", "isnan", "isinf", "isfinite", "argmax", "argmin"}
+_CUTTING |= {"allclose", "equal", "is_nonzero"}
 
 
-def _in_place_name(function: Callable) -> bool:
-    name = getattr(function, "__name__", "")
-    return (name.endswith("_") and not name.endswith("__")) or (name.startswith("__i") and name in _IN_PLACE)
+def _of_two(name: str, args: tuple) -> str:
+    """ "maximum" for a `torch.max` of two tensors."""
+    return f"{name}imum" if name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor) else name
 
 
-_IN_PLACE = {"__iadd__", "__isub__", "__imul__", "__itruediv__"}
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
-def _works_in_place(function: Callable, args: tuple, kwargs: dict) -> bool:
-    if _in_place_name(function) or kwargs.get("inplace") is True:
-        return True
-    position = _INPLACE_POSITION.get(getattr(function, "__name__", ""))
-    return position is not None and len(args) > position and args[position] is True
+def _with_base(changed: Tensor | None) -> tuple[Tensor, ...]:
+    return () if changed is None else (changed,) if changed._base is None else (changed, changed._base)
 
 
+def _changed(function: Callable, args: tuple, kwargs: dict) -> Tensor | None:
+    """The tensor that a call changes in place, if any."""
+    if isinstance(kwargs.get("out"), Tensor):
+        return kwargs["out"]
+    name = getattr(function, "__name__", "").split(".")[0]
+    position = _INPLACE_POSITION.get(name, len(args))
+    in_place = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
+    in_place = in_place or kwargs.get("inplace") is True or (position < len(args) and args[position] is True)
+    return args[0] if in_place and args and isinstance(args[0], Tensor) else None
+
+
+_IN_PLACE = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__ifloordiv__", "__imod__"}
+_IN_PLACE |= {"__iand__", "__ior__", "__ixor__", "__setitem__", "__set__"}
 # Where `inplace` stands among the arguments of functions that take it.
 _INPLACE_POSITION = {"relu": 1, "silu": 1, "relu6": 1, "mish": 1, "hardswish": 1, "elu": 2, "leaky_relu": 2}
-_INPLACE_POSITION |= {"hardtanh": 3, "dropout": 3, "threshold": 3, "selu": 1, "celu": 2, "hardsigmoid": 1}
+_INPLACE_POSITION |= {"hardtanh": 3, "dropout": 3, "threshold": 3, "selu": 1, "celu": 2, "hardsigmoid": 1, "rrelu": 4}
+_INPLACE_POSITION |= dict.fromkeys(("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"), 3)
 
 
 def _entering(running: list[str], name: str):
@@ -153,8 +308,10 @@ def _entering(running: list[str], name: str):
     return hook
 
 
-def _leaving(running: list[str]):
+def _leaving(mode: _Replacing, name: str):
     def hook(module, args, output):
-        running.pop()
+        if mode.running and mode.running[-1] == name:  # not where another hook failed before ours
+            mode.running.pop()
+        mode.check(name, output)
 
     return hook

@@ -177,10 +177,6 @@ class Propagation:
         self._follow(call, results, args, kwargs)
         return results
 
-    def constant(self, call: Call, *args, **kwargs):
-        """A new tensor that takes no more from its argument than shape, type and device."""
-        return call.original(*args, **kwargs)
-
     def passed(self, call: Call, *args, **kwargs):
         """Each value passes its relevance on to the one that it was computed from; constants get none."""
         x = self._only_varying(call, args, kwargs)
@@ -211,6 +207,8 @@ class Propagation:
 
     def divided(self, call: Call, x, divisor, *args, **kwargs):
         """By a constant: passed."""
+        if kwargs.get("rounding_mode"):
+            raise self._refusal(call, "division with rounding has no relevance rule")
         if isinstance(divisor, Tensor) and divisor.requires_grad:
             raise self._refusal(call, "division by what depends on the image has no relevance rule")
         return self.passed(call, x, divisor, *args, **kwargs)
@@ -321,18 +319,17 @@ _CURVED |= {"tanh"}
 
 _RULES: dict[str, Callable] = {}
 for _rule, _names in {
-    Propagation.copied: "view view_as reshape reshape_as flatten unflatten permute transpose movedim squeeze unsqueeze "
-    "expand expand_as contiguous clone to float double getitem chunk split unbind narrow select cat concat stack pad "
-    "flip roll repeat channel_shuffle pixel_shuffle pixel_unshuffle max_pool1d max_pool2d max_pool3d "
+    Propagation.copied: "view view_as reshape reshape_as flatten unflatten permute transpose T mT movedim squeeze "
+    "unsqueeze expand expand_as contiguous clone to type type_as float double getitem chunk split unbind narrow select "
+    "cat stack pad flip roll repeat channel_shuffle pixel_shuffle pixel_unshuffle max_pool1d max_pool2d max_pool3d "
     "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
-    Propagation.constant: "new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like",
     Propagation.passed: f"{' '.join(_CURVED)} dropout dropout1d dropout2d dropout3d neg sub rsub",
     Propagation.normed: "batch_norm",
-    Propagation.divided: "div true_divide",
+    Propagation.divided: "div",
     Propagation.added: "add",
     Propagation.averaged: "mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d",
-    Propagation.multiplied: "mul multiply",
+    Propagation.multiplied: "mul",
     Propagation.gated: "sigmoid hardsigmoid",
     Propagation.layer: "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
 }.items():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cxrkit.attribution.explained import Explained
-from cxrkit.attribution.operations import replaced
+from cxrkit.attribution.operations import traced
 from cxrkit.attribution.propagation import Back, Layer, Propagation, Shares, last_rules, reciprocal
 from cxrkit.attribution.registry import method, unknown
 from cxrkit.errors import AttributionError, ParameterError
@@ -166,8 +166,7 @@ def _maps(
         encoded = explained.encode(images)
     inputs = encoded.detach().clone().requires_grad_()
     propagation = Propagation(explained.model, inputs, weighted, box, norms, by_size)
-    with replaced(explained.model, {}, propagation):
-        logits = explained.classify(inputs)
+    logits, _ = traced(explained.model, explained.classify, inputs, {}, propagation)
     propagation.check_logits(logits)
     if box and not propagation.first_layers:
         raise AttributionError(f"{name}: no layer with weights reads the image itself, as the z^B rule needs")

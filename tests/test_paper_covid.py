@@ -410,7 +410,7 @@ def test_what_trained_nothing_or_shows_nothing_is_refused(subject, monkeypatch):
 
 def test_the_real_sample_gets_the_papers_labels(shared_data, tmp_path):
     folder = covid.gather(shared_data / "covid_cohen", shared_data / "kermany", tmp_path / "covid")
-    data = cxrkit.data.load("folder", root=folder, size=64, label_map=covid.renaming(), preprocessing="covid")
+    data = cxrkit.data.load("folder", root=folder, size=64, label_map=covid.renaming(folder), preprocessing="covid")
     assert set(data.labels) <= set(LABELS)
     assert measuring.chain_of(data) == CHAIN
     both = data.table[(data.table["COVID-19"] == 1) & (data.table["ARDS"] == 1)]

@@ -325,7 +325,7 @@ def gather(cohen: str | Path, kermany: str | Path, target: str | Path) -> Path:
     """A `folder` source with the paper's labels from two: samples of Cohen's and of Kermany's images, as folders with
     images.csv. Files are copied; labels become paths of the paper's hierarchy; `offset` (day) and boxes are kept.
 
-    Load it with `label_map` of `renaming()` and `healthy_class="No Finding"`. Raises ParameterError where the target
+    Load it with `label_map` of `renaming(target)` and `healthy_class="No Finding"`. Raises ParameterError where the target
     exists.
     """
     from cxrkit.data.public.covid import finding_labels
@@ -355,9 +355,12 @@ def gather(cohen: str | Path, kermany: str | Path, target: str | Path) -> Path:
     return target
 
 
-def renaming() -> dict[str, str]:
-    """From the paths that `gather` writes to the paper's labels: the `label_map` of the folder source."""
-    return {_path(label): label for label in LABELS if label != "No Finding"}
+def renaming(folder: str | Path) -> dict[str, str]:
+    """From the label paths in a folder of `gather` to the paper's labels: the `label_map` of the folder source."""
+    table = pd.read_csv(Path(folder) / "images.csv", dtype=str, keep_default_na=False)
+    held = {f"{path}/" for cell in table["labels"] for path in cell.split(";")}
+    paths = {_path(label): label for label in LABELS}
+    return {path: label for path, label in paths.items() if any(one.startswith(f"{path}/") for one in held)}
 
 
 def _path(label: str) -> str:

@@ -59,7 +59,13 @@ def buffered(x):
     return out
 
 
+@torch.library.custom_op("cxrkit_tests::blurred", mutates_args=())
+def blurred(x: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(x, 3, 2, 1)
+
+
 KERNEL = torch.rand(4, 4, 3, 3)
+GRID = F.affine_grid(torch.eye(2, 3)[None], [1, 4, 16, 16], align_corners=False)
 MAPS = {
     "convolution": lambda x: F.conv2d(x, KERNEL),
     "strided, dilated, padded": lambda x: F.conv2d(x, KERNEL, stride=2, dilation=2, padding=3),
@@ -116,6 +122,8 @@ MAPS = {
     "checkpointed": lambda x: checkpoint(torch.relu, x, use_reentrant=False),
     "scripted": torch.jit.script(nn.Sequential(nn.Conv2d(4, 2, 3), nn.ReLU())),
     "complex numbers and back": lambda x: x.contiguous(memory_format=torch.channels_last).double().half().float(),
+    "an operation of one's own": lambda x: blurred(x),
+    "sampled on its own grid": lambda x: F.grid_sample(x, GRID, align_corners=False),
     "one row": lambda x: x.mean(2, keepdim=True),
     "strips": lambda x: F.adaptive_avg_pool2d(x, (1, 8)),
     "a valid chain": lambda x: F.conv2d(F.conv2d(F.conv2d(x, KERNEL), KERNEL), KERNEL),
@@ -146,6 +154,7 @@ OTHERS = {
     "frequencies": (lambda x: torch.fft.fft2(x).abs(), "isn't known"),
     "sorted": (lambda x: x.sort(-1).values, "isn't known"),
     "gathered by the image": (lambda x: x.flatten(2).gather(2, x.flatten(2).argsort(2)).view(x.shape), "isn't known"),
+    "sampled on a turned grid": (lambda x: F.grid_sample(x, -GRID, align_corners=False), "isn't known"),
     "shifted by a quarter": (lambda x: F.pad(x, (8, -8)), "rows and columns"),
 }
 
@@ -203,7 +212,9 @@ class Transformer(nn.Module):
 @pytest.mark.parametrize("options", [{}, {"token": False}, {"mixer": True}])
 def test_the_last_map_is_not_taken_where_the_network_goes_on_in_tokens(method, options):
     model, x = Transformer(**options).eval(), torch.rand(2, 1, SIZE, SIZE)
-    with pytest.raises(AttributionError, match=r"after its last map.* no map .* but \[B, 1., 16\].*layer='patches'"):
+    with pytest.raises(
+        AttributionError, match=r"after its last map.*norm puts out no map .* but \[B, 1., 16\].*layer='patches'"
+    ):
         cxrkit.attribute(model, x, method)
     assert cxrkit.attribute(model, x, method, layer="patches").shape == (2, 3, SIZE, SIZE)
     if not options:

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrkit.attribution.explained import Explained, logit_bias
+from cxrkit.attribution.position_rules import Positions
 from cxrkit.attribution.positions import Step, Tracking, why_no_map
 from cxrkit.attribution.registry import unknown
 from cxrkit.errors import AttributionError, ParameterError
@@ -53,14 +55,25 @@ class Captured:
 
 @dataclass
 class Output:
-    """What a layer put out in one of its runs: why it is no map ("" for a map), its positions, what computed it."""
+    """What a layer put out in one of its runs: its shape or type, the positions of its values, and what computed it."""
 
     name: str
     run: int
-    fault: str
-    area: int = 0
+    kind: torch.Size | str
+    positions: Positions = None
     step: Step | None = None
     is_class_map: bool = False
+
+    @cached_property
+    def fault(self) -> str:
+        """Why it is no map; empty for a map."""
+        if self.step is None:
+            return f"no map [B, C, h, w] that depends on the image but {self.kind}"
+        return why_no_map(self.kind, self.positions)
+
+    @property
+    def area(self) -> int:
+        return self.kind[-2:].numel()
 
 
 @dataclass
@@ -210,9 +223,11 @@ def _traced(explained: Explained, image: Tensor) -> Trace:
         runs = itertools.count()
 
         def hook(_, args, output):
-            outputs.append(_output(tracking, name, next(runs), output))
             if not isinstance(output, Tensor):
+                outputs.append(Output(name, next(runs), f"a {type(output).__name__}"))
                 return
+            step = tracking.step(output)
+            outputs.append(Output(name, next(runs), output.shape, tracking.positions(output) if step else None, step))
             if output.ndim == 4 and (explained.names is None or output.shape[1] == len(explained.names)):
                 means.append((outputs[-1], output.mean((2, 3))))
             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and output[0, 0].numel() == 1):
@@ -226,8 +241,9 @@ def _traced(explained: Explained, image: Tensor) -> Trace:
                 hooks.callback(module.register_forward_hook(record(name, module)).remove)
         with tracking:
             logits = explained.logits(image)
+    bias = logit_bias(explained.model)
     for output, mean in means:
-        output.is_class_map = is_class_map(mean, logits, logit_bias(explained.model))
+        output.is_class_map = is_class_map(mean, logits, bias)
     found = Trace([(output.name, output.fault) for output in outputs])
     exact = [(n, m) for n, m, out in heads if out.shape == logits.shape and torch.equal(out, logits)]
     found.head = exact[-1] if exact else None
@@ -240,22 +256,12 @@ def _traced(explained: Explained, image: Tensor) -> Trace:
     return found
 
 
-def _output(tracking: Tracking, name: str, run: int, output) -> Output:
-    if not isinstance(output, Tensor):
-        return Output(name, run, f"no map [B, C, h, w] but a {type(output).__name__}")
-    step = tracking.step(output)
-    if step is None:
-        return Output(name, run, "nothing that depends on the image")
-    fault = why_no_map(output.shape, tracking.positions(output))
-    return Output(name, run, fault, output.shape[-2:].numel(), step)
-
-
 def _choose(found: Trace, outputs: list[Output], start: Step, end: Step | None) -> None:
     """Find the last map before the head among the layers' outputs, or why there is none, and which maps are bypassed
     by part of what the logits depend on.
     """
     passed = _Paths(start, end)
-    maps = [o for o in outputs if not o.fault and o.area > 1 and not o.is_class_map and o.step in passed.steps]
+    maps = [o for o in outputs if o.step in passed.steps and not o.fault and o.area > 1 and not o.is_class_map]
     found.fit = {o.name for o in maps}
     found.partial = {o.name for o in maps if not passed.through(o.step)}
     if not maps:
@@ -269,13 +275,14 @@ def _choose(found: Trace, outputs: list[Output], start: Step, end: Step | None) 
         whole = [o for o in maps if passed.through(o.step) and o.step.stage == last.step.stage]
         last = max(whole, key=lambda o: (o.step.index, outputs.index(o)), default=last)
     beyond = passed.other_form(last.step)
-    if beyond is None:
+    if not beyond:
         found.default = last.name, last.run
         return
-    form = why_no_map(beyond.shape, beyond.positions)
+    layers = [o for o in outputs if o.step in beyond and o.fault and (o.positions is None or any(o.positions))]
+    form = f"layer {layers[-1].name} puts out {layers[-1].fault}" if layers else "in a form that is no map [B, C, h, w]"
     found.no_default = (
-        f"after its last map, that of layer {last.name}, the network goes on with {form}, so no layer right before the "
-        f"head has a map [B, C, h, w]. To explain an earlier one, {_others(found)}"
+        f"after its last map, that of layer {last.name}, the network goes on: {form}. To explain an earlier layer than "
+        f"the last, {_others(found)}"
     )
 
 
@@ -306,21 +313,22 @@ class _Paths:
         """Whether all that the logits depend on passes through this operation: every path does."""
         return self._counts.get(step) == self._all
 
-    def other_form(self, last: Step) -> Step | None:
-        """The last operation after a map in which the network mixes or transforms what it has of each position in a
-        form that is no map; None where only a head follows, which pools or flattens the map.
+    def other_form(self, last: Step) -> set[Step]:
+        """The operations after a map in which the network mixes or transforms what it has of each position in a form
+        that is no map; none where only a head follows, which pools or flattens the map.
         """
-        found, mixed = None, {last: False}
+        found, mixed = set(), {last: False}
         for step in self.steps:
             before = [mixed[p] for p in step.parents if p in mixed]
             if not before or step is last:
                 continue
-            mixes = step.kind in ("contracted", "sampled", "unknown")
             is_map = step.positions is not None and not why_no_map(step.shape, step.positions)
-            mixed[step] = any(before) or (mixes and not is_map)
+            mixed[step] = any(before) or (step.kind in ("contracted", "sampled", "unknown") and not is_map)
             resolved = step.positions is None or any(step.positions)
-            if mixed[step] and resolved and not is_map and step.kind != "weighted" and self.through(step):
-                found = step
+            # A weight, such as that of attention pooling, isn't yet what the head sees.
+            main = step.kind != "weighted" and (self.through(step) or not self.through(last))
+            if mixed[step] and resolved and not is_map and main:
+                found.add(step)
         return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cxrkit.attribution.operations import tensors
 
-__all__ = ["NEAR", "Call", "Positions", "add", "rule_of"]
+__all__ = ["NEAR", "RESIZED", "Call", "Positions", "add", "rule_of"]
 
 # Rows and columns: for each the positions that a tensor's values come from, broadcastable to the tensor and nan where a
 # value has none. Two sets of positions where values of different places were combined; an empty list where there is
@@ -150,10 +150,12 @@ def _reduced(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
 @_both
 def _contracted(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
     left, right = call.args[1:3] if call.name in ("addmm", "baddbmm", "_addmm_activation") else call.args[:2]
-    for positions in call.of(left, axis):
-        yield 0, _averaged(positions, -1)
-    for positions in call.of(right, axis):
-        yield 0, _averaged(positions, -2)
+    direct, averaged = [], []
+    for tensor, dim in ((left, -1), (right, -2)):
+        for positions in call.of(tensor, axis):
+            (direct if positions.shape[dim] == 1 else averaged).append(_averaged(positions, dim))
+    for positions in direct or averaged:  # what is summed over is the context of a value with a position
+        yield 0, positions
 
 
 @_both
@@ -225,6 +227,8 @@ def _at(positions: Tensor, dim: int, index: Tensor) -> Tensor:
     a, b = positions.index_select(dim, low), positions.index_select(dim, low + 1)
     return torch.where(share == 0, a, torch.where(share == 1, b, a + share * (b - a)))
 
+
+RESIZED = _sampled  # for an operation that isn't one of those with windows: to the size of its output
 
 _RESHAPED = {"view", "_unsafe_view", "_reshape_alias"}
 _OPERATIONS = {  # beside those that torch tags as pointwise

@@ -212,12 +212,11 @@ def _image_notices(images: pd.DataFrame) -> list[str]:
             value, line = images[column][short].iloc[0], images.index[short][0]
             notices.append(f"{short.sum()} cells of {column} are shortened numbers, such as {value!r} on line {line}")
     spelt: dict[str, str] = {}
-    for patient in images["patient_id"].unique():
+    for line, patient in images["patient_id"].drop_duplicates().items():
         if (first := spelt.setdefault(id_number(patient), patient)) != patient:
-            line = images.index[images["patient_id"] == patient][0]
             notices.append(f"patient_id {patient!r}, on line {line}, may be {first!r}, but counts as another patient")
     shared = images["file"].duplicated(keep=False)
-    shared &= images.groupby("file")["patient_id"].transform("nunique") > 1
+    shared[shared] = images[shared].groupby("file")["patient_id"].transform("nunique") > 1
     if shared.any():
         file, line = images["file"][shared].iloc[0], images.index[shared][0]
         notices.append(f"{shared.sum()} rows share a file with another patient's, such as {file!r} on line {line}")

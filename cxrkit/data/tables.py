@@ -118,10 +118,11 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     the header's.
     """
     header, cells, widths, lines = _cells(path, required)
-    header = _known_names(header, [*required, *optional])
+    written, header = header, _known_names(header, [*required, *optional])
     missing = [column for column in required if column not in header]
     if missing:
-        raise DataError(f"{path}: lacks the columns {missing}; it has {header}{_cure(missing, header)}")
+        others = [column for column in header if column not in required]
+        raise DataError(f"{path}: lacks the columns {missing}; it has {written}{_cure(missing, others)}")
     named = [column for column in header if column]
     if len(set(named)) != len(named):
         raise DataError(f"{path}: a column name occurs twice in {header}")
@@ -157,10 +158,14 @@ def _known_names(header: list[str], known: Sequence[str]) -> list[str]:
 def _cure(missing: list[str], header: list[str]) -> str:
     if set(missing) & set(EDGES) and {"w", "width"} & set(map(_letters, header)):
         return "; from a corner and a size make x_min = x, y_min = y, x_max = x + width, y_max = y + height"
-    columns = {_letters(column): column for column in header}
-    close = {name: difflib.get_close_matches(_letters(name), columns, n=1, cutoff=0.5) for name in missing}
-    told = [f"is {columns[found[0]]!r} meant to be {name!r}?" for name, found in close.items() if found]
-    return "; " + " ".join(told) if told else ""
+    told = ""
+    for name, wanted in zip(missing, map(_letters, missing), strict=True):
+        letters = {column: _letters(column) for column in header}
+        like = [column for column, of in letters.items() if wanted in of or (len(of) > 3 and of in wanted)]
+        near = difflib.get_close_matches(wanted, letters.values(), n=1, cutoff=0.7)
+        like += [column for column, of in letters.items() if of in near]
+        told += f"; is {like[0]!r} meant to be {name!r}?" if like else ""
+    return told
 
 
 def _cells(path: Path, required: Sequence[str]) -> tuple[list[str], list[str], list[int], list[int]]:

@@ -325,8 +325,8 @@ def gather(cohen: str | Path, kermany: str | Path, target: str | Path) -> Path:
     """A `folder` source with the paper's labels from two: samples of Cohen's and of Kermany's images, as folders with
     images.csv. Files are copied; labels become paths of the paper's hierarchy; `offset` (day) and boxes are kept.
 
-    Load it with `label_map` of `renaming(target)` and `healthy_class="No Finding"`. Raises ParameterError where the target
-    exists.
+    Load it with `label_map` of `renaming(target)` and `healthy_class="No Finding"`. Raises ParameterError where the
+    target exists.
     """
     from cxrkit.data.public.covid import finding_labels
 

@@ -185,12 +185,23 @@ def test_an_added_class_is_for_images_without_finding():
     assert more.table["none"][1:].tolist() == expected[1:].tolist()
     assert torch.equal(more[5].image, data[5].image)
     assert more.split("test")[0].target.shape == (3,)
-    with pytest.raises(ParameterError, match="already a label"):
-        preparing.with_healthy_class(data, "left")
+    for taken in ("left", "patient_id"):
+        with pytest.raises(ParameterError, match="already a label"):
+            preparing.with_healthy_class(data, taken)
     binary = TrainParameters(dataset_options={"view": "binary", "images": 30}, healthy_class="Healthy", size=32)
     loaded = preparing.load_data(binary)
     assert loaded[0].truth.shape == (2, 32, 32)
     assert (loaded.table[list(loaded.labels)].sum(axis=1) == 1).all()
+
+
+def test_an_added_class_leaves_boxes_where_the_preprocessing_puts_them(tmp_path):
+    root = write_folder(tmp_path / "set", 6)
+    (root / "boxes.csv").write_text("image_id,label,x_min,y_min,x_max,y_max\ni0,A,0,0,30,30\ni0,Z,0,0,9,9\n")
+    with pytest.warns(UserWarning, match="1 of 2 boxes make no mask"):
+        data = cxrkit.data.load("folder", root, size=32, preprocessing="bcos/rsna")
+    more = preparing.with_healthy_class(data, "none")
+    assert torch.equal(more[0].mask[0], data[0].mask[0])
+    assert more.notices == data.notices
 
 
 def test_the_shift_refers_to_the_width_at_which_the_papers_code_augments(data):

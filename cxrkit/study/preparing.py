@@ -57,22 +57,14 @@ def with_healthy_class(data: Dataset, name: str) -> Dataset:
     It makes two exclusive classes of a set with one label (paper `bcos`, RSNA: two logits and a softmax). Raises
     ParameterError when the name is taken.
     """
-    if name in data.labels:
-        raise ParameterError(f"healthy_class {name!r} is already a label of {data.name}")
+    if name in data.table.columns:
+        raise ParameterError(f"healthy_class {name!r} is already a label or column of {data.name}")
     findings = data.table[list(data.labels)]
     healthy = (findings == 0).all(axis=1).astype(float).mask(findings.isna().any(axis=1) & ~(findings > 0).any(axis=1))
-    renderer = _OneTruthMore(data.renderer)
-    more = Dataset(
-        data.name,
-        (*data.labels, name),
-        data.table.assign(**{name: healthy}),
-        data.boxes,
-        renderer,
-        data.size,
-        data.hierarchy,
-        data.frames,
-    )
-    more._rows = copy.copy(data._rows)
+    more = copy.copy(data)
+    more.labels, more.table = (*data.labels, name), data.table.assign(**{name: healthy})
+    more.renderer = _OneTruthMore(data.renderer)
+    more._index()
     return more
 
 

@@ -48,7 +48,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value that a YAML text holds. Raises ParameterError, naming `where`, for what is no YAML."""
+    """The value that a YAML text holds. Raises ParameterError, naming `where`, for what is no YAML, and for a bare
+    None, which would be text."""
+    if text.strip() == "None":
+        raise ParameterError(f"{where}: None is text in YAML; write null")
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -63,7 +63,7 @@ def targets(data) -> list[set[str]]:
 @pytest.mark.parametrize(
     ("cells", "right"),
     [
-        (["Mass", "No finding", "no_finding", "NO FINDINGS"], ["Mass", "", "", ""]),
+        (["Mass", "No finding", "no_finding", "NO FINDINGS."], ["Mass", "", "", ""]),
         (["Mass", "NoFinding", "No-Finding", " no  finding "], ["Mass", "", "", ""]),
         (["Mass|Edema", "Edema", "No Finding", "|Mass|"], ["Edema Mass", "Edema", "", "Mass"]),
         (["Mass; Edema ;", " Edema", ";", " ; "], ["Edema Mass", "Edema", "", ""]),
@@ -89,6 +89,7 @@ def test_labels_that_are_sure_are_read(folder, cells, right):
         (["Mass", "nan", "None", "NULL"], ["Mass", "", "", ""], "'NULL', 'None', 'nan' (3 rows, the first on line 3)"),
         (["Mass", "N/A", "-", "[nan]"], ["Mass", "", "", ""], "hold a missing value, read as no finding"),
         (["Mass", "Normal", "Normal", ""], ["Mass", "Normal", "Normal", ""], "label_map={'Normal': 'No Finding'}"),
+        (["Mass", "no acute disease", "", ""], ["Mass", "no acute disease", "", ""], "label_map={'no acute disease':"),
         (["0", "1", "1", "14"], ["0", "1", "1", "14"], "all labels are numbers"),
         (
             ["P, viral", "P, viral", "Mass", ""],
@@ -145,6 +146,7 @@ def test_a_label_map_that_matches_nothing_is_refused(folder):
     for wrong, words in (
         ({"Maas": "Mass"}, r"label_map \['Maas'\] occur neither in images.csv nor in boxes.csv; did you mean 'Mass'"),
         ({"Mass": None}, "label_map=.* give old names and new ones"),
+        ({"Mass": " "}, "label_map=.* give old names and new ones"),
         ("Mass", "label_map='Mass': give old names"),
         ({"mass": "Mass", "x": "y"}, r"label_map \['x'\] occur neither"),
     ):
@@ -152,6 +154,9 @@ def test_a_label_map_that_matches_nothing_is_refused(folder):
             load_folder(root, label_map=wrong)
     with pytest.raises(ParameterError, match="did you mean 'Mass'"):
         load_folder(root, labels=["Masss"])
+    for options in ({"label_separator": ""}, {"label_separator": [","]}, {"hierarchy_separator": ["/"]}):
+        with pytest.raises(ParameterError, match=rf"{next(iter(options))}=.*: give the sign, such as '.', or None"):
+            load_folder(root, **options)
 
 
 def test_spellings():

@@ -133,6 +133,7 @@ def test_logs_that_slurm_would_misread_are_refused(write, monkeypatch, tmp_path)
 )
 def test_times(write, text, expected):
     assert slurm.read(write(NEEDED | {"time": text})).time == expected
+    assert slurm.read(write(f"time: {text}\nmemory: 32 GB\ncores: 8\n")).time == expected  # in no quotes
 
 
 @pytest.mark.parametrize(

@@ -306,6 +306,13 @@ def test_numbers_of_a_grid_file_are_numbers(project):
     picked = f"a: {{notebook: ../square.ipynb, product: {{{step}}}, when: lr < 1e-3}}"
     assert values(grid.plan(project.grid(picked)), "lr") == [(0.0001,)]
     assert "not YAML" in problems(project.grid("a: {notebook: ../square.ipynb, when: 'lr == ['}"))
+    for wrong in ("parameters: {free: None}", "when: lr == None", "product: {lr: [0.1, None]}"):
+        assert "None is text in YAML; write null" in problems(
+            project.grid(f"a: {{notebook: ../square.ipynb, {wrong}}}")
+        )
+    assert values(grid.plan(project.grid("a: {notebook: ../square.ipynb, parameters: {free: ~}}")), "free") == [(None,)]
+    with pytest.raises(ParameterError, match=r"\['weights'\] for train: None is text"):
+        TrainParameters(weights="None")
 
 
 @pytest.mark.parametrize(

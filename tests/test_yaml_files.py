@@ -36,10 +36,7 @@ PROJECT = Path(__file__).resolve().parents[1]
         ),
         *((".inf", math.inf), ("-.Inf", -math.inf), ("+.INF", math.inf)),
         # Values of YAML 1.1 alone are text.
-        *(
-            (text, text)
-            for text in ("yes", "no", "on", "off", "y", "n", "Yes", "NO", "nUll", "tRUE", "None", "nan", "inf")
-        ),
+        *((text, text) for text in ("yes", "no", "on", "off", "y", "n", "Yes", "NO", "nUll", "tRUE", "nan", "inf")),
         *(
             (text, text)
             for text in ("1_000", "1:30", "190:20:30", "0b101", "-0x1", "1e", "e3", ".", "+", ".e3", "1.2.3")
@@ -89,6 +86,13 @@ def test_names_of_mappings_are_text_where_they_are_words():
 def test_what_is_refused(text):
     with pytest.raises(ParameterError, match=r"^here: not YAML: "):
         parse_yaml(text, "here")
+
+
+def test_a_bare_none_is_refused_with_the_cure():
+    with pytest.raises(ParameterError, match=r"^here: None is text in YAML; write null$"):
+        parse_yaml(" None ", "here")
+    assert parse_yaml("'None'", "here") == "None"
+    assert parse_yaml("[None]", "here") == ["None"]
 
 
 def test_files(tmp_path):

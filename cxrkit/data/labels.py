@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 NO_FINDING = "No Finding"
-_NONE = {"no finding", "no findings", "nofinding", "nofindings"}
+_NONE = re.compile(r"no ?findings?\.?")
 # A missing value, as pandas, R, JSON and spreadsheets write it.
 _BLANK = {"nan", "none", "null", "<na>", "na", "n/a", "#n/a", "nat", "-", "--", ".", "?"}
-# Labels of their own in some sets, no finding in others.
-_PERHAPS_NONE = {"normal", "healthy", "negative", "unremarkable", "no abnormality", "no disease", "unknown"}
+# A label of its own in some sets, no finding in others.
+_PERHAPS_NONE = re.compile(r"normal|healthy|negative|unremarkable|unknown|(no|without|not|nothing)\b.*")
 _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 
 
@@ -66,7 +66,7 @@ def spelling(name: str) -> str:
 
 def is_none(name: str) -> bool:
     """Whether a name says that there is no finding."""
-    return spelling(name) in _NONE
+    return _NONE.fullmatch(spelling(name)) is not None
 
 
 def is_blank(name: str) -> bool:
@@ -85,8 +85,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def as_label_map(label_map: object) -> dict[str, str]:
     """``label_map`` as a dictionary. Raises ParameterError for what doesn't map text to text."""
     rename = {} if label_map is None else label_map
-    if not isinstance(rename, Mapping) or not all(isinstance(name, str) for pair in rename.items() for name in pair):
-        raise ParameterError(f"label_map={label_map!r}: give old names and new ones, such as {{'mass': 'Mass'}}")
+    names = [name for pair in rename.items() for name in pair] if isinstance(rename, Mapping) else [None]
+    if not all(isinstance(name, str) and name.strip() for name in names):
+        raise ParameterError(
+            f"label_map={label_map!r}: give old names and new ones, such as {{'mass': 'Mass', 'clear': {NO_FINDING!r}}}"
+        )
     return dict(rename)
 
 
@@ -113,6 +116,10 @@ def read_labels(
     Raises DataError for cells that contradict themselves, for one label in several spellings, and where a comma may
     or may not part two labels.
     """
+    if not isinstance(hierarchy_separator, str | None):
+        raise ParameterError(f"hierarchy_separator={hierarchy_separator!r}: give the sign, such as '/', or None")
+    if not isinstance(label_separator, str | None) or label_separator == "":
+        raise ParameterError(f"label_separator={label_separator!r}: give the sign, such as ',', or None")
     # Few combinations of labels make up many rows.
     cell_of, cells = pd.factorize(column)
     labels = ImageLabels(cell_of)
@@ -220,7 +227,7 @@ def _refuse_two_spellings(path: Path, column: pd.Series, labels: ImageLabels) ->
 def doubtful(counts: Mapping[str, int], labels: ImageLabels, rename: Mapping[str, str]) -> Iterator[str]:
     """What to say of labels that may be none, several, or numbers. ``counts``: of ``labels``; ``rename``: its names."""
     for name in sorted(set(counts).difference(rename.values())):
-        if spelling(name) in _PERHAPS_NONE and all(names == {name} for names in labels.found if name in names):
+        if _PERHAPS_NONE.fullmatch(spelling(name)) and all(names == {name} for names in labels.found if name in names):
             yield (
                 f"{name!r} ({counts[name]} images) is read as a label of its own; if it means no finding, give "
                 f"label_map={{{name!r}: {NO_FINDING!r}}}"

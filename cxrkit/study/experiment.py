@@ -47,6 +47,7 @@ class Parameters(BaseModel):
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 leaves torch's own choice")
 
     def __init__(self, **values: Any):
+        refuse_none_as_text(self.kind, values)
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -69,6 +70,12 @@ class Parameters(BaseModel):
         """The parameters that decide the result, JSON-able, in a fixed order."""
         values = self.model_dump(mode="json")
         return {name: values[name] for name in sorted(values) if name not in self.placement}
+
+
+def refuse_none_as_text(kind: str, values: Mapping[str, Any]) -> None:
+    """Raise ParameterError where a value is the word None, which YAML doesn't know."""
+    if names := [name for name, value in values.items() if isinstance(value, str) and value == "None"]:
+        raise ParameterError(f"parameters {names} for {kind}: None is text in YAML; write null")
 
 
 def given(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -97,8 +104,9 @@ def _left_over(cells: Sequence[str]) -> dict[str, str]:
         assigned = {}
         with contextlib.suppress(SyntaxError, ValueError):  # magics are no Python
             for node in ast.parse(cell).body:
-                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                    assigned[node.targets[0].id] = node.value
+                target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+                if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name):
+                    assigned[target.id] = node.value
         if isinstance(named := assigned.get("dataset"), ast.Constant):
             dataset = named.value
         owner |= {name: dataset for name in OF_DATASET if name in assigned}
@@ -112,6 +120,8 @@ def check_dataset_options(parameters: Parameters, origin: str | Mapping[str, str
     """
     from cxrkit.data.sources import SOURCES, check_options
 
+    if isinstance(parameters, SearchParameters):
+        parameters = parameters.trial({})
     name, options = getattr(parameters, "dataset", None), getattr(parameters, "dataset_options", {})
     if name in SOURCES:
         known = (*SOURCES[name].options(), "preprocessing", "seed", "cache_bits")

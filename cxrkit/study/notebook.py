@@ -105,6 +105,8 @@ class Checked:
                 default, _ = self.defaults.get(name, (None, None))
                 if default and name not in values:
                     values[name] = type(default)()
+        changed = {name: value for name, value in values.items() if value != self.defaults.get(name, (None,))[0]}
+        experiment.refuse_none_as_text(self.kind, changed)
         try:
             checked = self._model(**values).model_dump(by_alias=True)
         except ValidationError as error:

@@ -140,6 +140,15 @@ def test_parameters(root):
     assert check("phantom", images=2, progress=False).empty
 
 
+def test_an_option_that_is_wrong_is_told_beside_what_the_tables_hold(root):
+    with pytest.raises(ParameterError, match="label_map"):
+        check("folder", root, label_map={"C": "A"})
+    write(root, images="i9,x/9.png,p9,A,48,40\n")
+    found = check("folder", root, workers=0, progress=False, label_map={"C": "A"})
+    assert found["problem"][0] == "file does not exist"
+    assert found["problem"][1].startswith("label_map ['C'] occur neither")
+
+
 def test_counts(root):
     data = cxrkit.data.load("folder", root)
     found = counts(data, {"counts": {"images": 5, "labels": {"A": 4}}}).set_index("what")

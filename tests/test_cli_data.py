@@ -70,6 +70,26 @@ def test_describe(run, root, monkeypatch):
     assert ["images", "3", "3000"] in [line.split() for line in out.splitlines()]
 
 
+def test_notices_are_printed(run, root):
+    (root / "boxes.csv").write_text("image_id,label,x_min,y_min,x_max,y_max\ni0,a,1,2,9,9\ni1,B,1,2,9,9\n")
+    words = "notice: boxes.csv: 2 of 2 boxes make no mask, as no image carries their label: 'a' (1; images.csv has 'A')"
+    status, out = run("check", "folder", "--root", root)
+    assert status == 1
+    assert words in out
+    assert "1 problems: 1 notice" in out
+    assert run("check", "folder", "--root", root, "--ignore", "notice")[0] == 0
+    out = run("describe", "folder", "--root", root)[1]
+    assert words in out
+    assert ["boxes", "without", "mask", "2"] in [line.split() for line in out.splitlines()]
+    out = run("describe", "folder", "--root", root, "--option", "labels=[A]")[1]
+    assert "notice: labels= leaves 2 of 2 boxes without a mask" in out
+    assert run("describe", "folder", "--root", root, "--option", "label_map={a: A, B: A}")[1].count("notice") == 0
+    for option, words in (("label_map={c: A}", "occur neither"), ("hierarchy_separator=None", "write null")):
+        status, out = run("check", "folder", "--root", root, "--option", option)
+        assert words in out
+        assert status == 2
+
+
 def test_check(run, root, tmp_path):
     assert run("check", "folder", "--root", root) == (0, "no problem found\n")
     (root / "1.png").write_bytes(b"")

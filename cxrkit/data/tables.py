@@ -18,7 +18,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 import pandas as pd
 
-from cxrkit.errors import DataError
+from cxrkit.errors import DataError, ParameterError
 
 __all__ = [
     "EDGES",
@@ -69,7 +69,9 @@ def collecting() -> Iterator[list[Problem]]:
     token = _collected.set(found)
     try:
         yield found
-    except DataError as error:
+    except (DataError, ParameterError) as error:
+        if isinstance(error, ParameterError) and not found:
+            raise  # an option that is wrong whatever the tables hold
         found.append(Problem("", None, str(error)))
     except (ValueError, KeyError, IndexError, TypeError):
         if not found:  # not a consequence of what is already known: a mistake of ours, which must be seen

@@ -11,7 +11,7 @@ from torch import nn
 
 import cxrkit
 from cxrkit import AttributionError, ParameterError
-from cxrkit.attribution.explained import explanation_mode
+from cxrkit.attribution.preparation import explanation_mode
 from cxrkit.models import calibrate, create
 
 LABELS = ("Cardiomegaly", "Mass", "Nodule")
@@ -158,10 +158,12 @@ def test_the_model_is_left_as_it_was_also_after_an_error(model, images):
     before = state()
 
     def fail(module, args):
+        if not model.network.fc.detach:  # not yet at work
+            return
         raise RuntimeError(f"in the middle, explaining: {model.network.fc.detach}")
 
     handle = model.network.layer3.register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="explaining: True"):
+    with pytest.raises(AttributionError, match="explaining: True"):
         cxrkit.attribute(model, images, "bcos")
     handle.remove()
     assert state() == before

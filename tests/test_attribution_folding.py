@@ -14,8 +14,10 @@ from torch import nn
 
 import cxrkit
 from cxrkit.attribution import folding
-from cxrkit.attribution.explained import Explained, prepared
+from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.folding import folded
+from cxrkit.attribution.probe import prepared
+from cxrkit.errors import AttributionError
 from cxrkit.models import Classifier, create
 
 CPU = torch.device("cpu")
@@ -80,9 +82,10 @@ FOLDABLE = {Residual: {"stem.0", "conv1", "conv2", "short.0"}, Dense: {"conv1"}}
 def pairs(model, image=None):
     """Names of the convolutions that get a norm's work while the network is explained."""
     image = torch.rand(1, 1, 12, 10).to(next(model.parameters())) if image is None else image
-    with prepared(model, CPU):
+    explained = Explained(model)
+    with prepared(explained, image):
         before = {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-        with folded(Explained(model), image, 100):
+        with folded(explained, image, 100):
             return {name for name, weight in before.items() if model.get_submodule(name).weight is not weight}
 
 
@@ -203,14 +206,17 @@ def test_the_network_is_left_as_it_was_by_an_error():
 
         def forward(self, x):
             self.__class__.calls += 1
-            if self.calls == 4:  # once traced, once checked, once run
+            if self.calls == calls + 4:  # once traced, once checked, once run
                 raise RuntimeError("out of order")
             return super().forward(x)
 
-    model = Failing()
+    model, calls, image = Failing(), 1000, torch.rand(1, 1, 9, 9)
+    cxrkit.attribute(model, image, "saliency")  # tries the network out
+    calls = Failing.calls
     before = state(model)
-    with pytest.raises(RuntimeError, match="out of order"):
-        cxrkit.attribute(model, torch.rand(1, 1, 9, 9), "smoothgrad", n_samples=6, chunk=2)
+    with pytest.raises(AttributionError, match="out of order"):
+        cxrkit.attribute(model, image, "smoothgrad", n_samples=6, chunk=2)
+    assert Failing.calls == calls + 4
     assert_same_state(model, before)
 
 

@@ -144,6 +144,8 @@ def test_the_seed_decides_and_the_global_state_is_left_alone(tiny, images):
 def test_all_labels_share_the_forward_passes_of_a_batch(tiny, images):
     sizes = []
     hook = tiny.register_forward_hook(lambda module, args, logits: sizes.append(len(logits)))
+    cxrkit.attribute(tiny, images, "saliency")  # tries the network out
+    sizes.clear()
     cxrkit.attribute(tiny, images, "smoothgrad", n_samples=5, chunk=4)
     assert sizes == [1, 1, 4, 4, 4, 3]  # one image to look for batch norms to fold, one to check
     sizes.clear()
@@ -599,7 +601,7 @@ def test_the_model_is_left_as_it_was(method, failing, tiny, images):
     tiny.fc.bias = nn.Parameter(torch.zeros(4 if failing else 3))
     before = state(tiny)
     if failing:
-        with pytest.raises(RuntimeError, match=r"size|shape"):
+        with pytest.raises(AttributionError, match=r"size|shape"):
             cxrkit.attribute(tiny, images, method)
     else:
         first = cxrkit.attribute(tiny, images, method)
@@ -736,7 +738,6 @@ class Doubled(torch.autograd.Function):
         (Gate(), r"mul of two tensors that both depend on the image, .* \(layer 1\)"),
         (nn.GroupNorm(2, 4), r"group_norm \(layer 1\)"),
         (nn.Softmax(1), r"softmax \(layer 1\)"),
-        (nn.BatchNorm2d(4, track_running_stats=False), "batch_norm by the statistics of the images"),
         (nn.InstanceNorm2d(4), "instance_norm"),
         (nn.LocalResponseNorm(2), "local_response_norm"),
         (Function(lambda x: x / (1 + x.abs())), "div of two tensors"),

@@ -110,6 +110,8 @@ def test_where_nothing_changes_the_map_is_exactly_zero_and_nothing_runs():
     model, rows = small_network(), []
     model.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
     x = torch.zeros(2, 1, 20, 12)
+    cxrkit.attribute(model, x, "saliency")  # tries the network out
+    rows.clear()
     assert not occlusion(model, x).any()
     assert rows == [2]
     x[1, 0, 2, 2] = 1
@@ -228,6 +230,7 @@ def test_labels_select_and_order(images):
 def test_all_labels_share_the_forward_passes_and_batches_stay_full(images):
     model, rows = small_network(), []
     model.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    cxrkit.attribute(model, images, "saliency")  # tries the network out
     for labels in (None, [1]):
         rows.clear()
         occlusion(model, images[:2], labels=labels, chunk=4)  # 5 x 4 windows of 2 images

@@ -305,7 +305,7 @@ def test_arguments_are_checked(arguments, message, named, images):
 
 
 def test_image_ids_are_checked_before_the_work(named, images, monkeypatch):
-    monkeypatch.setattr(result, "attribute", lambda *args, **kwargs: pytest.fail("worked already"))
+    monkeypatch.setattr(result, "attributed", lambda *args, **kwargs: pytest.fail("worked already"))
     with pytest.raises(ParameterError, match="image_ids"):
         explain(named, images, "gradcam", image_ids=["a"])
     with pytest.raises(AttributionError, match="images must be a tensor"):

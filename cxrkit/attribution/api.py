@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cxrkit.attribution import registry
-from cxrkit.attribution.explained import Explained, has_encoding, prepared
+from cxrkit.attribution.explained import Explained, has_encoding, network_errors, unwrapped
+from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.progress import progress_bar
 from cxrkit.errors import AttributionError, ParameterError
 
-__all__ = ["attribute", "checked_images", "chunk_size", "device_of"]
+__all__ = ["Refusal", "attribute", "attributed", "checked_images", "chunk_size", "device_of"]
 
 # Images of 224 x 224 pixels per forward pass. More gain nothing on a CPU; 4 keep ResNet-50 below 2 GB.
 _CPU_IMAGES, _GPU_IMAGES = 4, 16
 _TOLERANCE = 1e-3  # as in the encoding: resizing may overshoot [0, 1] by a rounding error
+
+
+class Refusal(NamedTuple):
+    """A map that the method refused: place of the image and of the label among those asked for, and why."""
+
+    image: int
+    label: int
+    reason: str
 
 
 def attribute(
@@ -28,6 +42,7 @@ def attribute(
     *,
     preset: str | None = None,
     chunk: int | None = None,
+    on_error: str = "raise",
     progress: bool | Callable[[float], None] | None = None,
     **options,
 ) -> Tensor:
@@ -38,13 +53,47 @@ def attribute(
     `options`. `labels`: names or indices (None: all). `output`: what is explained, "logit" (default) or
     "probability" (the sigmoid of the logit). `preset`: the settings of a paper's published code, by its key;
     options named beside it win. `chunk`: images per forward pass; None chooses by image size, and the maps don't
-    depend on it. `progress`: a bar; None shows it for long work that somebody watches; a function is told the share
-    that is done, and may raise to end the work. Maps are float32 on the images' device (float64 for float64
-    images). The model is explained in evaluation mode with frozen weights,
-    and is left as it was: training flags, `requires_grad`, `.grad`, hooks. Raises ParameterError for an unknown
-    method, option, label or layer, and AttributionError for unfit images or where the method can't be right for
-    this network.
+    depend on it. `on_error`: "raise", or "nan" for maps of NaN where the method refuses single images or labels,
+    with a warning that gives the reasons; what is refused everywhere still raises. `progress`: a bar; None shows it
+    for long work that somebody watches; a function is told the share that is done, and may raise to end the work.
+    Maps are float32 on the images' device (float64 for float64 images); networks of half precision are explained in
+    float32. The model is explained in evaluation mode with frozen weights, and is left bit for bit as it was, as is
+    torch's global state. Raises ParameterError for an unknown method, option, label or layer, and AttributionError
+    for unfit images, for networks that aren't a function of one image, or where the method can't be right for this
+    network.
     """
+    maps, refusals, _ = attributed(
+        model,
+        images,
+        method,
+        labels,
+        output,
+        preset=preset,
+        chunk=chunk,
+        on_error=on_error,
+        progress=progress,
+        **options,
+    )
+    if refusals:
+        told = "; ".join(dict.fromkeys(refusal.reason for refusal in refusals[:3]))
+        warnings.warn(f"{method}: {len(refusals)} maps are NaN, for instance: {told}", stacklevel=2)
+    return maps
+
+
+def attributed(
+    model: nn.Module,
+    images: Tensor,
+    method: str,
+    labels,
+    output: str | None,
+    *,
+    preset: str | None = None,
+    chunk: int | None = None,
+    on_error: str = "raise",
+    progress: bool | Callable[[float], None] | None = None,
+    **options,
+) -> tuple[Tensor, list[Refusal], Explained]:
+    """The maps of `attribute`, those that were refused, and the network as the method saw it."""
     entry = registry.entry(method)
     output, options = _settings(entry.card, preset, output, options)
     for option in options:
@@ -54,33 +103,95 @@ def attribute(
         raise registry.unknown("output", output, ("logit", "probability"))
     if output not in entry.card.outputs:
         raise ParameterError(f"{method} explains the logit only; output={output!r} is not defined for it")
+    if on_error not in ("raise", "nan"):
+        raise registry.unknown("on_error", on_error, ("raise", "nan"))
     inputs = checked_images(model, images)
-    device = device_of(model, images)
-    inputs = inputs.to(device)
+    inputs = inputs.to(device_of(model, images))
     explained = Explained(model, labels, output, chunk_size(inputs, chunk))
-    with prepared(model, device), progress_bar(progress, f"{method}, {len(inputs)} images") as report:
-        maps = _in_chunks(entry.function, explained, inputs, options, report, adaptable=chunk is None)
-    maps = maps.to(torch.promote_types(images.dtype, torch.float32))
-    return _finite(maps, method).to(images.device)
+    needless = options.get("attribution") is not None  # of xrai: then the network isn't run
+    state = nullcontext() if needless else prepared(explained, inputs)
+    with state, progress_bar(progress, f"{method}, {len(inputs)} images") as report:
+        run = _Run(
+            entry, explained, inputs.to(explained.dtype or inputs.dtype), options, report, adaptable=chunk is None
+        )
+        maps, refusals = run.maps(), []
+        if run.failure is not None and on_error == "raise":
+            raise run.failure
+        if run.failure is not None:
+            maps, refusals = run.one_by_one()
+    return maps.to(images.device, torch.promote_types(images.dtype, torch.float32)), refusals, explained
 
 
-def _in_chunks(function, explained: Explained, inputs: Tensor, options: dict, report, adaptable: bool) -> Tensor:
-    """Maps of all images, chunk by chunk; where the accelerator's memory doesn't hold a chunk, with half of it."""
-    parts, start, count = [], 0, len(inputs)
-    while start < count:
-        rows = slice(start, start + explained.batch)
-        here = len(inputs[rows])
-        explained.first_row = start
-        explained.report = lambda done, start=start, here=here: report((start + done * here) / count)
-        try:
-            parts.append(function(explained, inputs[rows], **_rows_of(options, rows, count)).detach())
-        except torch.OutOfMemoryError:
-            if not adaptable or explained.batch == 1:
+class _Run:
+    """A method at work on all images, chunk by chunk."""
+
+    def __init__(self, entry: registry.Entry, explained: Explained, inputs: Tensor, options: dict, report, adaptable):
+        self.entry, self.explained, self.inputs, self.options = entry, explained, inputs, options
+        self.report, self.adaptable = report, adaptable
+        self.failure: AttributionError | None = None
+
+    def maps(self) -> Tensor | None:
+        """Maps of all images; where the accelerator's memory doesn't hold a chunk, with half of it."""
+        parts, start, count = [], 0, len(self.inputs)
+        while start < count:
+            rows = slice(start, min(start + self.explained.batch, count))
+            try:
+                parts.append(self._chunk(self.explained, rows))
+            except torch.OutOfMemoryError:
+                if not self.adaptable or self.explained.batch == 1:
+                    raise
+                self.explained.batch //= 2
+            except AttributionError as error:
+                self.failure = error
+                return None
+            else:
+                start = rows.stop
+        return torch.cat(parts)
+
+    def one_by_one(self) -> tuple[Tensor, list[Refusal]]:
+        """Maps of each image and label by itself, NaN where it is refused; raises where all are."""
+        with torch.no_grad():
+            outputs = self.explained.logits(self.inputs[:1]).shape[1]
+        chosen, refusals, maps = self.explained.indices(outputs), [], []
+        for row in range(len(self.inputs)):
+            whole = slice(row, row + 1)
+            try:
+                maps.append(self._chunk(self.explained, whole))
+                continue
+            except AttributionError:
+                maps.append(self.inputs.new_full((1, len(chosen), *self.inputs.shape[-2:]), math.nan))
+            for place, label in enumerate(chosen):
+                one = copy.copy(self.explained)
+                one.labels = [label]
+                try:
+                    maps[-1][:, place] = self._chunk(one, whole)[:, 0]
+                except AttributionError as error:
+                    refusals.append(Refusal(row, place, str(error)))
+        if len(refusals) == len(chosen) * len(maps):
+            raise self.failure
+        return torch.cat(maps), refusals
+
+    def _chunk(self, explained: Explained, rows: slice) -> Tensor:
+        count, part = len(self.inputs), self.inputs[rows]
+        explained.first_row = rows.start
+        stopped = []
+
+        def report(done: float) -> None:
+            try:
+                self.report((rows.start + done * len(part)) / count)
+            except Exception as error:
+                stopped.append(error)
                 raise
-            explained.batch //= 2
-        else:
-            start += here
-    return torch.cat(parts)
+
+        explained.report = report
+        try:
+            with network_errors(RuntimeError):
+                maps = self.entry.function(explained, part, **_rows_of(self.options, rows, count)).detach()
+        except AttributionError:
+            if stopped:  # the caller's own way to end the work
+                raise stopped[0] from None
+            raise
+        return _finite(maps, self.entry.card.name, rows.start)
 
 
 def _settings(card: registry.Card, preset: str | None, output: str | None, options: dict) -> tuple[str, dict]:
@@ -101,11 +212,13 @@ def checked_images(model: nn.Module, images: Tensor) -> Tensor:
         raise AttributionError(f"images must be a tensor [B, C, H, W] with at least one image; got {got}")
     if not images.is_floating_point():
         raise AttributionError(f"images must be floating point (scale 8-bit images to [0, 1]); got {images.dtype}")
+    if images.layout != torch.strided or images.is_quantized:
+        raise AttributionError("images must be a dense tensor; call to_dense() or dequantize() first")
     images = images.detach()
     finite = images.isfinite().flatten(1).all(1)
     if not finite.all():
         raise AttributionError(f"image {int((~finite).nonzero()[0])} holds NaN or infinite values")
-    if has_encoding(model):
+    if has_encoding(unwrapped(model)):
         if images.shape[1] != 1:
             raise AttributionError(f"images must be grey, [B, 1, H, W]; got {list(images.shape)}")
         outside = ((images < -_TOLERANCE) | (images > 1 + _TOLERANCE)).flatten(1).any(1)
@@ -138,12 +251,12 @@ def _rows_of(options: dict, rows: slice, count: int) -> dict:
     }
 
 
-def _finite(maps: Tensor, method: str) -> Tensor:
+def _finite(maps: Tensor, method: str, first: int) -> Tensor:
     bad = (~maps.isfinite().flatten(2).all(2)).nonzero()
     if len(bad):
         image, label = bad[0].tolist()
         raise AttributionError(
-            f"{method} gave NaN or infinite values for image {image}, label {label} of those asked for; "
+            f"{method} gave NaN or infinite values for image {first + image}, label {label} of those asked for; "
             "are the network's weights finite?"
         )
     return maps

@@ -1,21 +1,23 @@
-"""A network with the outputs to explain, and the state in which it is explained."""
+"""A network with the outputs to explain."""
 
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cxrkit.attribution.registry import unknown
-from cxrkit.errors import AttributionError, ParameterError
+from cxrkit.errors import AttributionError, CxrkitError, ParameterError
+from cxrkit.models.classifier import Classifier
 
 T = TypeVar("T")
 
-__all__ = ["Explained", "explanation_mode", "has_encoding", "label_names", "logit_bias", "prepared"]
+__all__ = ["Explained", "has_encoding", "label_names", "logit_bias", "network_errors", "unwrapped"]
 
 
 class Explained:
@@ -23,37 +25,44 @@ class Explained:
     model.
 
     `labels`: names, indices, one of either, or None for all. `output`: "logit" or "probability" (the
-    sigmoid of one logit: labels are independent). `batch` bounds the images of one forward pass.
+    sigmoid of one logit: labels are independent). `batch` bounds the images of one forward pass. Compiled and
+    data-parallel networks are explained as the network within them.
     """
 
     def __init__(self, model: nn.Module, labels=None, output: str = "logit", batch: int = 16):
-        self.model = model
+        self.model = unwrapped(model)
         self.labels = labels if labels is None else _as_list(labels)
         self.output = output
         self.batch = batch
         self.first_row = 0  # of the current chunk within all images, for messages
         self.report: Callable[[float], None] = lambda share: None  # share of the current chunk that is done
         self.used_layers: list[str] = []  # whose maps the method took
-        self.names = label_names(model)
+        self.encodes = has_encoding(self.model)
+        self.memory_format = torch.contiguous_format  # this and the precision are found out by `prepared`
+        self.dtype: torch.dtype | None = None
+        self.names = label_names(self.model)
         if self.names is not None:  # a misspelt name stops before the first forward pass
             self.indices(len(self.names))
+
+    def whole(self, images: Tensor) -> Tensor:
+        """Logits [B, outputs] by the network's own forward, as its user calls it."""
+        return self._checked(_called(self.model, images.clone()), len(images))
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, outputs] of images [B, C, H, W]; leaves the images alone even where the network works
         in place.
         """
-        if has_encoding(self.model):  # past the range test of `forward`: paths may leave [0, 1]
-            return self._checked(self.model.classify(self.model.encode(images)), len(images))
-        return self._checked(self.model(images.clone(memory_format=torch.channels_last)), len(images))
+        return self.classify(self.encode(images))  # past the range test of `forward`: paths may leave [0, 1]
 
     def encode(self, images: Tensor) -> Tensor:
         """What the network proper sees: its own encoding of the images, or the images where it has none."""
-        return self.model.encode(images) if has_encoding(self.model) else images
+        images = images if self.dtype is None else images.to(self.dtype)
+        return _called(self.model.encode, images) if self.encodes else images
 
     def classify(self, encoded: Tensor) -> Tensor:
         """Logits [B, outputs] of encoded images."""
-        network = self.model.classify if has_encoding(self.model) else self.model
-        return self._checked(network(encoded.clone(memory_format=torch.channels_last)), len(encoded))
+        network = self.model.classify if self.encodes else self.model
+        return self._checked(_called(network, encoded.clone(memory_format=self.memory_format)), len(encoded))
 
     def select(self, per_output: Tensor) -> Tensor:
         """The labels asked for, in their order: [B, outputs, ...] to [B, L, ...]."""
@@ -78,7 +87,7 @@ class Explained:
             )
         count = scores.shape[1]
         for j in range(count):
-            with _overwriting_refused():
+            with network_errors():
                 gradient = torch.autograd.grad(scores[:, j].sum(), inputs, retain_graph=j + 1 < count)[0]
             yield gradient
 
@@ -89,12 +98,16 @@ class Explained:
             yield item
 
     def _checked(self, logits: Tensor, rows: int) -> Tensor:
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != rows:
-            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise AttributionError(f"the network must return logits [B, L] with B = {rows}; it returned {got}")
+        if isinstance(logits, Tensor) and logits.ndim < 2 and rows in (1, logits.numel()):
+            logits = logits.reshape(rows, -1)  # the network has squeezed the axis of the one label, or one image
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != rows or not logits.is_floating_point():
+            raise AttributionError(
+                f"the network must return logits [B, L] with B = {rows}; it returned {_kind(logits)}. Wrap it in a "
+                "module whose forward picks the logits"
+            )
         if self.names is not None and logits.shape[1] != len(self.names):
             raise AttributionError(f"the network has {len(self.names)} labels but returns {logits.shape[1]} logits")
-        return logits
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def indices(self, outputs: int) -> list[int]:
         if self.labels is None:
@@ -121,16 +134,69 @@ class Explained:
 
 
 @contextmanager
-def _overwriting_refused() -> Iterator[None]:
+def network_errors(kind: type[Exception] = Exception) -> Iterator[None]:
+    """Turn what the network raises, forwards or backwards, into an AttributionError with cause and cure."""
     try:
         yield
-    except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
-            raise
-        raise AttributionError(
-            "the network overwrites a tensor that its own gradient needs, in place; write that step out of place, "
-            "for instance nn.ReLU(inplace=False)"
-        ) from error
+    except (CxrkitError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except kind as error:
+        raise AttributionError(_cause(error)) from error
+
+
+_CAUSES = (  # a part of torch's message, and what it means
+    (
+        "modified by an inplace operation",
+        "the network overwrites a tensor that its own gradient needs, in place; write that step out of place, "
+        "for instance nn.ReLU(inplace=False)",
+    ),
+    (
+        "used in the graph|does not require grad|none of output has requires_grad",
+        "the logits don't depend on the input through differentiable operations; does the network detach, round or "
+        "switch gradients off on the way? occlusion needs no gradient",
+    ),
+    (
+        "erivative for|not implemented the .*backward|not differentiable|does not have an autograd",
+        "an operation of the network has no derivative; use occlusion or scorecam, which need none",
+    ),
+    (
+        "should be the same|scalar type|same dtype|dtype",
+        "the network mixes precisions or devices on the way; bring all of it to one, for instance model.float()",
+    ),
+)
+
+
+def _cause(error: Exception) -> str:
+    message = (str(error).strip() or "no message").splitlines()[0][:300]
+    for pattern, cause in _CAUSES:
+        if re.search(pattern, str(error)):
+            return f"{cause} ({type(error).__name__}: {message})"
+    return (
+        f"the network stopped with {type(error).__name__}: {message}. Does model(images) run in evaluation mode, for "
+        "one image and for several?"
+    )
+
+
+_WANTS_GRADIENT = re.compile("retain_grad|cannot register a hook")
+
+
+def _called(network: Callable[[Tensor], object], inputs: Tensor) -> object:
+    with network_errors():
+        try:
+            return network(inputs)
+        except RuntimeError as error:
+            if torch.is_grad_enabled() or not _WANTS_GRADIENT.search(str(error)):
+                raise
+        with torch.enable_grad():  # for a hook of the user's
+            outputs = network(inputs.detach().requires_grad_())
+        return outputs.detach() if isinstance(outputs, Tensor) else outputs
+
+
+def _kind(outputs: object) -> str:
+    if isinstance(outputs, Tensor):
+        return f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)}"
+    names = f" with {', '.join(map(str, outputs))}"[:80] if isinstance(outputs, dict) else ""
+    return f"a {type(outputs).__name__}{names}"
 
 
 def _as_list(labels) -> list:
@@ -140,9 +206,23 @@ def _as_list(labels) -> list:
     return list(labels)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network within torch's wrappers that compute the same: compiled, data-parallel, averaged."""
+    while type(model).__module__.startswith("torch.") and type(model).__name__ in _WRAPPERS:
+        model = getattr(model, _WRAPPERS[type(model).__name__])
+    return model
+
+
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+_WRAPPERS |= {"AveragedModel": "module"}
+
+
 def has_encoding(model: nn.Module) -> bool:
-    """Whether the model splits into `encode` and `classify`, as `cxrkit.models.Classifier` does."""
-    return callable(getattr(model, "encode", None)) and callable(getattr(model, "classify", None))
+    """Whether the model is a `cxrkit.models.Classifier` whose forward is `classify(encode(images))` and no more."""
+    hooks = (model._forward_hooks, model._forward_pre_hooks)
+    if not isinstance(model, Classifier) or "forward" in vars(model) or any(hooks):
+        return False
+    return type(model).forward is Classifier.forward
 
 
 def label_names(model: nn.Module) -> tuple[str, ...] | None:
@@ -159,73 +239,3 @@ def logit_bias(model: nn.Module) -> float | Tensor:
     """
     found = (getattr(module, "logit_bias", None) for module in model.modules())
     return next((bias for bias in found if bias is not None), 0.0)
-
-
-@contextmanager
-def prepared(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode, ordinary gradients, frozen weights, full precision; everything is put back, also
-    after an error.
-
-    Frozen weights save the backward passes their share of the work and leave every `.grad` alone.
-    """
-    training = [(module, module.training) for module in model.modules()]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-            stack.enter_context(explanation_mode(model, False))
-            stack.enter_context(_channels_last(model))
-            if device.type == "cuda":
-                stack.enter_context(_ieee_convolutions())
-            yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def explanation_mode(model: nn.Module, active: bool) -> Iterator[None]:
-    """Switch the explanation mode of B-cos layers (scales detached) on or off, and back to what each layer
-    had.
-    """
-    layers = [m for m in model.modules() if callable(getattr(m, "set_explanation_mode", None))]
-    before = [getattr(layer, "detach", False) is True for layer in layers]
-    try:
-        for layer in layers:
-            layer.set_explanation_mode(active)
-        yield
-    finally:
-        for layer, mode in zip(layers, before, strict=True):
-            layer.set_explanation_mode(mode)
-
-
-@contextmanager
-def _channels_last(model: nn.Module) -> Iterator[None]:
-    """Kernels in the order in which convolutions are fastest, and back to their own storage."""
-    kernels = [(parameter, parameter.data) for parameter in model.parameters() if parameter.ndim == 4]
-    try:
-        for parameter, values in kernels:
-            parameter.data = values.contiguous(memory_format=torch.channels_last)
-        yield
-    finally:
-        for parameter, values in kernels:
-            parameter.data = values
-
-
-@contextmanager
-def _ieee_convolutions() -> Iterator[None]:
-    # TensorFloat-32 keeps ten bits: contributions would no longer add up to their logit.
-    convolutions = torch.backends.cudnn.conv
-    before = convolutions.fp32_precision
-    try:
-        convolutions.fp32_precision = "ieee"
-        yield
-    finally:
-        convolutions.fp32_precision = before

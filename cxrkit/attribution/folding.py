@@ -108,6 +108,8 @@ class _Seen(TorchFunctionMode):
     def _is_pair(self, key: int, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
         return (
             all(self.uses[i] == 1 for i in (key, *map(id, convolution.parameters())))  # weights of its own, one run
+            and set(convolution._parameters) == {"weight", "bias"}  # no buffers in their place
+            and convolution.weight is not None
             and self.runs[norm] == 1
             and convolution.weight.dtype in _PRECISIONS
         )

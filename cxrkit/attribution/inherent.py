@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrkit.attribution.api import checked_images, chunk_size, device_of
-from cxrkit.attribution.explained import Explained, explanation_mode, label_names, logit_bias, prepared
+from cxrkit.attribution.explained import Explained, label_names, logit_bias
 from cxrkit.attribution.linear import nonlinearity
 from cxrkit.attribution.operations import Call, tensors, traced
+from cxrkit.attribution.preparation import explanation_mode
+from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.registry import method
 from cxrkit.errors import AttributionError, ParameterError
 from cxrkit.models import FLCPool
@@ -106,11 +108,11 @@ def bcos_rgba(
 def _by_chunk(function, model: nn.Module, images: Tensor, labels, chunk: int | None) -> Tensor:
     """`function(explained, images)` of every chunk in one tensor, on the images' device and in their precision."""
     inputs = checked_images(model, images)
-    device = device_of(model, images)
+    inputs = inputs.to(device_of(model, images))
     explained = Explained(model, labels, "logit", chunk_size(inputs, chunk))
     parts = []
-    with prepared(model, device):
-        for part in inputs.to(device).split(explained.batch):
+    with prepared(explained, inputs):
+        for part in inputs.to(explained.dtype).split(explained.batch):
             parts.append(function(explained, part))
             explained.first_row += len(part)
     return torch.cat(parts).to(images.device, torch.promote_types(images.dtype, torch.float32))

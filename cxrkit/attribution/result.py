@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 import cxrkit
 from cxrkit.attribution import registry
-from cxrkit.attribution.api import _settings, attribute, checked_images, chunk_size, device_of
-from cxrkit.attribution.explained import Explained, prepared
+from cxrkit.attribution.api import Refusal, _settings, attributed, checked_images
+from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.layers import find_layer
+from cxrkit.attribution.probe import prepared
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.models.storage import replace_file
 
@@ -40,8 +41,9 @@ class Attribution:
     `maps` [B, L, H, W] and `logits` [B, L] are float32 or float64; `labels` are L names (indices as text where the
     network has no names). `options`: every option of the method as it was used, with modules by their dotted names
     and tensors by shape, type and SHA-256. `model_card`: the card of a `cxrkit.models.Classifier`, else the name of
-    the network's class. `versions`: of cxrkit, torch, numpy and Python. `created`: ISO 8601. `image_ids`: B names, or
-    None. Raises ParameterError naming the field that doesn't fit.
+    the network's class. `versions`: of cxrkit, torch, numpy and Python. `created`: ISO 8601. `image_ids`: B names,
+    or None. `refused`: the maps that the method refused, which are NaN, with the reasons. Raises ParameterError
+    naming the field that doesn't fit.
     """
 
     maps: Tensor
@@ -54,10 +56,12 @@ class Attribution:
     versions: Mapping[str, str]
     created: str
     image_ids: tuple[str, ...] | None = None
+    refused: tuple[Refusal, ...] = ()
 
     def __post_init__(self) -> None:
         for name in _TENSORS:
             _check_tensor(name, getattr(self, name), 4 if name == "maps" else 2)
+        _check_refusals(self.refused, self.maps)
         images, labels = self.maps.shape[:2]
         if self.logits.shape != (images, labels):
             raise ParameterError(f"logits must be [{images}, {labels}] like maps; got {list(self.logits.shape)}")
@@ -108,6 +112,7 @@ class Attribution:
             raise DataError(f"{path} is damaged or no safetensors file: {error}") from error
         if told.get("format") != _FORMAT:
             raise DataError(f"{path}: format is {told.get('format')!r}; this version reads {_FORMAT!r}")
+        told.setdefault("refused", "[]")  # as in files of earlier versions
         for name in (*(set(_TENSORS) - tensors), *(set(_told()) - told.keys())):
             raise DataError(f"{path} lacks the field {name}")
         for name in (*(tensors - set(_TENSORS)), *(told.keys() - {"format", *_told()})):
@@ -117,11 +122,12 @@ class Attribution:
                 found[name] = json.loads(told[name])
             except ValueError as error:
                 raise DataError(f"{path}: {name} is no JSON: {error}") from error
-        for name in ("labels", "image_ids"):
+        for name in ("labels", "image_ids", "refused"):
             found[name] = tuple(found[name]) if isinstance(found[name], list) else found[name]
         try:
+            found["refused"] = tuple(Refusal(*row) for row in found["refused"])
             return cls(**found)
-        except ParameterError as error:
+        except (ParameterError, TypeError) as error:
             raise DataError(f"{path}: {error}") from error
 
 
@@ -141,14 +147,13 @@ def explain(
     Arguments, `preset`, `chunk`, `progress` and errors are those of `attribute`. `image_ids`: one name per image;
     `created`: a time in ISO 8601, None for now. Maps and logits are on the images' device.
     """
-    inputs = checked_images(model, images)
     if image_ids is not None:
         image_ids = tuple(str(name) for name in image_ids)
-        _check_names("image_ids", image_ids, len(inputs))
-    asked = Explained(model, labels).labels  # a list: labels may be an iterator
-    maps = attribute(model, inputs, method, asked, output, **options)
-    logits, names = _logits(model, inputs, asked, options.get("chunk"))
-    output, used = _used(method, output, options)
+        _check_names("image_ids", image_ids, len(checked_images(model, images)))
+    maps, refusals, explained = attributed(model, images, method, labels, output, **options)
+    logits, names = _logits(explained, images)
+    output, used = _used(method, output, options, explained.used_layers)
+    model = explained.model
     card = getattr(model, "card", None)
     return Attribution(
         maps=maps,
@@ -161,26 +166,33 @@ def explain(
         versions=_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds") if created is None else created,
         image_ids=image_ids,
+        refused=tuple(refusals),
     )
 
 
-def _logits(model: nn.Module, images: Tensor, labels, chunk: int | None) -> tuple[Tensor, tuple[str, ...]]:
+def _logits(explained: Explained, images: Tensor) -> tuple[Tensor, tuple[str, ...]]:
     """Logits [B, L] of the labels asked for, in the state in which the maps were made, and the labels' names."""
-    device = device_of(model, images)
-    explained = Explained(model, labels)
-    with prepared(model, device), torch.no_grad():
-        parts = [explained.logits(part.to(device)) for part in images.split(chunk_size(images, chunk))]
-    logits = torch.cat(parts)
+    device = next((t.device for t in (*explained.model.parameters(), *explained.model.buffers())), images.device)
+    inputs = images.detach().to(device)
+    with prepared(explained, inputs), torch.no_grad():
+        logits = torch.cat([explained.logits(part) for part in inputs.split(explained.batch)])
     chosen = explained.indices(logits.shape[1])
     return logits[:, chosen], tuple(str(i) if explained.names is None else explained.names[i] for i in chosen)
 
 
-def _used(method: str, output: str | None, options: dict) -> tuple[str, dict]:
-    """What was explained, and all options of the method: its defaults, those of the preset, those given."""
+def _used(method: str, output: str | None, options: dict, layers: list[str]) -> tuple[str, dict]:
+    """What was explained, and all options of the method: its defaults, those of the preset, those given; for `layer`
+    and `layers` the names of those that were used.
+    """
     entry = registry.entry(method)
     output, chosen = _settings(entry.card, options.get("preset"), output, options)
     parameters = inspect.signature(entry.function).parameters
-    return output, {name: chosen.get(name, parameters[name].default) for name in entry.card.options}
+    used = {name: chosen.get(name, parameters[name].default) for name in entry.card.options}
+    if layers and used.get("layers") is not None:
+        used["layers"] = layers
+    elif layers and "layer" in used:
+        used["layer"] = layers[0]
+    return output, used
 
 
 def _described(value, model: nn.Module):
@@ -241,8 +253,16 @@ def _check_tensor(name: str, value, dimensions: int) -> None:
         got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ParameterError(f"{name} must be a tensor {axes}; got {got}")
     _check(name, value.dtype in (torch.float32, torch.float64), "float32 or float64", value.dtype)
-    if not value.isfinite().all():
+    if dimensions == 2 and not value.isfinite().all():
         raise ParameterError(f"{name} hold NaN or infinite values")
+
+
+def _check_refusals(refused, maps: Tensor) -> None:
+    fits = isinstance(refused, tuple) and all(isinstance(r, Refusal) for r in refused)
+    _check("refused", fits, "a tuple of refusals (image, label, reason)", refused)
+    known = {(refusal.image, refusal.label) for refusal in refused}
+    if any(tuple(place) not in known for place in (~maps.isfinite().flatten(2).all(2)).nonzero().tolist()):
+        raise ParameterError("maps hold NaN or infinite values")
 
 
 def _check_names(name: str, value, count: int) -> None:

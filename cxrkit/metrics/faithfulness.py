@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from cxrkit.attribution.api import checked_images, chunk_size, device_of
 from cxrkit.attribution.baselines import baseline_images
-from cxrkit.attribution.explained import Explained, logit_bias, prepared
+from cxrkit.attribution.explained import Explained, logit_bias
 from cxrkit.attribution.layers import find_layer, trace
+from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.progress import progress_bar
 from cxrkit.errors import ParameterError
 from cxrkit.metrics.inputs import dense, entries, one_of, real, real_maps, whole
@@ -187,7 +188,11 @@ def _followed(
     size = chunk_size(images, chunk)
     explained = Explained(model, labels, output, size)
     results = []
-    with prepared(model, device), torch.no_grad(), progress_bar(progress, f"{len(images)} images") as report:
+    with (
+        prepared(explained, images.to(device)),
+        torch.no_grad(),
+        progress_bar(progress, f"{len(images)} images") as report,
+    ):
         _check_labels(explained, images[:1].to(device), maps)
         for row, (before, after, order) in enumerate(zip(*ends, places, strict=True)):
             before, after, order = before.to(device), after.to(device), order.to(device)
@@ -268,7 +273,7 @@ def _promised(model, images: Tensor, maps: Tensor, labels, promise: str, baselin
     device = device_of(model, images)
     size = chunk_size(images, chunk)
     explained = Explained(model, labels, output, size)
-    with prepared(model, device), torch.no_grad():
+    with prepared(explained, images.to(device)), torch.no_grad():
         first = images[:1].to(device)
         _check_labels(explained, first, maps)
         promised = _scores(explained, images, device)

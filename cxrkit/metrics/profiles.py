@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cxrkit.attribution.api import checked_images, chunk_size, device_of
-from cxrkit.attribution.explained import Explained, prepared
+from cxrkit.attribution.explained import Explained, unwrapped
 from cxrkit.attribution.layers import captured, checked_map, find_layer
+from cxrkit.attribution.probe import prepared
 from cxrkit.errors import AttributionError, ParameterError
 from cxrkit.metrics.inputs import dense, entries, one_of, real
 
@@ -156,20 +157,22 @@ def _visit(
     """Call `visit(first row, layer, maps [b, C, h, w])` for every layer and batch; the number of images, and an empty
     tensor with the dtype and device of the results.
     """
+    model = unwrapped(model)
     layers = [layers] if isinstance(layers, (str, nn.Module)) else entries("layers", layers)
     if not layers:
         raise ParameterError("layers is empty; name at least one layer")
     found = [None if layer == IMAGES and not _has(model, IMAGES) else find_layer(model, layer) for layer in layers]
     named = list(dict.fromkeys(found))  # a layer named twice counts once
     shapes: dict[str, torch.Size] = {}
-    device = device_of(model, torch.empty(0))
+    explained = Explained(model)
     count, like = 0, None
-    with prepared(model, device), torch.no_grad():
-        for batch in _batches(images):
-            batch = checked_images(model, batch)
-            like = batch.new_empty(0, dtype=torch.promote_types(batch.dtype, torch.float32)) if like is None else like
-            for part in batch.split(chunk_size(batch, chunk)):
-                for layer, maps in _maps(model, part.to(device), named):
+    for batch in _batches(images):
+        batch = checked_images(model, batch)
+        like = batch.new_empty(0, dtype=torch.promote_types(batch.dtype, torch.float32)) if like is None else like
+        inputs = batch.to(device_of(model, batch))
+        with prepared(explained, inputs), torch.no_grad():
+            for part in inputs.split(chunk_size(inputs, chunk)):
+                for layer, maps in _maps(explained, part, named):
                     _check(maps, layer, shapes, count)
                     visit(count, layer, maps)
                 count += len(part)
@@ -185,11 +188,13 @@ def _batches(images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
         yield dense("images", batch) if isinstance(batch, Tensor) else batch
 
 
-def _maps(model: nn.Module, images: Tensor, named: Sequence[tuple[str, nn.Module] | None]) -> list[tuple[str, Tensor]]:
+def _maps(
+    explained: Explained, images: Tensor, named: Sequence[tuple[str, nn.Module] | None]
+) -> list[tuple[str, Tensor]]:
     """Maps [b, C, h, w] of the layers, in their order, from one forward pass."""
     with ExitStack() as stack:
         seen = [stack.enter_context(captured(*layer, differentiable=False)) if layer else None for layer in named]
-        Explained(model).logits(images)
+        explained.logits(images)
     return [(IMAGES, images) if s is None else (s.name, checked_map(s.name, s.map, images)) for s in seen]
 
 

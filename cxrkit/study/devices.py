@@ -126,7 +126,7 @@ def half_precision_errors(
     square over images and labels, relative to that of the logits. A copy of the model is used, its batch norm
     calibrated on the images. (`cxrkit.attribute` itself always computes in full precision.)
     """
-    from cxrkit.attribution.explained import explanation_mode
+    from cxrkit.attribution.preparation import explanation_mode
     from cxrkit.models import Classifier, calibrate
 
     twin = copy.deepcopy(model).to(device).eval().requires_grad_(False)

@@ -1,0 +1,161 @@
+"""A network tried out once before it is explained: how it has to be run, and whether it can be explained at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from cxrkit.attribution.explained import Explained
+from cxrkit.attribution.preparation import as_found, working_weights
+from cxrkit.errors import AttributionError
+
+__all__ = ["prepared"]
+
+
+@dataclass(frozen=True)
+class _Conduct:
+    """How a network is run: memory order of images and kernels, precision, and whether it writes to its weights."""
+
+    memory_format: torch.memory_format
+    dtype: torch.dtype
+    writes: bool
+
+
+_FEW = 8  # conducts remembered for a network: one for each size of image
+_known: WeakKeyDictionary[nn.Module, dict[tuple, _Conduct]] = WeakKeyDictionary()
+
+
+@contextmanager
+def prepared(explained: Explained, images: Tensor) -> Iterator[None]:
+    """The network as it is explained: evaluation mode, frozen, full precision; afterwards all is as it was.
+
+    `images` [B, C, H, W] on the network's device. The first call for a network and a size of images tries it out, and
+    raises AttributionError where the logits aren't a function of one image alone.
+    """
+    with as_found(explained.model, images.device):
+        conduct = _remembered(explained, images)
+        explained.memory_format, explained.dtype = conduct.memory_format, conduct.dtype
+        with working_weights(explained.model, conduct.memory_format, conduct.dtype, conduct.writes):
+            yield
+
+
+def _remembered(explained: Explained, images: Tensor) -> _Conduct:
+    known = _known.setdefault(explained.model, {})
+    key = (images.shape[1:], images.dtype, images.device, *_fingerprint(explained.model))
+    if key not in known:
+        conduct = _tried(explained, images)
+        while len(known) >= _FEW:
+            known.pop(next(iter(known)))
+        known[key] = conduct
+    return known[key]
+
+
+def _fingerprint(model: nn.Module) -> Iterator[object]:
+    """Everything but weights that decides how a network runs: its modules, their simple attributes, their hooks."""
+    for module in model.modules():
+        yield id(module)
+        for name, value in vars(module).items():
+            if isinstance(value, (bool, int, float, str)):
+                yield name
+                yield value
+            elif name in ("_forward_hooks", "_forward_pre_hooks") and value:
+                yield tuple(value)
+
+
+def _tried(explained: Explained, images: Tensor) -> _Conduct:
+    """Run one image as the user would and as methods do, alone and beside another one, and compare."""
+    model, image = explained.model, images[:1]
+    stored = next((t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), images.dtype)
+    logits, gradient, writes = _as_the_user_would(explained, image.to(stored))
+    half = stored in (torch.float16, torch.bfloat16)
+    orders = (torch.channels_last, torch.contiguous_format)
+    choices = [_Conduct(order, torch.float32 if half else stored, writes) for order in orders]
+    if half:  # a network that names its precision in its code can't be run in another one
+        choices.append(_Conduct(torch.contiguous_format, stored, writes))
+    failure = None
+    for conduct in choices:
+        explained.memory_format, explained.dtype = conduct.memory_format, conduct.dtype
+        with working_weights(model, conduct.memory_format, conduct.dtype, copies=True):
+            try:
+                found, slope = _run(explained, image)
+            except AttributionError as error:  # such as of a view, which wants contiguous tensors
+                failure = error
+                continue
+            coarse = conduct.dtype != stored
+            if _agree(found, logits, 0.05 if coarse else 1e-3) and (coarse or _agree(slope, gradient, 0.02)):
+                _refuse_company(explained, image, found)
+                return conduct
+    raise failure or AttributionError("the network gives other logits with frozen weights than when it is called")
+
+
+def _as_the_user_would(explained: Explained, image: Tensor) -> tuple[Tensor, Tensor | None, bool]:
+    """Logits, gradient, and whether the network writes to its weights."""
+    model = explained.model
+    explained.memory_format, explained.dtype = torch.contiguous_format, image.dtype
+    before = [(weight, weight.data) for weight in model.parameters()]
+    with working_weights(model, None, None, copies=True):
+        logits, gradient = _run(explained, image, whole=not explained.encodes)
+        again = _run(explained, image, whole=not explained.encodes)[0]  # with gradients too, for the same kernels
+        writes = any(not torch.equal(weight.data, values) for weight, values in before)
+    if not _agree(again, logits, 0 if image.device.type == "cpu" else 1e-4):
+        raise AttributionError(
+            "the network gives one image different logits from call to call, so a map would be one of many: in "
+            "evaluation mode it draws random numbers or remembers earlier calls (such as F.dropout without "
+            "training=self.training); explain it without that"
+        )
+    return logits, gradient, writes
+
+
+def _run(explained: Explained, images: Tensor, whole: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Logits [B, L], and the gradient of the first image's sum at all images; None where there is none."""
+    inputs = images.detach().clone().requires_grad_()
+    logits = explained.whole(inputs) if whole else explained.logits(inputs)
+    gradient = None
+    if logits.requires_grad:
+        try:
+            gradient = next(explained.gradients(logits[:1].sum(1, keepdim=True), inputs))
+        except AttributionError:  # no derivative: the method that wants one says so itself
+            gradient = None
+    return logits.detach(), gradient
+
+
+def _agree(found: Tensor | None, right: Tensor | None, share: float) -> bool:
+    """Whether two tensors differ by no more than a share of their size; NaN equals NaN."""
+    if found is None or right is None:
+        return found is right
+    found, right = found.double().nan_to_num(), right.double().nan_to_num()
+    return float((found - right).norm()) <= share * float(right.norm())
+
+
+def _refuse_company(explained: Explained, image: Tensor, alone: Tensor) -> None:
+    """AttributionError where the logits of an image change with the other images of its batch."""
+    other = image.amax() + image.amin() - image.flip(-1)
+    try:
+        logits, gradient = _run(explained, torch.cat([image, other]))
+    except AttributionError:  # takes one image at a time: chunk=1
+        return
+    if logits.shape[1] != alone.shape[1]:
+        raise AttributionError(
+            f"the network must return logits [B, L]; it returns {alone.shape[1]} for one image and {logits.shape[1]} "
+            "for each of two"
+        )
+    change = (logits[0] - alone[0]).abs().max()
+    spread, size = (logits[0] - logits[1]).abs().max(), logits.abs().max()
+    allowed = 1e-3 * spread + 256 * torch.finfo(logits.dtype).eps * size
+    reaches = gradient is not None and bool(gradient[1].nan_to_num().any())  # exactly 0 where images are separate
+    if change > allowed or reaches:
+        names = [
+            f"layer {name} ({type(m).__name__} without running statistics)"
+            for name, m in explained.model.named_modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None
+        ]
+        cause = ", ".join(names[:3]) or "such as normalization by the statistics of the batch, or weights per batch"
+        raise AttributionError(
+            f"the logits of an image change with the other images of its batch: {cause}. A map would depend on the "
+            "chunk; use running statistics, or group or instance norms"
+        )

@@ -97,7 +97,7 @@ def test_a_label_by_index_is_told_by_its_name(named, images):
 
 def test_options_are_told_whole_with_defaults_and_presets(named, images):
     found = explain(named, images, "normgrad", virtual_layer="bias", chunk=2)
-    assert found.options == {"virtual_layer": "bias", "layer": None, "layers": None, "protocol": "corrected"}
+    assert found.options == {"virtual_layer": "bias", "layer": "norm", "layers": None, "protocol": "corrected"}
     assert found.output == "logit"
     baseline = torch.rand(4, 1, 8, 6, dtype=torch.float64)
     told = explain(named, images, "integrated_gradients", baseline=baseline, n_steps=2).options["baseline"]
@@ -323,4 +323,4 @@ def test_the_file_can_be_read_with_safetensors_alone(tmp_path, made):
         np.testing.assert_array_equal(file.get_tensor("maps"), made.maps.numpy())
         told = {name: json.loads(text) for name, text in file.metadata().items() if name != "format"}
     assert told["labels"] == ["Effusion", "Mass"]
-    assert told["options"]["layer"] is None
+    assert told["options"]["layer"] == "norm"

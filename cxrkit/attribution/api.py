@@ -111,9 +111,9 @@ def attributed(
     needless = options.get("attribution") is not None  # of xrai: then the network isn't run
     state = nullcontext() if needless else prepared(explained, inputs)
     with state, progress_bar(progress, f"{method}, {len(inputs)} images") as report:
-        run = _Run(
-            entry, explained, inputs.to(explained.dtype or inputs.dtype), options, report, adaptable=chunk is None
-        )
+        inputs = inputs.to(explained.dtype or inputs.dtype)
+        inputs = inputs.clone() if inputs.is_inference() else inputs  # which autograd can't follow
+        run = _Run(entry, explained, inputs, options, report, adaptable=chunk is None)
         maps, refusals = run.maps(), []
         if run.failure is not None and on_error == "raise":
             raise run.failure

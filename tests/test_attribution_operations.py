@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import cxrkit
 from cxrkit import AttributionError
@@ -142,28 +141,26 @@ UNSEEN = {
     "an operator": (lambda x: torch.ops.aten.logaddexp(x, x), "logaddexp"),
     "a subclass": (lambda x: x.as_subclass(nn.Parameter), "AliasBackward0"),
     "vmap": (torch.vmap(lambda x: x.relu()), "ReluBackward0"),
-    "a checkpoint": (lambda x: checkpoint(torch.relu, x, use_reentrant=False), "switch that off"),
-    "an older checkpoint": (lambda x: checkpoint(torch.relu, x, use_reentrant=True), "CheckpointFunctionBackward"),
     "activations kept elsewhere": (lambda x: kept_elsewhere(x), "switch that off"),
     "a mask": (lambda x: x * (x > 0), "mul joins the signal"),
     "a choice": (lambda x: torch.where(x > 0, x, 0.0), "where joins the signal"),
     "a filled mask": (lambda x: x.masked_fill(x < 0, 0), "masked_fill joins the signal"),
     "a change of items": (zeroed, "setitem joins the signal"),
-    "selected items": (lambda x: x + x[x > 0].sum(), "getitem joins the signal"),
+    "selected items": (lambda x: torch.stack([y + y[y > 0].sum() for y in x]), "getitem joins the signal"),
     "a detached gate": (lambda x: x * x.sigmoid().detach(), "sigmoid|joins the signal"),
     "a gate without gradient": (gated_without_gradient, "mul joins the signal"),
     "data": (lambda x: x * (x.data > 0), "mul joins the signal"),
     "data changed": (clamped_in_secret, "clamp changes the signal in place"),
     "data replaced": (data_replaced, "data changes the signal in place"),
     "no_grad in place": (clamped_without_gradient, "clamp changes the signal in place"),
-    "numbers": (lambda x: x * x.mean().item(), "item"),
-    "more numbers": (lambda x: x * float(x.mean()), "float reads numbers"),
+    "numbers": (lambda x: torch.stack([y * y.mean().item() for y in x]), "item"),
+    "more numbers": (lambda x: torch.stack([y * float(y.mean()) for y in x]), "float reads numbers"),
     "lists": (lambda x: x * torch.tensor((x > 0).tolist()), "tolist reads numbers"),
     "arrays": (in_numpy, "numpy reads numbers"),
     "a copy": (lambda x: x * torch.tensor(x), "tensor"),
     "a leaf": (lambda x: x + x.detach().clone().requires_grad_(), "joins the signal"),
     "places": (lambda x: x + x.gather(1, x.argmax(1, keepdim=True)), "gather joins the signal"),
-    "the mean of a mask": (lambda x: x * (x > 0).float().mean(), "mul joins the signal"),
+    "the mean of a mask": (lambda x: x * (x > 0).float().mean((1, 2, 3), keepdim=True), "mul joins the signal"),
     "rounding": (torch.round, "round"),
     "division with rounding": (lambda x: torch.div(x, 0.1, rounding_mode="floor"), "div"),
 }

@@ -241,7 +241,7 @@ def test_a_norm_with_a_shift_is_named():
 def test_attention_that_is_not_held_is_named():
     model = Classifier(NARROW["vit"](3), LABELS, "add_inverse", logit_bias=BIAS).eval()
     model.network[0].transformer.encoder_0.attn.set_explanation_mode = lambda active: None
-    with pytest.raises(AttributionError, match=r"encoder_0\.attn\.attend \(Softmax\) isn't linear"):
+    with pytest.raises(AttributionError, match=r"encoder_0\.attn \(Attention\) applies matmul, which isn't linear"):
         cxrkit.attribute(model, pictures(1, 32, torch.float32), "bcos")
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrkit.attribution.api import checked_images, chunk_size, device_of
-from cxrkit.attribution.explained import Explained, label_names, logit_bias
+from cxrkit.attribution.explained import Explained, label_names, logit_bias, network_errors
 from cxrkit.attribution.linear import nonlinearity
 from cxrkit.attribution.operations import Call, tensors, traced
 from cxrkit.attribution.preparation import explanation_mode
@@ -177,8 +177,12 @@ def _by_label(explained: Explained, scores: Tensor, inputs: Tensor, codes: list[
         return
     count = scores.shape[1]
     for j in range(count):
-        weight, *slopes = torch.autograd.grad(scores[:, j].sum(), [inputs, *codes], retain_graph=j + 1 < count)
-        yield weight, sum((code.detach() * slope).flatten(1).sum(1) for code, slope in zip(codes, slopes, strict=True))
+        with network_errors():
+            weight, *slopes = torch.autograd.grad(
+                scores[:, j].sum(), [inputs, *codes], retain_graph=j + 1 < count, allow_unused=True
+            )
+        shares = [(code.detach() * s).flatten(1).sum(1) for code, s in zip(codes, slopes, strict=True) if s is not None]
+        yield weight, sum(shares, weight.new_zeros(len(weight)))
 
 
 @contextmanager

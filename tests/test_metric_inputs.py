@@ -239,7 +239,22 @@ MISSING_IS_SOUND = {"cutoff", "zero_division"}  # nan has a meaning there
 
 @pytest.mark.parametrize(("name", "parameter", "default"), SINGLE)
 def test_settings_out_of_range_are_refused(name, parameter, default):
-    odd = [None, [], {}, object(), "nonsense", b"bytes", 1j, math.nan, math.inf, -math.inf, -1, -0.5, 2**70]
+    odd = [
+        None,
+        [],
+        {},
+        object(),
+        np.timedelta64(1, "D"),
+        "nonsense",
+        b"bytes",
+        1j,
+        math.nan,
+        math.inf,
+        -math.inf,
+        -1,
+        -0.5,
+        2**70,
+    ]
     odd += [torch.tensor([0.5, 0.5]), torch.tensor(0.5).to_sparse(), np.array(["0.5"]), "0.5"]
     for value in odd:
         if isinstance(value, float) and math.isnan(value) and parameter in MISSING_IS_SOUND:
@@ -255,6 +270,31 @@ def test_settings_out_of_range_are_refused(name, parameter, default):
         else:
             with pytest.raises(ParameterError):
                 _called(name, **{parameter: value})
+
+
+FLAGS = [(n, p.name) for n in FUNCTIONS for p in _parameters(n) if isinstance(p.default, bool)]
+
+
+@pytest.mark.parametrize(("name", "parameter"), FLAGS)
+def test_flags_are_true_or_false(name, parameter):
+    for sound in (True, np.bool_(False), torch.tensor(True)):
+        _called(name, **{parameter: sound})
+    for odd in ("no", 1, None, [], np.array([True, False]), pd.NA):
+        with pytest.raises(ParameterError, match="True or False"):
+            _called(name, **{parameter: odd})
+
+
+def test_labels_are_names():
+    targets = [[1, 0], [0, 1]]
+    for labels in (["a", "a"], ["a", None], [["a"], ["b"]], "ab", None, np.eye(2), torch.eye(2), ["a"]):
+        with pytest.raises(ParameterError, match="labels"):
+            metrics.classification_report(targets, targets, labels)
+
+
+def test_any_distance_is_near_enough_for_a_huge_tolerance():
+    maps, masks = _numbers()[0], (_numbers()[1] > 0.7).double()
+    for huge in ({"tolerance": 1e308}, {"tolerance_fraction": 1e308}, {"tolerance": 10 * SIDE}):
+        assert (metrics.pointing_game(maps, masks, **huge) == 1).all()
 
 
 def _right_or_refused(name, parameter, value) -> None:
@@ -282,7 +322,16 @@ def test_patients_are_known_and_of_one_kind(name):
         with pytest.raises(ParameterError, match="mix"):
             _called(name, patients=mixed)
     optional = inspect.signature(getattr(metrics, name)).parameters["patients"].default is None
-    for junk in (*[None][optional:], "pqr", 3, {"p": 1}, [["p"], ["q"], ["r"]], ["p", "q"], object()):
+    for junk in (
+        *[None][optional:],
+        [[1], [1, 2], [3]],
+        "pqr",
+        3,
+        {"p": 1},
+        [["p"], ["q"], ["r"]],
+        ["p", "q"],
+        object(),
+    ):
         with pytest.raises(ParameterError):
             _called(name, patients=junk)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
-from cxrkit.metrics.inputs import entries, real_maps, whole
+from cxrkit.metrics.inputs import entries, flag, real_maps, whole
 
 __all__ = ["grid_bin_share", "grid_energy", "isotropic_grid_energy", "power_spectrum", "radial_profile"]
 
@@ -33,7 +33,7 @@ def power_spectrum(maps: Tensor, window: bool = False) -> Tensor:
     """
     maps = real_maps(maps).double()
     centred = maps - maps.mean((-2, -1), keepdim=True)
-    if window:
+    if flag("window", window):
         for axis in (-2, -1):
             taper = torch.hann_window(maps.shape[axis], dtype=maps.dtype, device=maps.device)
             centred = centred * (taper[:, None] if axis == -2 else taper)
@@ -103,11 +103,13 @@ def grid_bin_share(shape: tuple[int, int], strides: Sequence[int] | None = None,
 
 def _grid_bins(shape: tuple[int, int], strides: Sequence[int] | None, width: int) -> Tensor:
     """Bool ``[H, W]``, centred, the zero frequency never among them."""
-    if whole("width", width, 1) % 2 == 0:
+    width = whole("width", width, 1)
+    if width % 2 == 0:
         raise ParameterError(f"width {width} must be odd and at least 1: that many bins per axis around each frequency")
     largest = min(shape) // (SPACING * width)
     chosen = [s for s in STRIDES if s <= largest] if strides is None else entries("strides", strides)
-    if not chosen or any(whole("stride", stride, 1) < 2 or stride > largest for stride in chosen):
+    chosen = [whole("stride", stride, 1) for stride in chosen]
+    if not chosen or any(stride < 2 or stride > largest for stride in chosen):
         raise ParameterError(
             f"strides {chosen or list(STRIDES)} don't suit maps of {shape[0]} x {shape[1]} with width {width}: "
             f"a stride is at least 2 and at most {largest} there"

@@ -11,8 +11,8 @@ from sklearn import metrics as sklearn_metrics
 
 from cxrkit.errors import ParameterError
 from cxrkit.metrics.classification_bounds import DECIDED, METRICS, metric_bounds
-from cxrkit.metrics.inputs import label_names, number, numbers, one_of, patient_ids, whole
-from cxrkit.metrics.statistics import check_resampling
+from cxrkit.metrics.inputs import flag, label_names, number, numbers, one_of, patient_ids, whole
+from cxrkit.metrics.statistics import resampling
 
 __all__ = [
     "calibration_report",
@@ -61,7 +61,7 @@ def classification_report(
     targets, probabilities = checked_predictions(targets, probabilities, labels)
     cutoffs = checked_cutoffs(cutoff, len(labels))
     zero_division = number("zero_division", zero_division, "0, 1 or nan", lambda v: v in (0, 1) or v != v)
-    if exclusive:
+    if flag("exclusive", exclusive):
         if (~np.isnan(targets)).any(1)[np.isnan(probabilities).any(1)].any():
             raise ParameterError("exclusive classes need the probabilities of all of them; some are nan")
         predicted = np.where(np.arange(len(labels)) == probabilities.argmax(1)[:, None], 1.0, 0.0)
@@ -80,7 +80,7 @@ def classification_report(
     frame = pd.concat([frame, averages], ignore_index=True)
     if patients is None:
         return frame
-    check_resampling(n, seed, confidence)
+    n, seed, confidence = resampling(n, seed, confidence)
     patients = patient_ids(patients)
     if len(patients) != len(targets):
         raise ParameterError(f"{len(patients)} patients for {len(targets)} rows of targets: one for each is needed")

@@ -21,7 +21,7 @@ from cxrkit.attribution.layers import find_layer, trace
 from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.progress import progress_bar
 from cxrkit.errors import ParameterError
-from cxrkit.metrics.inputs import dense, entries, one_of, real, real_maps, whole
+from cxrkit.metrics.inputs import dense, entries, number, one_of, real, real_maps, whole
 from cxrkit.metrics.sanity import SIMILARITIES
 
 __all__ = [
@@ -345,6 +345,9 @@ def _checked_images(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _baseline(images: Tensor, baseline: str | float | Tensor) -> Tensor:
+    if isinstance(baseline, float):
+        largest = torch.finfo(images.dtype).max
+        number("baseline", baseline, f"that {images.dtype} can hold", lambda value: abs(value) <= largest)
     return baseline_images(images, real("baseline", baseline) if isinstance(baseline, Tensor) else baseline)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "entries",
     "finite",
     "fit_together",
+    "flag",
     "label_names",
     "number",
     "numbers",
@@ -170,7 +171,7 @@ def fit_together(shapes: str, *leading: Sequence[int]) -> None:
 def number(name: str, value: float, rule: str, holds: Callable[[float], bool]) -> float:
     """One real number for which ``holds`` is true; else a ParameterError that states the ``rule``."""
     value = _scalar(value)
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not holds(value):
+    if not isinstance(value, (int, float, np.integer, np.floating)) or _odd(value) or not holds(value):
         raise ParameterError(f"{name} {value!r} must be a number {rule}")
     return float(value)
 
@@ -178,10 +179,22 @@ def number(name: str, value: float, rule: str, holds: Callable[[float], bool]) -
 def whole(name: str, value: int, least: int, most: int = 2**63 - 1) -> int:
     """One whole number from ``least`` to ``most``; ParameterError otherwise."""
     value = _scalar(value)
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+    if not isinstance(value, (int, np.integer)) or _odd(value) or not least <= value <= most:
         bounds = f"at least {least}" if most >= 2**63 - 1 else f"from {least} to {most}"
         raise ParameterError(f"{name} {value!r} must be a whole number, {bounds}")
     return int(value)
+
+
+def flag(name: str, value: bool) -> bool:
+    """True or False; ParameterError for anything else, such as "no", which Python takes for True."""
+    value = _scalar(value)
+    if not isinstance(value, (bool, np.bool_)):
+        raise ParameterError(f"{name} {value!r} must be True or False")
+    return bool(value)
+
+
+def _odd(value: object) -> bool:
+    return isinstance(value, (bool, np.timedelta64))  # Python and NumPy count them among the whole numbers
 
 
 def _scalar(value: object) -> object:
@@ -214,6 +227,8 @@ def entries(name: str, values: Iterable) -> list:
 def label_names(labels: Sequence[str], count: int) -> list[str]:
     """Names of ``count`` labels; ParameterError for another number of them and for a name that comes twice."""
     names = entries("labels", labels)
+    if odd := [name for name in names if not isinstance(name, (str, Integral))]:
+        raise ParameterError(f"labels hold {odd[0]!r}; a label's name is a text")
     if len(names) != count:
         raise ParameterError(f"{len(names)} labels and {count} columns of values must agree")
     if twice := [name for name in names if names.count(name) > 1]:
@@ -224,11 +239,12 @@ def label_names(labels: Sequence[str], count: int) -> list[str]:
 def patient_ids(patients: Sequence) -> np.ndarray:
     """Patients' ids ``[N]``; ParameterError, naming the row, for one that is missing and for text among numbers."""
     if isinstance(patients, Tensor) or np.ma.is_masked(patients):
-        patients = dense("patients", patients).cpu().numpy()
+        patients = dense("patients", patients).cpu()
+        patients = (patients.double() if patients.is_floating_point() else patients).numpy()
     rows = patients if isinstance(patients, (np.ndarray, pd.Series, pd.Index)) else entries("patients", patients)
-    ids = np.asarray(rows, dtype=object)  # as they are: NumPy would make text of a number beside text, and of nan
-    if ids.ndim != 1:
-        raise ParameterError(f"patients have shape {ids.shape}; expected one id per row")
+    ids = _array_of_objects(rows)  # as they are: NumPy would make text of a number beside text, and of nan
+    if ids.ndim != 1 or not all(map(pd.api.types.is_scalar, ids)):
+        raise ParameterError(f"patients have shape {ids.shape}; expected one id per row, a text or a number")
     missing = pd.isna(ids) | np.array([isinstance(i, str) and i.strip().lower() in _MISSING for i in ids], dtype=bool)
     if missing.any():
         raise ParameterError(
@@ -241,6 +257,13 @@ def patient_ids(patients: Sequence) -> np.ndarray:
         mixed = " and ".join(f"{kind} ({name!r})" for kind, name in kinds.items())
         raise ParameterError(f"patients mix {mixed}: 1 and '1' would be two patients; pass all of them as text")
     return np.asarray(rows)
+
+
+def _array_of_objects(rows: Iterable) -> np.ndarray:
+    try:
+        return np.asarray(rows, dtype=object)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ParameterError(f"patients can't be read as a list of ids: {error}") from error
 
 
 def total(values: Tensor) -> Tensor:

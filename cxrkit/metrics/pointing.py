@@ -109,7 +109,8 @@ def reach_of(masks: Tensor, tolerance: float, tolerance_fraction: float | None) 
     """The tolerance in pixels of masks ``[..., H, W]``; ParameterError for 0 or below."""
     name, given = ("tolerance", tolerance) if tolerance_fraction is None else ("tolerance_fraction", tolerance_fraction)
     reach = number(name, given, "above 0: a hit is strictly nearer than the tolerance", lambda r: 0 < r < math.inf)
-    return reach if tolerance_fraction is None else reach * max(masks.shape[-2:])
+    side = max(masks.shape[-2:])
+    return min(reach if tolerance_fraction is None else reach * side, 2 * side)  # nothing is farther away than that
 
 
 def grown(masks: Tensor, reach: float) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from cxrkit.attribution.explained import Explained, unwrapped
 from cxrkit.attribution.layers import captured, checked_map, find_layer
 from cxrkit.attribution.probe import prepared
 from cxrkit.errors import AttributionError, ParameterError
-from cxrkit.metrics.inputs import dense, entries, one_of, real
+from cxrkit.metrics.inputs import dense, entries, flag, one_of, real
 
 __all__ = ["inactive_feature_maps", "neuron_activation_profiles", "rank_feature_maps"]
 
@@ -54,7 +55,7 @@ def neuron_activation_profiles(
     AttributionError for unfit images, and for a layer without maps [B, C, h, w] or with values that are not finite.
     Source: paper `covid`, NAP, from its published code (its text subtracts the mean over images).
     """
-    membership = _membership(groups)
+    membership, remove_inactive = _membership(groups), flag("remove_inactive", remove_inactive)
     count = next(iter(membership.values())).numel()
     if isinstance(images, Tensor) and dense("images", images).ndim and len(images) != count:
         raise ParameterError(f"groups are over {count} images; there are {len(images)}")
@@ -92,12 +93,12 @@ def rank_feature_maps(profiles: Mapping[str, Mapping[str, Tensor]]) -> pd.DataFr
     paper `covid`, its published code, which shows the first ten.
     """
     rows = []
-    if not isinstance(profiles, Mapping):
+    if not isinstance(profiles, Mapping) or not all(isinstance(groups, Mapping) for groups in profiles.values()):
         raise ParameterError(
             f"profiles must be a mapping {{layer: {{group: [C, h, w]}}}}; got {type(profiles).__name__}"
         )
     for layer, groups in profiles.items():
-        of_groups = [real(f"profile of {layer}", profile) for profile in getattr(groups, "values", list)()]
+        of_groups = [real(f"profile of {layer}", profile) for profile in groups.values()]
         if len({profile.shape for profile in of_groups}) != 1 or of_groups[0].ndim != 3:
             raise ParameterError(f"layer {layer!r} needs a profile [C, h, w] of one shape for each group")
         strength = torch.stack(of_groups).double().abs().mean((0, 2, 3))
@@ -161,6 +162,8 @@ def _visit(
     layers = [layers] if isinstance(layers, (str, nn.Module)) else entries("layers", layers)
     if not layers:
         raise ParameterError("layers is empty; name at least one layer")
+    if odd := [layer for layer in layers if not isinstance(layer, (str, nn.Module))]:
+        raise ParameterError(f"layers hold {odd[0]!r}; give dotted names or modules")
     found = [None if layer == IMAGES and not _has(model, IMAGES) else find_layer(model, layer) for layer in layers]
     named = list(dict.fromkeys(found))  # a layer named twice counts once
     shapes: dict[str, torch.Size] = {}
@@ -182,7 +185,7 @@ def _visit(
 
 
 def _batches(images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
-    if isinstance(images, str) or not isinstance(images, Iterable):
+    if isinstance(images, (str, bytes, np.ndarray)) or not isinstance(images, Iterable):
         raise ParameterError(f"images must be a tensor [N, 1, H, W] or batches of them; got {type(images).__name__}")
     for batch in [images] if isinstance(images, Tensor) else images:
         yield dense("images", batch) if isinstance(batch, Tensor) else batch

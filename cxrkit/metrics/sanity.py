@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
-from cxrkit.metrics.inputs import entries, numbers, pair_of_maps
+from cxrkit.metrics.inputs import entries, flag, numbers, pair_of_maps
 from cxrkit.metrics.statistics import Interval, Spread, bootstrap, over_seeds
 from cxrkit.models import randomised
 
@@ -54,7 +54,7 @@ def rank_correlation(maps: Tensor, others: Tensor, absolute: bool = False) -> Te
     don't fit together. Source: Adebayo et al., NeurIPS 2018, with and without absolute values.
     """
     maps, others = pair_of_maps(maps, others)
-    if absolute:
+    if flag("absolute", absolute):
         maps, others = maps.abs(), others.abs()
     valid = _varied(maps) & _varied(others)
     return _pearson(_ranks(maps.flatten(-2)), _ranks(others.flatten(-2))).where(valid, torch.nan).float()

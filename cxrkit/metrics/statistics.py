@@ -58,7 +58,7 @@ def bootstrap(
 
 def intervals(values: np.ndarray, patients: np.ndarray, n: int, seed: int, confidence: float) -> list[Interval]:
     """:func:`bootstrap` of every column of ``[N, K]``; columns with the same nan share their resamples."""
-    check_resampling(n, seed, confidence)
+    n, seed, confidence = resampling(n, seed, confidence)
     found = [Interval(mean, np.nan, np.nan) for mean in means(values)]
     for columns, drawn in _resampled(values, patients, n, seed):
         bounds = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
@@ -72,11 +72,10 @@ def means(values: np.ndarray) -> list[float]:
     return [float(valid.mean()) if len(valid := column[~np.isnan(column)]) else np.nan for column in values.T]
 
 
-def check_resampling(n: int, seed: int, confidence: float) -> None:
-    """ParameterError for a number of resamples, a seed or a confidence out of range."""
-    whole("n", n, 1)
-    whole("seed", seed, 0)
-    number("confidence", confidence, "inside (0, 1)", lambda share: 0 < share < 1)
+def resampling(n: int, seed: int, confidence: float) -> tuple[int, int, float]:
+    """The same as plain numbers; ParameterError for one out of range."""
+    confidence = number("confidence", confidence, "inside (0, 1)", lambda share: 0 < share < 1)
+    return whole("n", n, 1), whole("seed", seed, 0), confidence
 
 
 def _resampled(values: np.ndarray, patients: np.ndarray, n: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -161,7 +160,7 @@ def compare(
         raise ParameterError(f"scores {', '.join(wrong)} don't have the length of patients {patients.shape}")
     if len(columns) < 2:
         raise ParameterError(f"scores hold {len(columns)} method(s): a comparison needs two")
-    check_resampling(n, seed, confidence)
+    n, seed, confidence = resampling(n, seed, confidence)
     pairs = list(combinations(columns, 2))
     differences = np.stack([columns[a] - columns[b] for a, b in pairs], axis=1)
     p_values = np.full(len(pairs), np.nan)

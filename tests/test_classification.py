@@ -295,7 +295,7 @@ def clustered(images=120, labels=3, patients=25, seed=4):
 @pytest.mark.parametrize("options", [{"cutoff": [0.3, 0.5, 0.7]}, {"exclusive": True}, {"zero_division": 0.0}])
 def test_intervals_are_those_of_tables_made_of_resampled_patients(options):
     targets, probabilities, patients = clustered()
-    names, n = list("abc"), 60
+    names, n = list("abc"), 30
     table = classification_report(targets, probabilities, names, patients=patients, n=n, seed=7, **options)
     known, rng, slow = np.unique(patients), np.random.default_rng(7), []
     for _ in range(n):

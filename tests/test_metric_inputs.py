@@ -40,7 +40,7 @@ DTYPES = [
     "float8_e4m3fn",
     "float32",
 ]
-FEW = {"steps": 3, "n": 50}  # instead of the defaults, which take longer
+FEW = {"steps": 3, "n": 10}  # instead of the defaults, which take longer
 
 
 @cache

@@ -5,6 +5,7 @@ Where DCMTK departs from the standard, or can't read a file, the reason is named
 
 from __future__ import annotations
 
+import subprocess
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -76,6 +77,29 @@ def test_every_file_of_pydicom_is_shown_as_dcmtk_shows_it_or_refused_by_its_caus
         print(f"\n{sum(counts.values())} files of pydicom: {len(different)} different; {dict(counts)}")
     assert not different
     assert counts["equal"] >= 120
+
+
+def test_signed_pixels_that_a_stream_holds_without_sign(tmp_path):
+    """A JPEG of 12 bits knows no sign: the header says that the highest bit is one."""
+    ramp = np.arange(0, 4096, 4, dtype=np.uint16).reshape(32, 32)
+    path = dicom(tmp_path / "a.dcm", ramp, stored=12)
+    subprocess.run(["dcmcjpeg", "-q", str(path), str(path)], check=True)
+    header = pydicom.dcmread(path)
+    header.PixelRepresentation = 1
+    header.save_as(path)
+    values = np.where(ramp >= 2048, ramp.astype(int) - 4096, ramp)
+    np.testing.assert_allclose(read_image(path), (values + 2048) / 4092, atol=1e-6)
+    np.testing.assert_allclose(read_image(path), dcmtk.shows(path, "+Wm"), atol=LEVEL)
+
+
+def test_a_stream_of_more_bits_than_stated(tmp_path):
+    ramp = np.arange(0, 4096, 4, dtype=np.uint16).reshape(32, 32)
+    path = dicom(tmp_path / "a.dcm", ramp, stored=12)
+    subprocess.run(["dcmcjpeg", "-q", str(path), str(path)], check=True)
+    header = pydicom.dcmread(path)
+    header.BitsStored, header.HighBit = 8, 7
+    header.save_as(path)
+    np.testing.assert_allclose(read_image(path), ramp / 4092, atol=1e-6)
 
 
 def read_or_cause(path: Path, frame: int | None = None):

@@ -19,7 +19,7 @@ from pydicom.pixels import apply_windowing
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from cxrkit.data.folder import load_folder
-from cxrkit.data.readers import image_size, read_image
+from cxrkit.data.readers import image_size, noticing, read_image
 from cxrkit.errors import CxrkitError, DataError, ParameterError
 
 RAMP = np.arange(12 * 10).reshape(12, 10)
@@ -389,9 +389,11 @@ def test_tables_as_devices_write_them(tmp_path, where):
 
 
 def test_tables_that_can_not_be_applied(tmp_path, refused):
-    for table in (lut(0, [], 8), [Header()], lut(0, [1, 2], 8)[:1]):
-        if table and "LUTDescriptor" in table[0] and len(table[0].LUTData or []):
-            table[0].LUTDescriptor = [2, 0]
+    path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16), VOILUTSequence=lut(0, [], 8))
+    refused(path, "look-up table")
+    for missing in ("LUTDescriptor", "LUTData"):
+        table = lut(0, [1, 2], 8)
+        del table[0][missing]
         refused(dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16), VOILUTSequence=table), "look-up table")
 
 
@@ -402,6 +404,9 @@ def test_empty_fields_are_no_values(tmp_path):
     empty |= dict.fromkeys(("PixelPaddingValue", "PixelPaddingRangeLimit", "HighBit"), None)
     path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16), **empty)
     np.testing.assert_allclose(read_image(path), RAMP / 119, atol=1e-6)
+    empty = {"VOILUTSequence": [Header()], "WindowCenter": 50, "WindowWidth": 41}
+    window = read_image(dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16), **empty))
+    np.testing.assert_allclose(window, ((RAMP - 49.5) / 40 + 0.5).clip(0, 1), atol=1e-6)
     half = dicom(tmp_path / "b.dcm", RAMP.astype(np.uint16), WindowCenter=9, WindowWidth=None, RescaleSlope=2)
     np.testing.assert_allclose(read_image(half), RAMP / 119, atol=1e-6)
 
@@ -421,8 +426,12 @@ def test_photometric_interpretation_missing_or_odd(tmp_path, refused):
 @pytest.mark.parametrize(("shape", "inverse"), [("IDENTITY", False), ("INVERSE", True), ("LIN OD", None)])
 def test_presentation_shape_decides_before_the_photometric_interpretation(tmp_path, photometric, shape, inverse):
     path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8), photometric, PresentationLUTShape=shape)
-    inverse = photometric == "MONOCHROME1" if inverse is None else inverse
-    np.testing.assert_allclose(read_image(path), 1 - RAMP / 255 if inverse else RAMP / 255, atol=1e-6)
+    stated = photometric == "MONOCHROME1"
+    inverse = stated if inverse is None else inverse
+    with noticing() as notices:
+        np.testing.assert_allclose(read_image(path), 1 - RAMP / 255 if inverse else RAMP / 255, atol=1e-6)
+    assert [notice for notice in notices if "opposite" in notice] == notices
+    assert len(notices) == (inverse != stated)
 
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"])
@@ -448,12 +457,29 @@ def test_what_merely_begins_like_a_file_without_preamble(tmp_path, refused):
     refused(tmp_path / "b.dcm", "neither DICOM, PNG nor JPEG")
 
 
-@pytest.mark.parametrize("slope", [0, "nan", "inf"])
+@pytest.mark.parametrize(
+    ("slope", "intercept"),
+    [("0", "0"), ("0", "5"), ("nan", "0"), ("1", "nan"), ("inf", "0"), ("1e308", "0"), ("1", "1e300")],
+)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_rescaling_that_leaves_no_image_is_refused(tmp_path, refused, slope, dtype):
-    path = dicom(tmp_path / "a.dcm", RAMP.astype(dtype), RescaleSlope="1.2345", RescaleIntercept=5)
-    path.write_bytes(path.read_bytes().replace(b"1.2345", str(slope).ljust(6).encode()))
-    refused(path, "RescaleSlope")
+def test_rescaling_that_leaves_no_image_is_refused(tmp_path, refused, slope, intercept, dtype):
+    path = dicom(tmp_path / "a.dcm", RAMP.astype(dtype), RescaleSlope="1.2345", RescaleIntercept="5.4321")
+    raw = path.read_bytes().replace(b"1.2345", slope.ljust(6).encode())
+    path.write_bytes(raw.replace(b"5.4321", intercept.ljust(6).encode()))
+    refused(path, "RescaleSlope", "RescaleIntercept")
+
+
+@pytest.mark.parametrize("field", ["RescaleSlope", "WindowWidth"])
+def test_a_number_that_is_none_names_its_field(tmp_path, refused, field):
+    path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16), WindowCenter=5, **{field: "1.2345"})
+    path.write_bytes(path.read_bytes().replace(b"1.2345", b"1,2345"))
+    refused(path, field, "can't be read")
+
+
+@pytest.mark.parametrize("frame", [-1, 2, 0.5, "0"])
+def test_a_frame_that_is_none(tmp_path, refused, frame):
+    path = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8), Rows=6, NumberOfFrames=2)
+    refused(path, f"frame={frame}", "0 .. 1", error=ParameterError, frame=frame)
 
 
 def test_a_header_that_says_less_than_the_pixels_hold(tmp_path, refused):

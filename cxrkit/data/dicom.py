@@ -61,7 +61,7 @@ class Header:
     def item(self, keyword: str) -> pydicom.Dataset | None:
         """The first item of a sequence, None where it is missing or empty."""
         try:
-            items = [layer[keyword].value[0] for layer in self._layers if layer.get(keyword)]
+            items = [layer[keyword].value[0] for layer in self._layers if layer.get(keyword) and len(layer[keyword][0])]
         except Exception:
             items = [None]
         if items and not isinstance(items[0], pydicom.Dataset):
@@ -156,13 +156,13 @@ def extent(header: Header) -> tuple[int, int]:
 class Pixels:
     """One frame: ``words`` as stored, ``[H, W]``, or ``[H, W, 3]`` of ``photometric`` "RGB" or "YBR_…".
 
-    Of each word, ``bits`` from bit ``shift`` on are the pixel; ``shift`` is None where the decoder has cut them out.
+    Of each word, ``bits`` bits from bit ``shift`` on are the pixel.
     """
 
     words: np.ndarray
     photometric: str
     bits: int
-    shift: int | None
+    shift: int
     signed: bool
 
 
@@ -176,17 +176,22 @@ def stored_pixels(header: Header, frame: int | None) -> Pixels:
     frames = max(1, header.first("NumberOfFrames", int, 1))
     if frames > 1 and frame is None:
         raise DataError(f"{path}: holds {frames} frames{_of(header)}; choose one with frame=0 .. {frames - 1}")
-    if frame is not None and not 0 <= frame < frames:
+    if frame is not None and frame not in range(frames):
         raise ParameterError(f"frame={frame}: {path} holds frames 0 .. {frames - 1}")
-    header.choose(frame or 0)
+    frame = int(frame or 0)
+    header.choose(frame)
     options = _pixel_options(header, rows_columns, frames)
-    words, photometric = _decoded(header, frame or 0, options)
+    words, photometric = _decoded(header, frame, options)
     if words.shape[:2] != rows_columns or words.ndim not in (2, 3):
         raise DataError(f"{path}: the pixel data do not match Rows and Columns")
-    bits, high = options["bits_stored"], header.first("HighBit", int, options["bits_stored"] - 1)
-    shift = high + 1 - bits if bits <= high + 1 <= options["bits_allocated"] else 0
-    cut = header.dataset.file_meta.TransferSyntaxUID.is_encapsulated and not _is_rle(header)
-    return Pixels(words, photometric, bits, None if cut else shift, bool(options["pixel_representation"]))
+    bits = options["bits_stored"]
+    signed = bool(options["pixel_representation"])
+    if header.dataset.file_meta.TransferSyntaxUID.is_encapsulated and not _is_rle(header):
+        # Decoders put the stored bits lowest, and may bring more of them than the header says.
+        low, high = int(words.min()), int(words.max())
+        return Pixels(words, photometric, max(bits, high.bit_length(), low < 0 and (~low).bit_length() + 1), 0, signed)
+    shift = header.first("HighBit", int, bits - 1) + 1 - bits
+    return Pixels(words, photometric, bits, shift if 0 <= shift <= options["bits_allocated"] - bits else 0, signed)
 
 
 def _of(header: Header) -> str:
@@ -298,4 +303,4 @@ def _check_coded(header: Header, data: bytes, frame: int, options: dict[str, Any
 def _frames_held(data: bytes, coded: bytes, rle: bool) -> int:
     """How many fragments begin a frame: all where RLE is used, else those that begin as the first one does."""
     fragments = parse_fragments(data)[1][1:]  # behind the table of offsets
-    return len(fragments) if rle else sum(data[place + 8 : place + 10] == coded[:2] for place in fragments)
+    return len(fragments) if rle else sum(data[place + 8 : place + 11] == coded[:3] for place in fragments)

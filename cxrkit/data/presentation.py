@@ -64,7 +64,8 @@ def _levels(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         levels, index = np.unique(words, return_inverse=True)
         return levels.astype(np.int64), index.reshape(words.shape)
     levels = np.arange(low, high + 1)
-    return levels, (words if low == 0 else words - words.dtype.type(low)).view(f"u{words.itemsize}")
+    # An unsigned difference, which may wrap; as numpy's own kind of index, to which it would convert at every use.
+    return levels, (words if low == 0 else words - words.dtype.type(low)).view(f"u{words.itemsize}").astype(np.intp)
 
 
 def _greys(header: Header, pixels: Pixels, words: np.ndarray, index: np.ndarray, window: bool) -> np.ndarray:
@@ -92,8 +93,6 @@ def _greys(header: Header, pixels: Pixels, words: np.ndarray, index: np.ndarray,
 
 def _stored(pixels: Pixels, words: np.ndarray) -> np.ndarray:
     """Pixel values: the stored bits of each word, without what else is in it (PS3.5, 8.1.1)."""
-    if pixels.shift is None:
-        return words
     values = words >> pixels.shift & ((1 << pixels.bits) - 1)
     return values - (values >> (pixels.bits - 1) << pixels.bits) if pixels.signed else values
 
@@ -145,9 +144,11 @@ def _modality(header: Header, pixels: Pixels, stored: np.ndarray) -> tuple[np.nd
         values, top = _looked_up(header, table, stored, ends)
         return values, (0, top), int(top).bit_length()
     slope, intercept = header.first("RescaleSlope", float, 1.0), header.first("RescaleIntercept", float, 0.0)
-    if slope == 0 or not np.isfinite([slope, intercept]).all():
-        raise DataError(f"{header.path}: RescaleSlope is 0, or it or RescaleIntercept is no finite number")
     low, high = sorted(slope * end + intercept for end in ends)
+    if not 0 < high - low < np.inf:  # nor are they what is no number
+        raise DataError(
+            f"{header.path}: RescaleSlope and RescaleIntercept of the DICOM header leave no range of values"
+        )
     return slope * stored + intercept, (low, high), pixels.bits
 
 
@@ -214,5 +215,10 @@ def _windowed(header: Header, values: np.ndarray, centre: float, width: float) -
 def _is_inverse(header: Header, pixels: Pixels) -> bool:
     """Whether low values are bright: as the presentation shape says, or else the photometric interpretation."""
     shape = header.first("PresentationLUTShape")
-    by_shape, inverse = {"INVERSE": True, "IDENTITY": False}.get(shape), pixels.photometric == "MONOCHROME1"
-    return inverse if by_shape is None else by_shape
+    inverse, by_shape = pixels.photometric == "MONOCHROME1", {"INVERSE": True, "IDENTITY": False}.get(shape)
+    if by_shape in (None, inverse):
+        return inverse
+    header.notices.append(
+        "says opposite things in PresentationLUTShape, which is followed, and in its photometric interpretation"
+    )
+    return by_shape

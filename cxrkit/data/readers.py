@@ -103,7 +103,7 @@ def read_image(path: str | Path, frame: int | None = None, window: bool = True, 
     does not have or a ``depth`` outside 1 to 16. Sources: DICOM PS3.3; paper `bcos`, sections on RSNA and VinBigData.
     """
     path = Path(path)
-    if depth is not None and not (isinstance(depth, int) and 1 <= depth <= 16):
+    if depth is not None and depth not in range(1, 17):
         raise ParameterError(f"depth={depth}: give the bits of a 16-bit picture that are in use, 1 to 16")
     kind = _kind(path)
     if kind == "DICOM":
@@ -218,7 +218,7 @@ def _sixteen_bits(path: Path, pixels: np.ndarray, depth: int | None) -> tuple[np
     if depth is None and 0 < highest < 1 << 14:
         used = next(bits for bits in (8, 10, 12, 14) if highest < 1 << bits)
         notices = [f"holds no more than {used} bits in its 16 and is dark therefore; depth={used} makes it bright"]
-    top = (1 << (depth or 16)) - 1
+    top = (1 << int(depth or 16)) - 1
     if highest > top:
         raise DataError(f"{path}: holds values above {top}, so depth={depth} can't be right")
     return pixels.astype(np.float64) / top, notices

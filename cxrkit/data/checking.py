@@ -19,7 +19,7 @@ from cxrkit.data.download import Entry, entries
 from cxrkit.data.files import FileRenderer
 from cxrkit.data.limits import MOST_BYTES
 from cxrkit.data.parallel import spread, with_bar
-from cxrkit.data.readers import read_image
+from cxrkit.data.readers import noticing, read_image
 from cxrkit.data.sources import SOURCES, manifest, read
 from cxrkit.data.tables import collecting
 from cxrkit.errors import CxrkitError
@@ -28,7 +28,7 @@ __all__ = ["KINDS", "check", "counts"]
 
 KINDS = {
     "table": "what the tables say can't be right",
-    "notice": "what a table says is left out, or may be meant otherwise than it is read",
+    "notice": "what a table says is left out, or what a table or file says may be meant otherwise than it is read",
     "missing": "a file that a table names is not there",
     "image": "a file can't be read, or is not of the size that a table says",
     "checksum": "a file differs from its published checksum or size",
@@ -108,16 +108,17 @@ class _Look:
         self.paths, self.dataset = paths, dataset
 
     def __call__(self, index: int) -> tuple[str, str, str]:
-        path, problem = self.paths[index], ""
+        path = self.paths[index]
         try:
-            if self.dataset is None:
-                read_image(path)
-            else:
-                self.dataset.draw(index)
+            with noticing() as notices:
+                if self.dataset is None:
+                    read_image(path)
+                else:
+                    self.dataset.draw(index)
+            kind, problem = "notice", "; ".join(notices)
         except CxrkitError as error:
-            problem = str(error.__cause__ or error).removeprefix(f"{path}: ")
-        kind = "image" if os.path.exists(path) else "missing"
-        return kind, problem, _digest(path, "sha256")
+            kind, problem = "image", str(error.__cause__ or error).removeprefix(f"{path}: ")
+        return kind if os.path.exists(path) else "missing", problem, _digest(path, "sha256")
 
 
 def _digest(path: str | Path, algorithm: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cxrkit.data.dataset import Rendered
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
-from cxrkit.data.readers import noticing, read_image
+from cxrkit.data.readers import gathered_notices, noticing, read_image
 from cxrkit.errors import CxrkitError, DataError
 
 __all__ = ["FileRenderer"]
@@ -68,6 +68,8 @@ class FileRenderer:
         )
 
     def _read(self, path: str | Path) -> np.ndarray:
+        if gathered_notices() is not None:
+            return self.read(path)
         with noticing() as notices:
             pixels = self.read(path)
         for notice in dict.fromkeys(notices):

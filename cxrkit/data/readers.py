@@ -27,7 +27,7 @@ from cxrkit.data.intensity import luma
 from cxrkit.data.limits import check_file, check_pixels
 from cxrkit.errors import DataError, ParameterError
 
-__all__ = ["image_size", "image_tensor", "noticing", "read_image"]
+__all__ = ["gathered_notices", "image_size", "image_tensor", "noticing", "read_image"]
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -73,6 +73,11 @@ _QUIET = _Quiet()
 _noticed: ContextVar[list[str] | None] = ContextVar("noticed", default=None)
 
 
+def gathered_notices() -> list[str] | None:
+    """The list of the innermost :func:`noticing`, None outside of any."""
+    return _noticed.get()
+
+
 @contextmanager
 def noticing() -> Iterator[list[str]]:
     """Gather the notices of :func:`read_image`, without the file's name, in the list that this yields."""
@@ -112,11 +117,12 @@ def read_image(path: str | Path, frame: int | None = None, window: bool = True, 
         raise ParameterError(f"frame={frame}: {path} is a {kind} image, which has only frame 0")
     else:
         grey, notices = _read_picture(path, kind, depth)
+    gathered = gathered_notices()
     for notice in notices:
-        if _noticed.get() is None:
+        if gathered is None:
             warnings.warn(f"{path}: {notice}", UserWarning, stacklevel=2)
         else:
-            _noticed.get().append(notice)
+            gathered.append(notice)
     return np.ascontiguousarray(grey, dtype=np.float32)
 
 

@@ -124,6 +124,7 @@ MAPS = {
     "complex numbers and back": lambda x: x.contiguous(memory_format=torch.channels_last).double().half().float(),
     "an operation of one's own": lambda x: blurred(x),
     "sampled on its own grid": lambda x: F.grid_sample(x, GRID, align_corners=False),
+    "the strongest of a channel": lambda x: x * (x >= x.flatten(2).topk(9).values[..., -1:, None]),
     "one row": lambda x: x.mean(2, keepdim=True),
     "strips": lambda x: F.adaptive_avg_pool2d(x, (1, 8)),
     "a valid chain": lambda x: F.conv2d(F.conv2d(F.conv2d(x, KERNEL), KERNEL), KERNEL),
@@ -152,7 +153,7 @@ OTHERS = {
     "from a vector": (lambda x: F.linear(x.flatten(1), torch.rand(64, 1024)).view(1, 1, 8, 8), "rows and columns"),
     "constant": (lambda x: x.mean((2, 3), keepdim=True) * torch.rand(1, 1, 8, 8), "rows and columns"),
     "frequencies": (lambda x: torch.fft.fft2(x).abs(), "isn't known"),
-    "sorted": (lambda x: x.sort(-1).values, "isn't known"),
+    "sorted": (lambda x: x.sort(-1).values, "rows and columns"),
     "gathered by the image": (lambda x: x.flatten(2).gather(2, x.flatten(2).argsort(2)).view(x.shape), "isn't known"),
     "sampled on a turned grid": (lambda x: F.grid_sample(x, -GRID, align_corners=False), "isn't known"),
     "shifted by a quarter": (lambda x: F.pad(x, (8, -8)), "rows and columns"),
@@ -213,7 +214,8 @@ class Transformer(nn.Module):
 def test_the_last_map_is_not_taken_where_the_network_goes_on_in_tokens(method, options):
     model, x = Transformer(**options).eval(), torch.rand(2, 1, SIZE, SIZE)
     with pytest.raises(
-        AttributionError, match=r"after its last map.*norm puts out no map .* but \[B, 1., 16\].*layer='patches'"
+        AttributionError,
+        match=r"right before its head: layer norm puts out no map .* but \[B, 1., 16\].*layer='patches'",
     ):
         cxrkit.attribute(model, x, method)
     assert cxrkit.attribute(model, x, method, layer="patches").shape == (2, 3, SIZE, SIZE)

@@ -270,19 +270,20 @@ def _choose(found: Trace, outputs: list[Output], start: Step, end: Step | None) 
             "is none to name with layer="
         )
         return
-    last = max(maps, key=lambda o: (o.step.index, outputs.index(o)))
+    maps.reverse()  # of layers with the same map the last to end, which holds the others
+    last = max(maps, key=lambda o: o.step.index)
     if not passed.through(last.step):  # a gate, say: the map that it weighs comes before it
         whole = [o for o in maps if passed.through(o.step) and o.step.stage == last.step.stage]
-        last = max(whole, key=lambda o: (o.step.index, outputs.index(o)), default=last)
+        last = max(whole, key=lambda o: o.step.index, default=last)
     beyond = passed.other_form(last.step)
     if not beyond:
         found.default = last.name, last.run
         return
     layers = [o for o in outputs if o.step in beyond and o.fault and (o.positions is None or any(o.positions))]
-    form = f"layer {layers[-1].name} puts out {layers[-1].fault}" if layers else "in a form that is no map [B, C, h, w]"
+    form = f": layer {layers[-1].name} puts out {layers[-1].fault}" if layers else ""
     found.no_default = (
-        f"after its last map, that of layer {last.name}, the network goes on: {form}. To explain an earlier layer than "
-        f"the last, {_others(found)}"
+        f"the network has no map [B, C, h, w] right before its head{form}. Its last map is that of layer {last.name}; "
+        f"to explain it or an earlier one, {_others(found)}"
     )
 
 

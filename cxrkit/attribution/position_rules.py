@@ -113,6 +113,8 @@ def _moved(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
                 return type(value)(positions(v) for v in value)
             if not isinstance(value, Tensor):
                 return value
+            if not value.is_floating_point() and value is not call.args[0] and any(value is t for t in call.given):
+                raise TypeError("where values come from depends on the image")
             own = call.of(value, axis)
             if own or value.is_floating_point() or value.is_complex():
                 whole = own[k] if k < len(own) else torch.tensor(torch.nan)
@@ -144,7 +146,7 @@ def _reduced(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
         return
     for positions in call.of(call.args[0], axis):
         for i in range(len(outputs)):
-            yield i, positions.nanmean(dims, keepdim=bool(call.argument("keepdim")))
+            yield i, positions.nanmean(dims, keepdim=call.name in _SORTED or bool(call.argument("keepdim")))
 
 
 @_both
@@ -230,6 +232,7 @@ def _at(positions: Tensor, dim: int, index: Tensor) -> Tensor:
 
 RESIZED = _sampled  # for an operation that isn't one of those with windows: to the size of its output
 
+_SORTED = {"sort", "argsort", "topk"}
 _RESHAPED = {"view", "_unsafe_view", "_reshape_alias"}
 _OPERATIONS = {  # beside those that torch tags as pointwise
     "kept": "_softmax _safe_softmax _log_softmax native_layer_norm native_group_norm native_batch_norm "
@@ -245,7 +248,7 @@ _OPERATIONS = {  # beside those that torch tags as pointwise
     "replication_pad1d replication_pad2d channel_shuffle native_channel_shuffle",
     "halved": "glu",
     "reduced": "mean sum nansum amax amin max min var std var_mean std_mean logsumexp linalg_vector_norm norm prod "
-    "median nanmedian all any argmax argmin count_nonzero",
+    "median nanmedian all any argmax argmin count_nonzero sort argsort topk",
     "contracted": "mm bmm addmm baddbmm _addmm_activation",
     "sampled": "convolution max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
     "max_pool1d im2col adaptive_max_pool2d _adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d "

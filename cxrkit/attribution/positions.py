@@ -89,7 +89,10 @@ class Tracking(TorchDispatchMode):
         if name == "convolution" and args[1].shape[2:].numel() == 1:
             kind = "contracted"  # a linear layer at each position
         call = Call(name, function, args, kwargs, given, self.positions)
-        found = [None] * len(outputs) if rule is None else rule(call, outputs)
+        try:
+            found = rule(call, outputs) if rule is not None else [None] * len(outputs)
+        except (RuntimeError, IndexError, TypeError, ValueError):  # called in a way that the rule doesn't know
+            kind, found = "unknown", [None] * len(outputs)
         if known and rule is None and self._stays_in_place(function, args, kwargs, given[0], outputs):
             kind, found = "sampled", RESIZED(call, outputs)
         for tensor, positions in zip(outputs, found, strict=True):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import warnings
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import cxrkit
 from cxrkit.data.checking import check, counts
 from cxrkit.data.folder import load_folder
-from cxrkit.data.labels import is_none, nearest, spelling
+from cxrkit.data.labels import is_none, nearest, read_labels, spelling
 from cxrkit.errors import DataError, ParameterError
 
 IMAGES = "image_id,file,patient_id,labels\na,x/a.png,1,Mass\nb,x/b.png,2,Edema\nc,x/c.png,3,\nd,x/d.png,4,No Finding\n"
@@ -81,6 +86,23 @@ def test_labels_that_are_sure_are_read(folder, cells, right):
     data, told = read(folder(labelled(*cells)))
     expected = [{one} if " e" in one else set(one.split()) for one in right]
     assert (targets(data), told) == (expected, "")
+
+
+WRITERS = [
+    *(";".join, "|".join, " ; ".join, "\n".join, str, json.dumps, lambda names: str(np.array(names, dtype=object))),
+    lambda names: str(tuple(names)),
+    lambda names: str(set(names)) if names else "set()",
+    lambda names: ";".join(names) + ";",
+    lambda names: ";".join(names) or "No finding",
+]
+
+
+@given(st.lists(st.tuples(st.sets(st.sampled_from(["Mass", "Edema", "Pleural effusion"])), st.sampled_from(WRITERS))))
+def test_however_sets_of_labels_are_written_they_are_read(written):
+    cells = pd.Series([write(sorted(names)) for names, write in written], range(2, len(written) + 2), dtype=object)
+    read = read_labels(Path("images.csv"), cells, (), {}, "/", None)
+    assert [read.found[cell] for cell in read.cell] == [names for names, _ in written]
+    assert read.notices == []
 
 
 @pytest.mark.parametrize(

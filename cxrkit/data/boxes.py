@@ -40,7 +40,7 @@ def box_rows(path: Path, named: pd.Index) -> pd.DataFrame:
 
 
 def id_number(value: str) -> str:
-    """An id without what spreadsheets add to numbers or take from them, and without case."""
+    """An id in lower case, without leading zeros and decimals, which spreadsheets add and remove."""
     match = re.fullmatch(r"0*(\d+)(\.0*)?", value)
     return match[1] if match else value.casefold()
 
@@ -48,7 +48,7 @@ def id_number(value: str) -> str:
 def placed(
     path: Path, rows: pd.DataFrame, rename: Mapping[str, str], image_ids: pd.Series, sides: Mapping[str, np.ndarray]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Boxes in pixels of the files, clipped to them, under new names; and what to say of them."""
+    """Boxes in pixels of the files, clipped to them, under new names; and notices about them."""
     rows = rows.assign(label=rows["label"].map(lambda label: rename.get(label, label)))
     hollow = rows[list(EDGES)].isin(MISSING).all(axis=1)
     blank = rows["label"].map(is_blank) & ~rows["label"].isin(rename.values())
@@ -84,14 +84,14 @@ def keep_readers(boxes: pd.DataFrame, readers: Sequence[str] | None) -> tuple[pd
 
 
 def left_out(boxes: pd.DataFrame, labels: Sequence[str], counts: Mapping[str, int]) -> list[str]:
-    """What ``labels=`` leaves out."""
+    """Notices about labels and boxes that the option ``labels`` leaves out."""
     others, beside = sorted(set(counts) - set(labels)), ~boxes["label"].isin(labels)
     told = [f"labels= leaves out {len(others)} labels of images.csv: {', '.join(others)}"] if others else []
     return told + ([f"labels= leaves {beside.sum()} of {len(boxes)} boxes without a mask"] if beside.any() else [])
 
 
 def maskless(boxes: pd.DataFrame, labels: Sequence[str], chosen: bool) -> list[str]:
-    """What to say of boxes whose label no image carries; where labels were ``chosen``, of misspelt ones alone."""
+    """A notice about boxes whose label no image carries; where labels were ``chosen``, about misspelt ones alone."""
     counts = boxes["label"][~boxes["label"].isin(labels)].value_counts()
     if chosen:
         counts = counts[counts.index.map(spelling).isin([spelling(label) for label in labels])]

@@ -28,7 +28,7 @@ __all__ = ["KINDS", "check", "counts"]
 
 KINDS = {
     "table": "what the tables say can't be right",
-    "notice": "what a table says is left out, or what a table or file says may be meant otherwise than it is read",
+    "notice": "a part of a table is left out, or a table or file may not mean what was read",
     "missing": "a file that a table names is not there",
     "image": "a file can't be read, or is not of the size that a table says",
     "checksum": "a file differs from its published checksum or size",

@@ -129,7 +129,7 @@ class Dataset(torch.utils.data.Dataset):
     leak: str = ""
     """Why parts of the split share patients: one sentence, set by a source that was asked for such a split."""
     notices: tuple[str, ...] = ()
-    """What the tables hold that was left out, or may be meant otherwise than it was read, each with its cure."""
+    """Sentences about parts of the tables that were left out, or may not mean what was read, each with its cure."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """The ``folder`` source: any folder with images.csv and, optionally, boxes.csv.
 
-images.csv: ``image_id, file, patient_id, labels`` (joined by ``;``, empty or "No Finding" for none), and
+images.csv: ``image_id, file, patient_id, labels`` (joined by ``;`` or ``|``, empty or "No Finding" for none), and
 optionally ``split, width, height, orig_width, orig_height, sha256``; further columns are kept in the table.
 boxes.csv: ``image_id, label, x_min, y_min, x_max, y_max`` in pixels of the file, and optionally ``reader``.
 """
@@ -52,13 +52,13 @@ def load_folder(
     ``labels``: the labels wanted, in order; by default all of images.csv, the most frequent first. A label
     known to boxes.csv alone is 1 where it is boxed and NaN elsewhere. ``label_map``: old name -> new name,
     for images and boxes. ``hierarchy_separator``: a label ``a/b`` is a child of ``a``, which is positive too;
-    None reads names as they are. ``label_separator``: what parts the labels of an image; by default ";", "|" or a list
+    None reads names as they are. ``label_separator``: between the labels of an image; by default ";" or "|", or a list
     written as text, and "," where that is sure. ``readers``: keep the boxes of these readers only. ``verify``: compare
     every file with its sha256. ``window``, ``depth``: as `cxrkit.data.read_image` has them. ``preprocessing``: how
     pixels and boxes get to the square. ``seed`` is not used. Boxes may overshoot the image by one pixel, which is
-    clipped; they are returned in original pixels (times ``orig_width / width``). What is left out, or may be meant
-    otherwise, is listed in ``Dataset.notices``, and told in one UserWarning where no option asked for it. Raises
-    DataError naming file and rows, ParameterError for a label, reader or key of ``label_map`` that no table holds.
+    clipped; they are returned in original pixels (times ``orig_width / width``). ``Dataset.notices`` lists what is left
+    out or doubtful; one UserWarning holds those that no option asked for. Raises DataError naming file and rows,
+    ParameterError for a label, reader or key of ``label_map`` that no table holds.
     """
     root = Path(root)
     images_csv, boxes_csv = _images_csv(root), root / "boxes.csv"

@@ -1,4 +1,4 @@
-"""The labels of a table of images, as people write them: several in a cell, in many spellings, with words for none."""
+"""Labels of a table of images as people write them: several in a cell, in many spellings, with words for none."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 class ImageLabels:
     """``cell``: int ``[N]``, which of the combinations in ``found`` each image has; ``parents``: child -> parent.
 
-    ``found`` holds all ancestors and new names; ``written`` all names as the table has them. ``notices``: what was
-    read, but may be meant otherwise.
+    ``found`` holds all ancestors and new names; ``written`` all names as the table has them. ``notices``: readings
+    that may not be the intended ones.
     """
 
     cell: np.ndarray
@@ -60,7 +60,7 @@ def clean(name: str) -> str:
 
 
 def spelling(name: str) -> str:
-    """A name without what is no difference between labels: case, and how words are parted."""
+    """A name in lower case with single spaces between its words: equal for names that differ in typing alone."""
     return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", unicodedata.normalize("NFKC", name)).strip().casefold()
 
 
@@ -75,7 +75,7 @@ def is_blank(name: str) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is spelt most like another, or None."""
+    """The known name whose spelling is closest to that of another, or None."""
     spelt = {one: spelling(one) for one in sorted(known)}
     close = difflib.get_close_matches(spelling(name), spelt.values(), n=1, cutoff=0.75)
     same = [one for one, how in spelt.items() if close and how == close[0]]
@@ -94,7 +94,7 @@ def as_label_map(label_map: object) -> dict[str, str]:
 
 
 def check_known(option: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raise ParameterError for labels named in an option that no table holds."""
+    """Raise ParameterError for labels that an option names and no table holds."""
     if unknown := [name for name in names if name not in known]:
         close = nearest(str(unknown[0]), known)
         raise ParameterError(
@@ -113,8 +113,8 @@ def read_labels(
 ) -> ImageLabels:
     """The labels of each image; ``column``: the cells, with lines as index; ``boxed``: labels of boxes.
 
-    Raises DataError for cells that contradict themselves, for one label in several spellings, and where a comma may
-    or may not part two labels.
+    Raises DataError for cells that contradict themselves, for one label in several spellings, and for a comma that may
+    or may not separate two labels; ParameterError for a separator that isn't text.
     """
     if not isinstance(hierarchy_separator, str | None):
         raise ParameterError(f"hierarchy_separator={hierarchy_separator!r}: give the sign, such as '/', or None")
@@ -165,7 +165,7 @@ def _chain(name: str, separator: str | None, rename: Mapping[str, str]) -> tuple
 def _split(
     path: Path, column: pd.Series, labels: ImageLabels, cells: list[str], boxed: set[str], separator: str | None
 ) -> list[list[str]]:
-    """The names in each cell. A comma parts names that also occur alone; else it belongs to the name, or is refused."""
+    """The names in each cell. A comma separates names that also occur alone; others belong to a name or are refused."""
     listed = [_listed(cell) for cell in cells]
     pattern = r"[;|\n\t]" if separator is None else re.escape(separator)
     parts = [_clean(re.split(pattern, cell)) if of is None else of for cell, of in zip(cells, listed, strict=True)]
@@ -185,13 +185,13 @@ def _split(
             found[-1] += pieces
     refuse(
         path,
-        "a comma may part two labels or belong to one; say label_separator=',' or label_separator=';'",
+        "a comma may separate two labels or belong to one; give label_separator=',' or label_separator=';'",
         _rows(column, labels, unclear),
     )
     if where := _rows(column, labels, whole):
         labels.notices.append(
             f"the comma in labels {where[0][1]} ({len(where)} rows, the first on line {where[0][0]}) is read as part "
-            "of the name; label_separator=',' parts labels there"
+            "of the name; label_separator=',' separates labels there"
         )
     return found
 
@@ -210,7 +210,7 @@ def _listed(cell: str) -> list[str] | None:
     return _clean(re.split(r"[,;|]", inside)) if cell[0] == "[" or not inside.strip() else None
 
 
-# What may be meant otherwise
+# Doubtful labels
 
 
 def _refuse_two_spellings(path: Path, column: pd.Series, labels: ImageLabels) -> None:
@@ -220,12 +220,12 @@ def _refuse_two_spellings(path: Path, column: pd.Series, labels: ImageLabels) ->
     for first, *others in spelt.values():
         if others:
             rows = {number for number, names in enumerate(labels.found) if names.intersection(others)}
-            problem = f"labels spells {first!r} ({counts[first]} images) in another way; label_map="
-            refuse(path, problem + repr(dict.fromkeys(others, first)) + " makes them one", _rows(column, labels, rows))
+            problem = f"labels has {first!r} ({counts[first]} images) in another spelling, too; label_map="
+            refuse(path, problem + repr(dict.fromkeys(others, first)) + " merges them", _rows(column, labels, rows))
 
 
 def doubtful(counts: Mapping[str, int], labels: ImageLabels, rename: Mapping[str, str]) -> Iterator[str]:
-    """What to say of labels that may be none, several, or numbers. ``counts``: of ``labels``; ``rename``: its names."""
+    """Notices about labels that may mean none, several, or numbers. ``counts``: of ``labels``."""
     for name in sorted(set(counts).difference(rename.values())):
         if _PERHAPS_NONE.fullmatch(spelling(name)) and all(names == {name} for names in labels.found if name in names):
             yield (
@@ -234,6 +234,6 @@ def doubtful(counts: Mapping[str, int], labels: ImageLabels, rename: Mapping[str
             )
         parts = [part.strip() for part in re.split(r"[+&/]|\band\b", name)]
         if len(parts) > 1 and all(part in counts for part in parts):
-            yield f"{name!r} ({counts[name]} images) is one label, though its parts are labels; ';' parts labels"
+            yield f"{name!r} ({counts[name]} images) is read as one label, though its parts are labels; ';' separates"
     if counts and all(re.fullmatch(r"-?\d+(\.0+)?|true|false|yes|no", name, re.IGNORECASE) for name in counts):
         yield f"all labels are numbers or yes and no: {', '.join(sorted(counts)[:5])}; label_map gives them names"

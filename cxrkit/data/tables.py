@@ -98,7 +98,7 @@ def refuse(path: Path, problem: str, where: Sequence[tuple[int | None, str]]) ->
 
 
 def notify(source: str, path: Path, notices: Sequence[str]) -> None:
-    """Tell in one UserWarning what was read, but may be meant otherwise; within :func:`collecting` note it instead."""
+    """Give notices about a source's tables in one UserWarning; within :func:`collecting` they are noted instead."""
     collected = _collected.get()
     if collected is not None:
         collected.extend(Problem(str(path), None, text, kind="notice") for text in notices)
@@ -114,7 +114,7 @@ def places(column: pd.Series, wrong: pd.Series | np.ndarray) -> list[tuple[int, 
 def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
     """A table as text, cells stripped; its index holds the line of the file on which each row ends.
 
-    Cells are parted by commas, or by the semicolons, tabs or bars that the header has instead. Columns are found
+    Cells are separated by commas, or by the semicolons, tabs or bars that the header has instead. Columns are found
     whatever the case and the signs between words: "Image ID" is image_id. Raises DataError for a file that is not
     UTF-8, not a table, lacks a ``required`` column, names one twice, or has rows whose number of cells differs from
     the header's.
@@ -203,7 +203,7 @@ def _cells(path: Path, required: Sequence[str]) -> tuple[list[str], list[str], l
 
 
 def _delimiter(header: str, required: Sequence[str]) -> str:
-    """The sign that parts the cells of a header: a comma, unless only another finds all required columns."""
+    """The sign between the cells of a header: a comma, unless only another finds all required columns."""
     wanted = {_letters(name) for name in required}
     found = (sign for sign in ",;\t|" if wanted <= set(map(_letters, header.split(sign))))
     return next(found, ",")
@@ -266,7 +266,7 @@ def whole_boxes(
 
 
 def counted_from(boxes: pd.DataFrame, limits: np.ndarray) -> str:
-    """What to say of whole-numbered boxes that seem counted from 1, or to include their last pixel; empty: nothing.
+    """A notice about whole-numbered boxes that seem counted from 1, or to include their last pixel; empty: none.
 
     ``boxes``, ``limits``: as in :func:`whole_boxes`, which would clip the boxes.
     """

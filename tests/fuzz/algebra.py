@@ -78,6 +78,11 @@ class Plain:
     def detached(self, x: Tensor) -> Tensor:
         return x.detach()
 
+    def dynamic(self, x: Tensor, linear: Callable[[Tensor], Tensor], scale: Callable[[Tensor, Tensor], Tensor]):
+        """A linear map of which `scale` depends on the image too."""
+        y = linear(x)
+        return y * scale(x, y)
+
 
 class Guided(Plain):
     """Backward, rectifiers pass positive signals only; other activation functions have no such rule."""
@@ -132,6 +137,9 @@ class Rescaled(Plain):
 
     def detached(self, x: Tensor) -> Tensor:
         raise NoRule("DeepLIFT at a detached branch")
+
+    def dynamic(self, x: Tensor, linear, scale) -> Tensor:
+        raise NoRule("DeepLIFT at a B-cos layer")
 
 
 class _Secant(torch.autograd.Function):

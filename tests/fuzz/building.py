@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fuzz import activations, branches, layers, weights
+from fuzz import activations, branches, dynamic, layers, weights
 from fuzz.algebra import Plain
 from fuzz.branches import Branched, Row, SelfAttention
 from fuzz.drawing import Draw
+from fuzz.dynamic import BcosConv, BcosNorm, LogitBias
 from fuzz.steps import (
     GLU,
     Act,
@@ -95,6 +96,8 @@ class Writer:
             return self.choose("GLU", {}, branches.GLUS)()
         if isinstance(step, Attention):
             return SelfAttention(step, fused=self.draw.chance(0.5))
+        if isinstance(step, (BcosConv, BcosNorm, LogitBias)):
+            return dynamic.written(step, faster=pick((True, False)))
         return self.layer(step)
 
     def layer(self, step: Step) -> Callable[[Tensor], Tensor]:

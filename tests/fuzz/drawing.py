@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fuzz import dynamic
 from fuzz.algebra import ACTIVATIONS, Plain
 from fuzz.steps import (
     GLU,
@@ -63,11 +64,16 @@ class Draw:
 def draw_plan(seed: int) -> Plan:
     """The network of that seed."""
     draw = Draw(seed, 0)
-    encoding = _encoding(draw) if draw.chance(0.07) else None
-    channels = 1 if encoding else draw.between(1, 3)
+    is_dynamic = draw.chance(0.05)
+    encoding = _encoding(draw, is_dynamic) if draw.chance(0.5 if is_dynamic else 0.07) else None
+    channels = 1 if encoding else 6 if is_dynamic else draw.between(1, 3)
     rows, columns = draw.between(8, 20), draw.between(8, 20)
     plan = Plan(seed, draw.uniform(0.05, 0.95, draw.between(1, 3), channels, rows, columns), encoding=encoding)
     plan.outputs = draw.pick((1, 2, 3, 4))
+    if is_dynamic:
+        plan.features.add("B-cos")
+        plan.steps = dynamic.draw_steps(draw, plan.encode(Plain(), plan.images), plan)
+        return plan
     theme = draw.pick(("rectified", "curved", "normed", "gated", "mixed"), (45, 18, 13, 14, 10))
     plan.features.add(theme)
     trunk = _Trunk(draw, plan.encode(Plain(), plan.images), theme)
@@ -80,10 +86,10 @@ def draw_plan(seed: int) -> Plan:
     return plan
 
 
-def _encoding(draw: Draw) -> Encoding:
+def _encoding(draw: Draw, is_dynamic: bool) -> Encoding:
     from cxrkit.models.classifier import ENCODINGS
 
-    name = draw.pick(("imagenet", "grey", "symmetric", "lite"))
+    name = "add_inverse" if is_dynamic else draw.pick(("imagenet", "grey", "symmetric", "lite"))
     scale, offset = (torch.tensor(values, dtype=torch.float32).double() for values in ENCODINGS[name])
     return Encoding(name, scale, offset)
 
@@ -207,6 +213,8 @@ class _Trunk:
             body.norm()
         if draw.chance(0.4):
             body.activation()
+        if body.x.shape != self.x.shape:  # a GLU halved it
+            return
         if draw.chance(0.3):
             shortcut.norm()
         detached = self.theme == "mixed" and draw.chance(0.1)

@@ -182,7 +182,8 @@ def _wrapped(network: nn.Module, draw: Draw, plan: Plan, dtype: torch.dtype) -> 
     if plan.encoding is not None:
         plan.features.add("Classifier")
         labels = tuple("abcd"[: plan.outputs])
-        return cxrkit.models.Classifier(network, labels, plan.encoding.name).to(dtype)
+        bias = plan.logit_bias
+        return cxrkit.models.Classifier(network, labels, plan.encoding.name, logit_bias=bias).to(dtype)
     kinds = ("none", "DataParallel", "wrapper", "fx", "compiled", "traced", "scripted", "quantized")
     kind = draw.pick(kinds, (84, 4, 5, 2, 0.15, 1.2, 0.8, 0.7))
     unscriptable = ("random", "outputs", "odd")

@@ -135,7 +135,8 @@ def cam(layer: LayerMap, s: Subject) -> Tensor:
             if torch.allclose(given, logits, rtol=1e-6, atol=1e-7):
                 found = torch.einsum("lk,bkhw->blhw", head.weight, maps)[:, s.labels]
                 return upsampled(found, s.images)
-    if layer.map.shape[1] == logits.shape[1] and torch.allclose(layer.map.mean((2, 3)), logits, rtol=1e-6, atol=1e-7):
+    mean = layer.map.mean((2, 3)) + s.plan.logit_bias
+    if mean.shape == logits.shape and torch.allclose(mean, logits, rtol=1e-6, atol=1e-7):
         return upsampled(layer.map[:, s.labels], s.images)
     raise NoRule("no class activation map")
 

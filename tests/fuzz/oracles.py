@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from fuzz.algebra import Guided, NoRule, Plain, Rescaled
+from fuzz.dynamic import BcosConv, Dynamic
 from fuzz.relevance import Relevance
 from fuzz.steps import Plan
 
@@ -269,6 +270,16 @@ def _starts(size: int, window: int, stride: int) -> range:
 
 
 # Relevance
+
+
+def bcos(s: Subject, check: bool = True) -> Tensor:
+    """Encoded image times its weights in explanation mode."""
+    if not any(isinstance(step, BcosConv) for step in s.plan.everything()):
+        raise NoRule("no B-cos layers")
+    x = s.plan.encode(Plain(), s.images if s.nudge is None else s.images + s.nudge(s.images)).detach().requires_grad_()
+    logits = s.plan.classify(Dynamic(), x)
+    weights = torch.stack([_gradient(logits[:, label].sum(), x) for label in s.labels], 1)
+    return (x.detach()[:, None] * weights).sum(2)
 
 
 def lrp(s: Subject, check: bool = True, **options) -> Tensor:

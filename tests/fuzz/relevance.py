@@ -166,6 +166,9 @@ class Relevance:
     def detached(self, x: Node) -> Node:
         return x
 
+    def dynamic(self, x: Node, linear, scale) -> Node:
+        raise NoRule("relevance at a B-cos layer")
+
     # Rules of layers with weights
 
     def _sides(self, node: Node, x: Tensor, w: Tensor, value: Tensor, f, r: Tensor) -> Tensor:

@@ -316,6 +316,7 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     encoding: Encoding | None = None
     outputs: int = 1
+    logit_bias: float = 0.0
     features: set[str] = field(default_factory=set)
 
     def forward(self, ops, images):

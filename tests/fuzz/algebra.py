@@ -31,9 +31,12 @@ class Activation:
 class Plain:
     """What the network computes."""
 
+    noise: Callable[[Tensor], Tensor] | None = None  # moves what layers put out, as rounding does
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, f: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         y = f(x, weight)
-        return y if bias is None else y + bias.view(-1, *[1] * (y.ndim - 2))
+        y = y if bias is None else y + bias.view(-1, *[1] * (y.ndim - 2))
+        return y if self.noise is None else y + self.noise(y)
 
     def norm(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Batch norm with fixed statistics."""

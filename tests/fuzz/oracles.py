@@ -27,18 +27,28 @@ class Subject:
 
     def __init__(self, plan: Plan, labels: list[int], output: str, forward: Callable[[Tensor], Tensor] | None = None):
         self.plan, self.labels, self.output = plan, labels, output
-        self.forward = forward or (lambda images: plan.forward(Plain(), images))
         self.images = plan.images
-        self.nudge: Callable[[Tensor], Tensor] | None = None  # moves every image a little, to see what is determined
+        self.nudge: Callable[[Tensor], Tensor] | None = None  # moves all values a little, to see what is determined
+        self.given = forward
 
     def scores(self, images: Tensor, ops=None) -> Tensor:
-        if self.nudge is not None:
-            images = images + self.nudge(images)
-        logits = self.forward(images) if ops is None else self.plan.forward(ops, images)
+        logits = self.forward(images, ops)
         chosen = logits[:, self.labels]
         if self.output == "logit":
             return chosen
         return (ops or Plain()).sigmoid(chosen, torch.sigmoid) if isinstance(ops, Rescaled) else chosen.sigmoid()
+
+    def forward(self, images: Tensor, ops=None) -> Tensor:
+        if self.given is not None and ops is None:
+            return self.given(images)
+        return self.plan.forward(self.reading(ops or Plain()), self.moved(images))
+
+    def moved(self, images: Tensor) -> Tensor:
+        return images if self.nudge is None else images + self.nudge(images)
+
+    def reading(self, ops):
+        ops.noise = self.nudge
+        return ops
 
     def gradients(self, images: Tensor, ops=None) -> Tensor:
         """Gradient of each label's score. [B, L, C, H, W]"""
@@ -48,7 +58,7 @@ class Subject:
 
 
 def _with_labels(s: Subject, labels: list[int]) -> Subject:
-    other = Subject(s.plan, labels, s.output, s.forward)
+    other = Subject(s.plan, labels, s.output, s.given)
     other.nudge = s.nudge
     return other
 
@@ -185,6 +195,8 @@ def _guided_path(s: Subject, image: Tensor, start: Tensor, n_steps: int, fractio
     for step in range(1, n_steps + 1):
         alpha = step / n_steps
         gradient = s.gradients(x[None])[0, 0]
+        if s.nudge is not None:  # of gradients that tie, rounding lets one move first
+            gradient = gradient + 1e-6 * gradient * s.nudge(gradient)
         low, high = (start + min(max(end, 0), 1) * way for end in (alpha - band, alpha + band))
         old = x.clone()
         behind = (x - low) * way.sign() < 0
@@ -276,8 +288,8 @@ def bcos(s: Subject, check: bool = True) -> Tensor:
     """Encoded image times its weights in explanation mode."""
     if not any(isinstance(step, BcosConv) for step in s.plan.everything()):
         raise NoRule("no B-cos layers")
-    x = s.plan.encode(Plain(), s.images if s.nudge is None else s.images + s.nudge(s.images)).detach().requires_grad_()
-    logits = s.plan.classify(Dynamic(), x)
+    x = s.plan.encode(Plain(), s.moved(s.images)).detach().requires_grad_()
+    logits = s.plan.classify(s.reading(Dynamic()), x)
     weights = torch.stack([_gradient(logits[:, label].sum(), x) for label in s.labels], 1)
     return (x.detach()[:, None] * weights).sum(2)
 
@@ -292,6 +304,6 @@ def rap(s: Subject, check: bool = True, protocol: str = "corrected") -> Tensor:
 
 def _relevance(s: Subject, ops: Relevance) -> Tensor:
     with torch.no_grad():
-        encoded = s.plan.encode(Plain(), s.images if s.nudge is None else s.images + s.nudge(s.images))
-        image = ops.image(encoded)
+        encoded = s.plan.encode(Plain(), s.moved(s.images))
+        image = s.reading(ops).image(encoded)
         return ops.maps(s.plan.classify(ops, image), image, s.labels)

@@ -21,9 +21,9 @@ _SECANT = _RELEVANT | {"prelu", "softplus", "sigmoid"}
 _ANYTHING = ("random", "batch norm", "outputs", "unfit images", "hook: needs gradients", "scripted", "traced")
 _ANYTHING += ("quantized", "compiled")
 # Features that let methods with rules of their own refuse.
-_OPAQUE = ("odd", "hook: backward", "fx")
+_OPAQUE = ("odd", "hook: backward", "fx", "Conv: adapter", "Linear: adapter")
 # Layers behind these don't follow the image's grid, or are no modules.
-_MOVED = ("flip", "roll", "shuffle", "unshuffle", "concatenation")
+_MOVED = ("flip", "roll", "shuffle", "unshuffle", "odd flatten")
 
 
 def must_refuse_everything(case: Case) -> str | None:
@@ -60,17 +60,17 @@ def may_refuse(case: Case, kinds: Kinds, method: str, is_authors: bool) -> str |
 
 
 # Spellings by operations for which the method has another, equally literal reading: every ReLU is guided, also two that
-# make a leaky one; a mean of means shares twice by size.
+# make a leaky one; a mean of means shares twice by size; an adapter beside a layer is a sum.
 _READ_TWICE = {
     "guided_backprop": ("two rectifiers", "minus relu of minus", "clamps"),
-    "lrp": ("mean of means", "sum: stacked"),
+    "lrp": ("mean of means", "sum: stacked", "adapter"),
 }
 _READ_TWICE |= {"guided_gradcam": _READ_TWICE["guided_backprop"], "rap": _READ_TWICE["lrp"]}
 
 
 def is_ambiguous(case: Case, method: str) -> bool:
     """Whether the network's spelling leaves open which map is right."""
-    return any(f.startswith("odd") and f.endswith(_READ_TWICE.get(method, ())) for f in case.features)
+    return any(f.endswith(_READ_TWICE.get(method, ())) for f in case.features)
 
 
 def complaint(text: str) -> str | None:

@@ -54,7 +54,7 @@ class Relevance:
         self.box = method == "rap" or first_layer == "zb"
         self.corrected = protocol == "corrected" and rule != "epsilon"
         self.first_layers = 0
-        self.weighted = 0
+        self.noise: Callable[[Tensor], Tensor] | None = None
 
     def image(self, encoded: Tensor) -> Node:
         if not self.box:
@@ -86,6 +86,8 @@ class Relevance:
         value = f(x.value, weight)
         if bias is not None:
             value = value + bias.view(-1, *[1] * (value.ndim - 2))
+        if self.noise is not None:
+            value = value + self.noise(value)
         node = Node(value)
         if x.bounds is not None:
             self.first_layers += 1
@@ -93,7 +95,6 @@ class Relevance:
             node.parents = [(x, lambda r: _box(f, x.value, low, high, weight, r))]
             return node
         node.is_weighted = True
-        self.weighted += 1
         if self.method == "rap" and self.protocol == "authors" and x.value.min() < 0:
             raise NoRule("negative inputs under the published code")
         rule = self._influence if self.method == "rap" else self._epsilon if self.rule == "epsilon" else self._sides

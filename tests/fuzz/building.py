@@ -82,7 +82,7 @@ class Writer:
             return self.choose(step.function, usual, odd)[1](step)
         if isinstance(step, ImageNorm):
             name = pick(list(branches.NORMS[step.kind]))
-            self.note(f"{step.kind} norm: {name}", usual=True)
+            self.note(f"{step.kind} norm: {name}", usual=name != "formula")
             return branches.NORMS[step.kind][name](step)
         if isinstance(step, Residual):
             return self.residual(step)

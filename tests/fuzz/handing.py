@@ -316,5 +316,4 @@ _UNFIT = {
     "three dimensions": lambda x: x[0],
     "array": lambda x: x.float().numpy(),
     "complex": lambda x: x.to(torch.complex64),
-    "tiny": lambda x: x[:, :, :1, :1],
 }

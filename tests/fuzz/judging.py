@@ -13,12 +13,14 @@ from fuzz import maps, oracles, policy
 from fuzz.algebra import Listing, NoRule
 from fuzz.building import has_no_map
 from fuzz.drawing import Draw
+from fuzz.grid import Grid
 from fuzz.handing import Case, make_case
 from fuzz.oracles import Subject
 from fuzz.weights import Recomputed
 
 # Of float32 against float64, as a share of a map's largest value, and of the largest value of all maps.
 _RELATIVE, _FLOOR = 3e-4, 1e-6
+_OFF = 0.15  # how far the cells of a map may lie from where up-sampling puts them, as a share of the image
 _NUDGE = 3e-7  # how far values move where it is asked how well a map is determined at all
 
 
@@ -49,6 +51,7 @@ class Known:
         self.kinds = listing.kinds
         self.layers: list[maps.LayerMap] = []
         self.failure: str | None = None  # of the network itself
+        self.is_unknown = False  # whether nothing is known of the network's layers
         self.misled = False  # by a fault of torch: even the network's own gradient of one image is wrong
         self.forward: Callable[[Tensor], Tensor] | None = None
         if policy.must_refuse_everything(case) or any(f.startswith("outputs") for f in case.features):
@@ -60,31 +63,42 @@ class Known:
         self._run()
 
     def _run(self) -> None:
-        network = make_case(self.case.plan.seed).network
-        for module in network.modules():
-            if isinstance(module, Recomputed):
-                module.is_plain = True
         try:
-            network = network.eval().double()
+            network = _fresh(self.case).double()
             self.layers = maps.layer_maps(network, self.case.plan.images, lambda y: y, has_no_map(network))
             logits = torch.cat([network(image[None].clone()).detach() for image in self.case.plan.images])
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.is_unknown = True
             return
         if not torch.allclose(logits, self.logits, rtol=1e-5, atol=1e-6 * float(1 + self.logits.abs().max())):
             raise GeneratorError(f"logits {logits.tolist()} instead of {self.logits.tolist()}")
         self.misled = self._is_misled()
+        try:  # as it was handed over
+            with torch.no_grad():
+                _fresh(self.case)(self.case.images[:1].detach().to(self.case.dtype))
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
 
     def _is_misled(self) -> bool:
         """As of torch 2.13, which gives an instance norm of one image a wrong gradient in some memory layouts."""
         if not any("instance norm" in f for f in self.case.features):
             return False
-        network = make_case(self.case.plan.seed).network.eval().float()
+        network = _fresh(self.case).float()
         subject = Subject(self.case.plan, list(range(self.case.plan.outputs)), "logit")
         own = Subject(self.case.plan, subject.labels, "logit", lambda x: torch.cat([network(i[None]) for i in x]))
         own.images = subject.images.float()
         right = oracles.saliency(subject)
         return float((oracles.saliency(own) - right).abs().max()) > 0.01 * float(right.abs().max())
+
+
+def _fresh(case: Case) -> torch.nn.Module:
+    """A network equal to the case's, in evaluation mode, without recomputation."""
+    network = make_case(case.plan.seed).network
+    for module in network.modules():
+        if isinstance(module, Recomputed):
+            module.is_plain = True
+    return network.eval()
 
 
 class Judge:
@@ -117,7 +131,7 @@ class Judge:
             return True
         if self.method in policy.BY_LAYER:
             candidates = self._candidates()
-            if not candidates:
+            if not candidates or self._is_off_grid(candidates):
                 return True
             if self.method == "gradcam_plus_plus":
                 return any(maps.at_pole(layer) for layer in candidates)
@@ -135,6 +149,12 @@ class Judge:
             return bool((gap > 0.005).any()) or self._spread(right) > 0.01
         return False
 
+    def _is_off_grid(self, candidates: list[maps.LayerMap]) -> bool:
+        """Whether the layer that is meant, or the last one, has cells that up-sampling doesn't put in their place."""
+        grid = Grid(self.case.plan)
+        meant = candidates if self.settings.get("layers") is not None else candidates[:1]
+        return any(grid.distance(layer.map) > _OFF for layer in meant)
+
     def _has_plain_cam(self, candidates: list[maps.LayerMap]) -> bool:
         try:
             maps.cam(candidates[0], self.subject)
@@ -149,7 +169,7 @@ class Judge:
         if feature:
             verdict.kind, verdict.told = "wrong", f"a map in spite of {feature}"
             return
-        if self.known.failure or not self.has_oracle:
+        if self.known.is_unknown or not self.has_oracle:
             verdict.is_checked = False
             return
         shape = (len(self.case.images), len(self.subject.labels), *self.case.images.shape[2:])
@@ -207,7 +227,7 @@ class Judge:
 
     def _nudged(self) -> list[Tensor]:
         draw, found = Draw(self.case.plan.seed, 4), []
-        self.subject.nudge = lambda values: _NUDGE * values.abs().max().clamp(max=1) * draw.normal(*values.shape)
+        self.subject.nudge = lambda values: _NUDGE * values.abs().max().clamp(0.1, 1) * draw.normal(*values.shape)
         for _ in range(4):
             found.append(self._right())
         self.subject.nudge = None

@@ -5,6 +5,7 @@ The hooks sit on a second, equal network in float64, one image at a time.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,22 +31,24 @@ class LayerMap:
 
 def layer_maps(network: nn.Module, images: Tensor, select, no_maps: set[nn.Module]) -> list[LayerMap]:
     """Maps above one pixel in the order in which the layers finish; `select` gives scores [1, L] from the outputs."""
-    per_image = [_of_one_image(network, image[None], select, no_maps) for image in images]
+    calls: Counter[nn.Module] = Counter()
+    per_image = [_of_one_image(network, image[None], select, no_maps, calls) for image in images]
     found = []
     for runs in zip(*per_image, strict=True):
         name, module = runs[0][:2]
         gradients = None if any(r[3] is None for r in runs) else torch.cat([r[3] for r in runs])
         found.append(LayerMap(name, module, torch.cat([r[2] for r in runs]), gradients))
     for layer in found:
-        layer.runs = sum(other.name == layer.name for other in found)
+        layer.runs = calls[layer.module] // len(images)
     return found
 
 
-def _of_one_image(network: nn.Module, image: Tensor, select, no_maps: set[nn.Module]):
+def _of_one_image(network: nn.Module, image: Tensor, select, no_maps: set[nn.Module], calls: Counter):
     kept: list[tuple[str, nn.Module, Tensor]] = []
 
     def record(name: str):
         def hook(module, args, output):
+            calls[module] += 1
             if module in no_maps or not isinstance(output, Tensor) or output.ndim != 4:
                 return None
             if output.shape[2] * output.shape[3] < 2:

@@ -22,7 +22,7 @@ _ANYTHING = ("random", "batch norm", "outputs", "unfit images", "hook: needs gra
 _ANYTHING += ("quantized", "compiled")
 # Features that let methods with rules of their own refuse.
 _OPAQUE = ("odd", "hook: backward", "fx", "Conv: adapter", "Linear: adapter")
-# Layers behind these don't follow the image's grid, or are no modules.
+# Layers behind these don't follow the image's grid, or can't be told from such.
 _MOVED = ("flip", "roll", "shuffle", "unshuffle", "odd flatten")
 
 
@@ -44,6 +44,8 @@ def may_refuse(case: Case, kinds: Kinds, method: str, is_authors: bool) -> str |
             return found
         if kinds.others & {"detached"}:
             return "detached"
+        if method in GUIDED and "power" in kinds.opaque:
+            return "a pool by powers"
     if method in ("lrp", "rap"):
         odd = (kinds.activations - _RELEVANT) or (kinds.others & {"interpolated"})
         if odd:

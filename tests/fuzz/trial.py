@@ -9,7 +9,7 @@ from zlib import crc32
 import torch
 
 import cxrkit
-from cxrkit.attribution import methods
+from cxrkit.attribution import explain, methods
 from fuzz.drawing import Draw
 from fuzz.handing import Case, make_case
 from fuzz.judging import Judge, Known, Verdict
@@ -60,16 +60,26 @@ def _try_method(case: Case, known: Known, draw: Draw, method: str) -> Verdict:
         call["preset"] = draw.pick(list(PRESETS[method]))
         if "layers" in PRESETS[method][call["preset"]] and "layers" not in options:
             del call["preset"]  # its layers are those of other networks
+    if draw.chance(0.15):
+        call["on_error"] = "nan"
     verdict = Verdict(method, "right", options={**call, **options})
-    before = Before(case.network, case.images, *options.values())
-    try:
-        found = cxrkit.attribute(case.network, case.images, method, **call, **options)
-    except cxrkit.AttributionError as error:
-        verdict.kind, verdict.told = "refused", str(error)
-    except cxrkit.ParameterError as error:
-        verdict.kind, verdict.told = "wrong", f"refused options that are right: {error}"
-    except Exception as error:
-        verdict.kind, verdict.told = "foreign", f"{type(error).__name__}: {error}"
+    before, found = Before(case.network, case.images, *options.values()), None
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            if draw.chance(0.3):
+                result = explain(case.network, case.images, method, **call, **options)
+                found, verdict.layer = result.maps, _layer_of(result)
+                for refusal in result.refused:
+                    warnings.warn(refusal.reason, stacklevel=1)
+            else:
+                found = cxrkit.attribute(case.network, case.images, method, **call, **options)
+        except cxrkit.AttributionError as error:
+            verdict.kind, verdict.told = "refused", str(error)
+        except cxrkit.ParameterError as error:
+            verdict.kind, verdict.told = "wrong", f"refused options that are right: {error}"
+        except Exception as error:
+            verdict.kind, verdict.told = "foreign", f"{type(error).__name__}: {error}"
     verdict.changed = before.changes()
     if verdict.kind in ("wrong", "foreign"):
         return verdict
@@ -79,9 +89,35 @@ def _try_method(case: Case, known: Known, draw: Draw, method: str) -> Verdict:
     judge = Judge(case, known, method, settings, output, call["labels"])
     if verdict.kind == "refused":
         judge.refusal(verdict)
+    elif "on_error" in call and found.isnan().any():
+        _partly(judge, verdict, found, " ".join(str(w.message) for w in told))
     else:
         judge.maps(verdict, found)
     return verdict
+
+
+def _layer_of(result) -> str | None:
+    """The layer that a result says was used; "" where it says none."""
+    if "layer" not in result.options or result.options.get("layers") is not None:
+        return None
+    return result.options["layer"] or ""
+
+
+def _partly(judge: Judge, verdict: Verdict, found: torch.Tensor, told: str) -> None:
+    """Some maps are NaN: their refusal must be due, and told in a warning; the others must be right."""
+    unfit = {"unfit images: NaN", "unfit images: infinite"} & judge.case.features
+    if unfit and not found[-1].isnan().all():
+        verdict.kind, verdict.told = "wrong", "a map of an image that isn't finite"
+        return
+    if not told:
+        verdict.kind, verdict.told = "wrong", "maps of NaN without a warning"
+        return
+    verdict.kind, verdict.told = "refused", told
+    if not (unfit and found[:-1].isfinite().all()):
+        judge.refusal(verdict)
+    if verdict.kind == "refused":
+        verdict.kind, judge.partly = "right", True
+        judge.maps(verdict, found)
 
 
 def _labels(draw: Draw, case: Case):

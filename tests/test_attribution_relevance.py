@@ -392,6 +392,82 @@ def test_maps_equal_the_slow_implementation(method, options, act):
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-7)
 
 
+def separable(act, off):
+    """Convolutions of stride 2, one of them of one channel each, as in MobileNet and EfficientNet; `off` behind an
+    activation that is 0 for two channels.
+    """
+    layers = [nn.Conv2d(2, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), act]
+    layers += [nn.Conv2d(6, 6, 3, 2, 1, groups=6, bias=False), nn.BatchNorm2d(6), act]
+    layers += [nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)]
+    model = settled(nn.Sequential(*layers), side=12, channels=2).double()
+    if off:
+        model[1].bias.data[:2] = -9
+    return model
+
+
+def slow_separable(model, image, label, method, options):
+    with torch.no_grad():
+        values = [image[None]]
+        for layer in model:
+            values.append(layer(values[-1]))
+        r = torch.zeros_like(values[-1][0])
+        r[label] = values[-1][0, label]
+        for n in reversed(range(len(model))):
+            layer, x = model[n], values[n][0]
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                box = (image.min(), image.max()) if n == 0 and method == "rap" else None
+                r = slow_layer(layer, x, r, options, method, last=n == len(model) - 1, box=box)
+            elif isinstance(layer, nn.BatchNorm2d):
+                r = slow_norm(layer, x, r, options)
+            elif isinstance(layer, nn.AdaptiveAvgPool2d):
+                r = (slow_shares(x.flatten(1).T, "average", options, method) * r.flatten()).T.view_as(x)
+            else:
+                r = r.view_as(x)
+    return r.sum(0)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU6(), nn.SiLU()])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("lrp", {}),
+        ("lrp", {"alpha": 2.0, "beta": 1.0}),
+        ("lrp", {"protocol": "paper"}),
+        ("lrp", {"rule": "epsilon", "epsilon": 0.1}),
+        ("rap", {}),
+        ("rap", {"protocol": "paper"}),
+    ],
+)
+def test_maps_of_separable_convolutions_equal_the_slow_implementation(method, options, act):
+    """The lattice that strides leave in such maps is the rule's."""
+    model, x = separable(act, off=False), torch.randn(1, 2, 14, 12, dtype=torch.float64)
+    found = explain(model, x, method, **options, **({} if options.get("rule") else {"check": False}))
+    expected = torch.stack([slow_separable(model, x[0], label, method, options) for label in range(2)])
+    torch.testing.assert_close(found[0], expected, atol=1e-9, rtol=1e-7)
+
+
+def test_pixels_that_more_windows_read_get_more():
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, 2, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model[0].weight.data.fill_(1)
+    windows = torch.tensor([1.0, 1, 2, 1, 2, 1, 1])
+    found = explain(model, torch.ones(1, 1, 7, 7))
+    torch.testing.assert_close(found[0, 0], windows.outer(windows) / 9)
+
+
+def test_filters_of_one_channel_that_are_off_keep_their_relevance():
+    model, x = separable(nn.ReLU6(), off=True), torch.randn(1, 2, 14, 12, dtype=torch.float64)
+    with pytest.raises(
+        AttributionError, match=r"image 0, label 0: .* \d+% of it stays .* a bias .* most in layer 3 "
+    ) as told:
+        explain(model, x)
+    reaches = explain(model, x, check=False)
+    expected = torch.stack([slow_separable(model, x[0], label, "lrp", {}) for label in range(2)])
+    torch.testing.assert_close(reaches[0], expected, atol=1e-9, rtol=1e-7)
+    share = 1 - (reaches.sum((2, 3)) / model(x).detach())[0, 0].item()
+    assert f" {share:.0%} of it" in str(told.value)
+    assert share > 0.01
+
+
 # An independent library
 
 

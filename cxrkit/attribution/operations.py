@@ -99,12 +99,7 @@ def replaced(
             stack.callback(module.register_forward_hook(_leaving(mode, name), always_call=True).remove)
         stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_HOOKED))
         stack.enter_context(mode)
-        try:
-            yield mode
-        except RuntimeError as error:
-            if _HOOKED not in str(error):
-                raise
-            raise AttributionError(f"layer {(mode.running or [''])[-1] or 'network'}: {_HOOKED}") from error
+        yield mode
 
 
 def tensors(values) -> Iterator[Tensor]:

@@ -132,6 +132,7 @@ class Propagation:
     in `first_layers`. `norms`: batch norm may "pass" relevance, "share" it as a layer with weights and a bias, or
     "drop" that of inputs which are exactly 0 and pass the rest, as published code does. `by_size`: whether "sums" and
     "averages" share by the size of their terms instead; signed terms that all but cancel make relevance explode.
+    `lost` gets what relevance each layer takes and doesn't pass on, by name.
     """
 
     def __init__(
@@ -142,8 +143,9 @@ class Propagation:
         box: bool = False,
         norms: str = "pass",
         by_size: Collection[str] = (),
+        lost: dict[str, float] | None = None,
     ):
-        self.model, self.weighted, self.norms, self.by_size = model, weighted, norms, by_size
+        self.model, self.weighted, self.norms, self.by_size, self.lost = model, weighted, norms, by_size, lost
         self.first_layers = 0
         self._gates = WeakIdKeyDictionary()  # what came out of a sigmoid
         self._bounds = WeakIdKeyDictionary()  # lowest and highest values of what is still the image
@@ -161,6 +163,18 @@ class Propagation:
         if rule not in _FOR_GATES and any(t in self._gates for t in tensors(args)):
             raise self._refusal(call, f"the output of a sigmoid may only multiply a signal, not go into {call.name}")
         return rule(self, call, *args, **kwargs)
+
+    def _step(self, call: Call, back: Back, value: Tensor, *inputs: Tensor) -> Tensor:
+        """The value, with relevance passed back by the rule; the loss is counted where it is asked for."""
+
+        def counted(relevance: Tensor):
+            found = back(relevance)
+            passed = sum(part.sum(dtype=torch.float64) for part in tensors([found]))
+            lost = (relevance.sum(dtype=torch.float64) - passed).item()
+            self.lost[call.layer] = self.lost.get(call.layer, 0.0) + lost
+            return found
+
+        return _Step.apply(back if self.lost is None else counted, value, *inputs)
 
     def check_logits(self, logits: Tensor) -> None:
         """Raise AttributionError where the logits are no end that relevance could start from."""
@@ -182,7 +196,7 @@ class Propagation:
         x = self._only_varying(call, args, kwargs)
         with torch.no_grad():
             value = call.original(*args, **kwargs)
-        result = _Step.apply(lambda relevance: relevance, value, x.expand_as(value))
+        result = self._step(call, lambda relevance: relevance, value, x.expand_as(value))
         if call.name not in _CURVED:
             self._follow(call, result, args, kwargs)
         return result
@@ -196,14 +210,14 @@ class Propagation:
             return result
         if self.norms == "drop":
             nonzero = x.detach() != 0
-            return _Step.apply(lambda relevance: relevance * nonzero, result.detach(), result)
+            return self._step(call, lambda relevance: relevance * nonzero, result.detach(), result)
 
         # Written out: torch 2.13 on a CPU gives batch norm a wrong gradient for one image in some memory layouts.
         one, zero = torch.ones_like(mean)[None], torch.zeros_like(mean)
         scale = call.original(one, zero, variance, weight, None, training, *args, **kwargs)
         scale, value = scale.view(-1, *[1] * (x.ndim - 2)), result.detach()
         found = Layer(call.layer, call.name, x.detach(), scale, value, torch.mul)
-        return _Step.apply(self.weighted(found), value, x)
+        return self._step(call, self.weighted(found), value, x)
 
     def divided(self, call: Call, x, divisor, *args, **kwargs):
         """By a constant: passed."""
@@ -227,7 +241,7 @@ class Propagation:
             scaled = relevance * per_unit
             return terms[0] * scaled, terms[1] * scaled
 
-        return _Step.apply(back, x.detach() + y.detach(), x, y)
+        return self._step(call, back, x.detach() + y.detach(), x, y)
 
     def averaged(self, call: Call, *args, **kwargs):
         """Sums and averages within a tensor: values share in proportion to what they add."""
@@ -235,7 +249,7 @@ class Propagation:
         with torch.no_grad():
             value = call.original(*args, **kwargs)
         parts = Shares((1, lambda x: call.original(x, *args[1:], **kwargs), self._counted("averages", x)))
-        return _Step.apply(parts.rule(), value, x)
+        return self._step(call, parts.rule(), value, x)
 
     def _counted(self, kind: str, term: Tensor) -> Tensor:
         return term.detach().abs() if kind in self.by_size else term.detach()
@@ -269,9 +283,9 @@ class Propagation:
 
         found = Layer(call.layer, call.name, x.detach(), weight, value, apply)
         if x not in self._bounds:
-            return _Step.apply(self.weighted(found), value, x)
+            return self._step(call, self.weighted(found), value, x)
         self.first_layers += 1
-        return _Step.apply(found.box_contributions(*self._bounds[x]).rule(), value, x)
+        return self._step(call, found.box_contributions(*self._bounds[x]).rule(), value, x)
 
     def _only_varying(self, call: Call, args: tuple, kwargs: dict) -> Tensor:
         """The one argument that depends on the image."""

@@ -18,7 +18,7 @@ from cxrkit.attribution import (  # noqa: F401
     relevance,
     xrai,
 )
-from cxrkit.attribution.api import attribute
+from cxrkit.attribution.api import Refusal, attribute
 from cxrkit.attribution.inherent import bcos_rgba, bcos_shares
 from cxrkit.attribution.registry import Card, card, methods
 from cxrkit.attribution.result import Attribution, explain
@@ -27,6 +27,7 @@ from cxrkit.attribution.xrai import top_fraction
 __all__ = [
     "Attribution",
     "Card",
+    "Refusal",
     "attribute",
     "bcos_rgba",
     "bcos_shares",

@@ -38,15 +38,16 @@ class Explained:
         self.report: Callable[[float], None] = lambda share: None  # share of the current chunk that is done
         self.used_layers: list[str] = []  # whose maps the method took
         self.encodes = has_encoding(self.model)
-        self.memory_format = torch.contiguous_format  # this and the precision are found out by `prepared`
+        self.memory_format = torch.contiguous_format  # this and what follows is found out by `prepared`
         self.dtype: torch.dtype | None = None
+        self.always_differentiable = False  # for hooks of the user's
         self.names = label_names(self.model)
         if self.names is not None:  # a misspelt name stops before the first forward pass
             self.indices(len(self.names))
 
     def whole(self, images: Tensor) -> Tensor:
         """Logits [B, outputs] by the network's own forward, as its user calls it."""
-        return self._checked(_called(self.model, images.clone()), len(images))
+        return self._checked(self._called(self.model, images.clone()), len(images))
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, outputs] of images [B, C, H, W]; leaves the images alone even where the network works
@@ -57,12 +58,12 @@ class Explained:
     def encode(self, images: Tensor) -> Tensor:
         """What the network proper sees: its own encoding of the images, or the images where it has none."""
         images = images if self.dtype is None else images.to(self.dtype)
-        return _called(self.model.encode, images) if self.encodes else images
+        return self._called(self.model.encode, images) if self.encodes else images
 
     def classify(self, encoded: Tensor) -> Tensor:
         """Logits [B, outputs] of encoded images."""
         network = self.model.classify if self.encodes else self.model
-        return self._checked(_called(network, encoded.clone(memory_format=self.memory_format)), len(encoded))
+        return self._checked(self._called(network, encoded.clone(memory_format=self.memory_format)), len(encoded))
 
     def select(self, per_output: Tensor) -> Tensor:
         """The labels asked for, in their order: [B, outputs, ...] to [B, L, ...]."""
@@ -96,6 +97,14 @@ class Explained:
         for done, item in enumerate(items):
             self.report(done / len(items))
             yield item
+
+    def _called(self, network: Callable[[Tensor], object], inputs: Tensor) -> object:
+        with network_errors():
+            if not self.always_differentiable or inputs.requires_grad:
+                return network(inputs)
+            with torch.enable_grad():
+                outputs = network(inputs.detach().requires_grad_())
+        return outputs if torch.is_grad_enabled() or not isinstance(outputs, Tensor) else outputs.detach()
 
     def _checked(self, logits: Tensor, rows: int) -> Tensor:
         if isinstance(logits, Tensor) and logits.ndim < 2 and rows in (1, logits.numel()):
@@ -138,8 +147,10 @@ def network_errors(kind: type[Exception] = Exception) -> Iterator[None]:
     """Turn what the network raises, forwards or backwards, into an AttributionError with cause and cure."""
     try:
         yield
-    except (CxrkitError, torch.OutOfMemoryError, MemoryError):
+    except (AttributionError, ParameterError, torch.OutOfMemoryError, MemoryError):
         raise
+    except CxrkitError as error:
+        raise AttributionError(str(error)) from error
     except kind as error:
         raise AttributionError(_cause(error)) from error
 
@@ -177,21 +188,6 @@ def _cause(error: Exception) -> str:
     )
 
 
-_WANTS_GRADIENT = re.compile("retain_grad|cannot register a hook")
-
-
-def _called(network: Callable[[Tensor], object], inputs: Tensor) -> object:
-    with network_errors():
-        try:
-            return network(inputs)
-        except RuntimeError as error:
-            if torch.is_grad_enabled() or not _WANTS_GRADIENT.search(str(error)):
-                raise
-        with torch.enable_grad():  # for a hook of the user's
-            outputs = network(inputs.detach().requires_grad_())
-        return outputs.detach() if isinstance(outputs, Tensor) else outputs
-
-
 def _kind(outputs: object) -> str:
     if isinstance(outputs, Tensor):
         return f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)}"
@@ -219,10 +215,8 @@ _WRAPPERS |= {"AveragedModel": "module"}
 
 def has_encoding(model: nn.Module) -> bool:
     """Whether the model is a `cxrkit.models.Classifier` whose forward is `classify(encode(images))` and no more."""
-    hooks = (model._forward_hooks, model._forward_pre_hooks)
-    if not isinstance(model, Classifier) or "forward" in vars(model) or any(hooks):
-        return False
-    return type(model).forward is Classifier.forward
+    whole = isinstance(model, Classifier) and "forward" not in vars(model)
+    return whole and type(model).forward is Classifier.forward
 
 
 def label_names(model: nn.Module) -> tuple[str, ...] | None:

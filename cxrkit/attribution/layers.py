@@ -104,9 +104,15 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
             if module is layer:
                 return name, module
         raise ParameterError(f"layer {type(layer).__name__} isn't part of the network; pass one of its own modules")
-    if layer not in modules:
+    name = layer
+    while name not in modules and name.startswith(_PREFIXES):  # as a wrapper of torch's names its layers
+        name = name.partition(".")[2]
+    if name not in modules:
         raise unknown("layer", layer, modules)
-    return layer, modules[layer]
+    return name, modules[name]
+
+
+_PREFIXES = ("module.", "_orig_mod.")
 
 
 def explained_layer(explained: Explained, image: Tensor, layer: str | nn.Module | None) -> Layer:

@@ -19,11 +19,14 @@ __all__ = ["prepared"]
 
 @dataclass(frozen=True)
 class _Conduct:
-    """How a network is run: memory order of images and kernels, precision, and whether it writes to its weights."""
+    """How a network is run: memory order of images and kernels, precision, whether it writes to its weights, and
+    whether hooks of its user's need gradients at every call.
+    """
 
     memory_format: torch.memory_format
     dtype: torch.dtype
     writes: bool
+    hooked: bool
 
 
 _FEW = 8  # conducts remembered for a network: one for each size of image
@@ -40,6 +43,7 @@ def prepared(explained: Explained, images: Tensor) -> Iterator[None]:
     with as_found(explained.model, images.device):
         conduct = _remembered(explained, images)
         explained.memory_format, explained.dtype = conduct.memory_format, conduct.dtype
+        explained.always_differentiable = conduct.hooked
         with working_weights(explained.model, conduct.memory_format, conduct.dtype, conduct.writes):
             yield
 
@@ -73,10 +77,11 @@ def _tried(explained: Explained, images: Tensor) -> _Conduct:
     stored = next((t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), images.dtype)
     logits, gradient, writes = _as_the_user_would(explained, image.to(stored))
     half = stored in (torch.float16, torch.bfloat16)
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     orders = (torch.channels_last, torch.contiguous_format)
-    choices = [_Conduct(order, torch.float32 if half else stored, writes) for order in orders]
+    choices = [_Conduct(order, torch.float32 if half else stored, writes, hooked) for order in orders]
     if half:  # a network that names its precision in its code can't be run in another one
-        choices.append(_Conduct(torch.contiguous_format, stored, writes))
+        choices.append(_Conduct(torch.contiguous_format, stored, writes, hooked))
     failure = None
     for conduct in choices:
         explained.memory_format, explained.dtype = conduct.memory_format, conduct.dtype
@@ -86,9 +91,9 @@ def _tried(explained: Explained, images: Tensor) -> _Conduct:
             except AttributionError as error:  # such as of a view, which wants contiguous tensors
                 failure = error
                 continue
-            coarse = conduct.dtype != stored
-            if _agree(found, logits, 0.05 if coarse else 1e-3) and (coarse or _agree(slope, gradient, 0.02)):
-                _refuse_company(explained, image, found)
+            coarse = conduct.dtype != stored  # half precision itself is off by some per cent
+            if _agree(found, logits, 0.3 if coarse else 1e-3) and (coarse or _alike(slope, gradient, image, logits)):
+                _refuse_company(explained, image, found, slope)
                 return conduct
     raise failure or AttributionError("the network gives other logits with frozen weights than when it is called")
 
@@ -102,6 +107,9 @@ def _as_the_user_would(explained: Explained, image: Tensor) -> tuple[Tensor, Ten
         logits, gradient = _run(explained, image, whole=not explained.encodes)
         again = _run(explained, image, whole=not explained.encodes)[0]  # with gradients too, for the same kernels
         writes = any(not torch.equal(weight.data, values) for weight, values in before)
+        hooked = explained.encodes and any((model._forward_hooks, model._forward_pre_hooks))
+        if hooked and not _agree(explained.whole(image).detach(), logits, 1e-3):
+            raise AttributionError("a forward hook on the classifier changes its logits; register it on its `network`")
     if not _agree(again, logits, 0 if image.device.type == "cpu" else 1e-4):
         raise AttributionError(
             "the network gives one image different logits from call to call, so a map would be one of many: in "
@@ -132,7 +140,15 @@ def _agree(found: Tensor | None, right: Tensor | None, share: float) -> bool:
     return float((found - right).norm()) <= share * float(right.norm())
 
 
-def _refuse_company(explained: Explained, image: Tensor, alone: Tensor) -> None:
+def _alike(slope: Tensor | None, right: Tensor | None, image: Tensor, logits: Tensor) -> bool:
+    """Whether two gradients agree, up to kinks that rounding passes and to what rounding does to the logits."""
+    if slope is None or right is None:
+        return slope is right
+    noise = 64 * torch.finfo(logits.dtype).eps * logits.double().norm() / image.double().norm().clamp(min=1e-6)
+    return _agree(slope, right, 0.02) or float((slope - right).double().nan_to_num().norm()) <= float(noise)
+
+
+def _refuse_company(explained: Explained, image: Tensor, alone: Tensor, slope: Tensor | None) -> None:
     """AttributionError where the logits of an image change with the other images of its batch."""
     other = image.amax() + image.amin() - image.flip(-1)
     try:
@@ -158,4 +174,9 @@ def _refuse_company(explained: Explained, image: Tensor, alone: Tensor) -> None:
         raise AttributionError(
             f"the logits of an image change with the other images of its batch: {cause}. A map would depend on the "
             "chunk; use running statistics, or group or instance norms"
+        )
+    if not _alike(slope, None if gradient is None else gradient[:1], image, logits):
+        raise AttributionError(
+            "torch gives an image another gradient alone than in a batch: a fault of its batch and instance norms "
+            "where they get a permuted tensor; call contiguous() on what goes into them"
         )

@@ -92,7 +92,12 @@ class Classifier(nn.Module):
 
     def classify(self, encoded: Tensor) -> Tensor:
         """Logits [B, L] of images that `encode` has prepared, [B, C, H, W]."""
-        return self.network(encoded)
+        try:
+            return self.network(encoded)
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+        return self.network(encoded.contiguous())  # code that views its maps wants them in this order
 
     def forward(self, images: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, tuple]:
         """Logits [B, L] of images float [B, 1, H, W] in [0, 1].

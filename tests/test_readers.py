@@ -552,6 +552,31 @@ def test_values_of_one_frame_come_from_its_functional_groups(tmp_path):
         np.testing.assert_allclose(read_image(path, frame=frame), expected, atol=1e-6)
 
 
+def test_damage_to_fields_that_only_name_or_locate_is_a_refusal(tmp_path, refused):
+    two = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8), Rows=6, NumberOfFrames=2).read_bytes()
+    one = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8)).read_bytes()
+    for raw, tag in ((two, b"\x08\x00\x16\x00U"), (one, b"\xe0\x7f\x10\x00O")):
+        (tmp_path / "b.dcm").write_bytes(raw.replace(tag, tag[:-1] + b"\xfd"))
+        refused(tmp_path / "b.dcm")
+
+
+def test_a_palette_in_either_byte_order(tmp_path):
+    from pydicom.uid import ExplicitVRBigEndian
+
+    entries = np.linspace(0, 65535, 120).astype(np.uint16)
+    for order in "<>":
+        fields = {}
+        for name in ("Red", "Green", "Blue"):
+            fields[f"{name}PaletteColorLookupTableDescriptor"] = [120, 0, 16]
+            fields[f"{name}PaletteColorLookupTableData"] = entries.astype(f"{order}u2").tobytes()
+        path = dicom(tmp_path / "a.dcm", RAMP.astype(f"{order}u2"), "PALETTE COLOR", **fields)
+        if order == ">":
+            header = pydicom.dcmread(path)
+            header.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+            pydicom.dcmwrite(path, header, implicit_vr=False, little_endian=False)
+        np.testing.assert_allclose(read_image(path), entries[RAMP] / 65535, atol=1e-6)
+
+
 def test_objects_are_named_for_what_they_are(tmp_path, refused):
     pixels = RAMP.astype(np.uint8)
     refused(dicom(tmp_path / "a.dcm", pixels, Rows=6, NumberOfFrames=2), "2 frames", "Secondary Capture Image")

@@ -89,7 +89,7 @@ class Header:
 
     @property
     def kind(self) -> str:
-        """What the standard calls this kind of object, such as "RT Plan"; empty where it is private or not stated."""
+        """The standard's name for this kind of object, such as "RT Plan"; empty where it is private or not stated."""
         for place, keyword in ((self.dataset, "SOPClassUID"), (self.dataset.file_meta, "MediaStorageSOPClassUID")):
             known = UID_dictionary.get(str(place.get(keyword)))
             if known:
@@ -115,22 +115,16 @@ class _File(io.BufferedReader):
 
 
 def read_header(path: Path, pixels: bool) -> Header:
-    """The header of a file, with the pixels still coded, or without them; raises DataError naming the file."""
-    damaged = DataError(f"{path}: the DICOM file is truncated or damaged")
-    try:
-        # Values are parsed when asked for, so a damaged field that nobody reads does no harm.
-        with _File(path) as file:
-            bare = file.peek(132)[_MAGIC] != b"DICM"
-            dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=bare)
-        if not dataset.file_meta.get("TransferSyntaxUID"):
-            dataset.file_meta.TransferSyntaxUID = _guessed_syntax(path, dataset)
-    except DataError:
-        raise
-    except Exception:  # whatever pydicom says may quote the header
-        raise damaged from None
+    """The header of a file, with the pixels still coded, or without them; pydicom's own errors where it is damaged."""
+    # Values are parsed when asked for, so a damaged field that nobody reads does no harm.
+    with _File(path) as file:
+        bare = file.peek(132)[_MAGIC] != b"DICM"
+        dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=bare)
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        dataset.file_meta.TransferSyntaxUID = _guessed_syntax(path, dataset)
     # Where a compressed image ends too early, pydicom returns nothing at all.
     if not len(dataset):
-        raise damaged
+        raise DataError(f"{path}: the DICOM file is truncated or damaged")
     return Header(path, dataset)
 
 
@@ -184,8 +178,7 @@ def stored_pixels(header: Header, frame: int | None) -> Pixels:
     words, photometric = _decoded(header, frame, options)
     if words.shape[:2] != rows_columns or words.ndim not in (2, 3):
         raise DataError(f"{path}: the pixel data do not match Rows and Columns")
-    bits = options["bits_stored"]
-    signed = bool(options["pixel_representation"])
+    bits, signed = options["bits_stored"], bool(options["pixel_representation"])
     if header.dataset.file_meta.TransferSyntaxUID.is_encapsulated and not _is_rle(header):
         # Decoders put the stored bits lowest, and may bring more of them than the header says.
         low, high = int(words.min()), int(words.max())
@@ -210,14 +203,14 @@ def _pixel_options(header: Header, rows_columns: tuple[int, int], frames: int) -
         photometric = "MONOCHROME2" if samples == 1 else "RGB"
         header.notices.append(f"does not state its photometric interpretation; {photometric} is assumed")
     if photometric not in GREY + _COLOUR:
-        raise DataError(f"{path}: the photometric interpretation is none that a radiograph can have")
+        raise DataError(f"{path}: the photometric interpretation is not one that a radiograph can have")
     if (samples == 1) != (photometric in (*GREY, "PALETTE COLOR")):
         raise DataError(f"{path}: SamplesPerPixel and PhotometricInterpretation of the DICOM header disagree")
     allocated, stored, signed = map(header.required, ("BitsAllocated", "BitsStored", "PixelRepresentation"))
     if not (allocated in (1, 8, 16, 32) and 1 <= stored <= allocated and signed in (0, 1)):
         raise DataError(
             f"{path}: BitsAllocated, BitsStored and PixelRepresentation of the DICOM header don't fit together, "
-            "or are none that a radiograph has"
+            "or are not those of a radiograph"
         )
     return {
         "rows": rows_columns[0],

@@ -72,10 +72,9 @@ class FileRenderer:
             return self.read(path)
         with noticing() as notices:
             pixels = self.read(path)
-        for notice in dict.fromkeys(notices):
-            if notice not in self._noticed:
-                self._noticed.add(notice)
-                warnings.warn(f"{path}: {notice} (further files like this are not named)", UserWarning, stacklevel=4)
+        for notice in sorted(set(notices) - self._noticed):
+            warnings.warn(f"{path}: {notice} (further files like this are not named)", UserWarning, stacklevel=4)
+        self._noticed.update(notices)
         return pixels
 
     def _truth(self, masks: Tensor, size: int) -> Tensor:

@@ -29,10 +29,7 @@ def displayed(header: Header, pixels: Pixels, window: bool) -> np.ndarray:
 
 def _colour_to_grey(header: Header, pixels: Pixels) -> np.ndarray:
     colour = _palette(header, pixels) if pixels.photometric == "PALETTE COLOR" else pixels.words / (2**pixels.bits - 1)
-    if pixels.photometric.startswith("YBR"):
-        header.notices.append(f"is a colour image ({pixels.photometric}); its luma is taken")
-        return colour[..., 0].clip(0, 1)
-    grey = luma(colour)
+    grey = colour[..., 0] if pixels.photometric.startswith("YBR") else luma(colour)
     if (colour != grey[..., None]).any():
         header.notices.append(f"is a colour image ({pixels.photometric}); its luma is taken")
     return grey
@@ -145,7 +142,7 @@ def _modality(header: Header, pixels: Pixels, stored: np.ndarray) -> tuple[np.nd
         return values, (0, top), int(top).bit_length()
     slope, intercept = header.first("RescaleSlope", float, 1.0), header.first("RescaleIntercept", float, 0.0)
     low, high = sorted(slope * end + intercept for end in ends)
-    if not 0 < high - low < np.inf:  # nor are they what is no number
+    if not 0 < high - low < np.inf:  # false for NaN too
         raise DataError(
             f"{header.path}: RescaleSlope and RescaleIntercept of the DICOM header leave no range of values"
         )

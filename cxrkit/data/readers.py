@@ -25,7 +25,7 @@ from torch import Tensor
 from cxrkit.data.geometry import resize
 from cxrkit.data.intensity import luma
 from cxrkit.data.limits import check_file, check_pixels
-from cxrkit.errors import DataError, ParameterError
+from cxrkit.errors import CxrkitError, DataError, ParameterError
 
 __all__ = ["gathered_notices", "image_size", "image_tensor", "noticing", "read_image"]
 
@@ -68,8 +68,6 @@ class _Quiet:
 
 
 _QUIET = _Quiet()
-
-
 _noticed: ContextVar[list[str] | None] = ContextVar("noticed", default=None)
 
 
@@ -118,7 +116,7 @@ def read_image(path: str | Path, frame: int | None = None, window: bool = True, 
     else:
         grey, notices = _read_picture(path, kind, depth)
     gathered = gathered_notices()
-    for notice in notices:
+    for notice in dict.fromkeys(notices):
         if gathered is None:
             warnings.warn(f"{path}: {notice}", UserWarning, stacklevel=2)
         else:
@@ -134,11 +132,11 @@ def image_size(path: str | Path) -> tuple[int, int]:
     path = Path(path)
     kind = _kind(path)
     if kind == "DICOM":
-        with _QUIET:
+        with _QUIET, _errors(path, kind):
             from cxrkit.data.dicom import extent, read_header
 
             return extent(read_header(path, pixels=False))[::-1]
-    with _QUIET, _picture_errors(path, kind), Image.open(path, formats=(kind,)) as picture:
+    with _QUIET, _errors(path, kind), Image.open(path, formats=(kind,)) as picture:
         width, height = picture.size
         check_pixels(path, width, height)
         # Orientations 5 to 8 of the EXIF standard exchange rows and columns.
@@ -176,8 +174,22 @@ def _begins_dataset(start: bytes) -> bool:
     return False
 
 
+@contextmanager
+def _errors(path: Path, kind: str):
+    try:
+        yield
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: claims more pixels than any radiograph has") from None
+    except CxrkitError:
+        raise
+    except MemoryError:
+        raise DataError(f"{path}: is too large for the memory that is left") from None
+    except Exception:  # the libraries raise whatever the damage leads to, struct.error included
+        raise DataError(f"{path}: the {kind} file is truncated or damaged") from None
+
+
 def _read_dicom(path: Path, frame: int | None, window: bool) -> tuple[np.ndarray, list[str]]:
-    with _QUIET:
+    with _QUIET, _errors(path, "DICOM"):
         from cxrkit.data.dicom import read_header, stored_pixels
         from cxrkit.data.presentation import displayed
 
@@ -188,20 +200,8 @@ def _read_dicom(path: Path, frame: int | None, window: bool) -> tuple[np.ndarray
 # PNG and JPEG
 
 
-@contextmanager
-def _picture_errors(path: Path, kind: str):
-    try:
-        yield
-    except Image.DecompressionBombError:
-        raise DataError(f"{path}: claims more pixels than any radiograph has") from None
-    except DataError:
-        raise
-    except Exception:  # Pillow's decoders raise whatever the damage leads to, struct.error and MemoryError included
-        raise DataError(f"{path}: the {kind} file is truncated or damaged") from None
-
-
 def _read_picture(path: Path, kind: str, depth: int | None) -> tuple[np.ndarray, list[str]]:
-    with _QUIET, _picture_errors(path, kind), Image.open(path, formats=(kind,)) as picture:
+    with _QUIET, _errors(path, kind), Image.open(path, formats=(kind,)) as picture:
         check_pixels(path, *picture.size)
         picture.load()
         picture = ImageOps.exif_transpose(picture)
@@ -223,7 +223,7 @@ def _sixteen_bits(path: Path, pixels: np.ndarray, depth: int | None) -> tuple[np
     highest, notices = int(pixels.max()), []
     if depth is None and 0 < highest < 1 << 14:
         used = next(bits for bits in (8, 10, 12, 14) if highest < 1 << bits)
-        notices = [f"holds no more than {used} bits in its 16 and is dark therefore; depth={used} makes it bright"]
+        notices = [f"holds no more than {used} bits in its 16, so it is dark; depth={used} makes it bright"]
     top = (1 << int(depth or 16)) - 1
     if highest > top:
         raise DataError(f"{path}: holds values above {top}, so depth={depth} can't be right")

@@ -555,8 +555,9 @@ def test_values_of_one_frame_come_from_its_functional_groups(tmp_path):
 def test_damage_to_fields_that_only_name_or_locate_is_a_refusal(tmp_path, refused):
     two = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8), Rows=6, NumberOfFrames=2).read_bytes()
     one = dicom(tmp_path / "a.dcm", RAMP.astype(np.uint8)).read_bytes()
-    for raw, tag in ((two, b"\x08\x00\x16\x00U"), (one, b"\xe0\x7f\x10\x00O")):
-        (tmp_path / "b.dcm").write_bytes(raw.replace(tag, tag[:-1] + b"\xfd"))
+    for raw, tag in ((two, b"\x08\x00\x16\x00UI"), (one, b"\xe0\x7f\x10\x00OB")):
+        assert raw.count(tag) == 1
+        (tmp_path / "b.dcm").write_bytes(raw.replace(tag, tag[:-1] + b"\xa5"))
         refused(tmp_path / "b.dcm")
 
 

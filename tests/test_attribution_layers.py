@@ -115,6 +115,15 @@ MAPS = {
         attention(windows(x.permute(0, 2, 3, 1), 4).view(16, 16, 4)).view(16, 4, 4, 4), 4, back=True
     ).permute(0, 3, 1, 2),
     "rolled and back": lambda x: (x.roll((-2, -2), (2, 3)) + 1).roll((2, 2), (2, 3)),
+    "linear attention among patches": lambda x: (
+        (
+            (p := x.view(1, 4, 8, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 4, 4, 64)).relu()
+            * (p * p.softmax(-1)).sum(-1, keepdim=True)
+        )
+        .view(1, 4, 2, 2, 8, 8)
+        .permute(0, 1, 4, 2, 5, 3)
+        .reshape(1, 4, 16, 16)
+    ),
     "linear at each position": lambda x: F.linear(x.permute(0, 2, 3, 1), torch.rand(7, 4)).permute(0, 3, 1, 2),
     "einsum": lambda x: torch.einsum("bchw,dc->bdhw", x, torch.rand(5, 4)),
     "unfolded by hand": lambda x: (torch.rand(6, 36) @ F.unfold(x, 3, padding=1)).view(1, 6, 16, 16),
@@ -141,10 +150,11 @@ OTHERS = {
     "mirrored": (lambda x: x.flip(3), "rows and columns"),
     "upside down": (lambda x: F.max_pool2d(x.flip(2), 8), "rows and columns"),
     "turned": (lambda x: x.rot90(1, (2, 3)), "rows and columns"),
-    "rolled": (lambda x: x.roll(6, 2), "rows and columns"),
+    "rolled": (lambda x: x.roll(3, 2), "rows and columns"),
+    "rolled further": (lambda x: x.roll(6, 2), "rows and columns"),
     "added to its mirror image": (lambda x: x + x.flip(3), "rows and columns"),
-    "one half": (lambda x: x[:, :, :8], "rows and columns"),
-    "the middle": (lambda x: F.interpolate(x[..., 6:10, 6:10], size=16), "rows and columns"),
+    "one half": (lambda x: x[:, :, :8], "a part of the image"),
+    "the middle": (lambda x: F.interpolate(x[..., 6:10, 6:10], size=16), "a part of the image"),
     "windows": (lambda x: windows(x.permute(0, 2, 3, 1), 4).permute(0, 3, 1, 2), "rows and columns"),
     "windows as channels": (lambda x: windows(x.permute(0, 2, 3, 1), 4).view(1, 16, 16, 4), "rows and columns"),
     "rows beside each other": (lambda x: x.reshape(1, 4, 8, 32), "rows and columns"),
@@ -156,7 +166,7 @@ OTHERS = {
     "sorted": (lambda x: x.sort(-1).values, "rows and columns"),
     "gathered by the image": (lambda x: x.flatten(2).gather(2, x.flatten(2).argsort(2)).view(x.shape), "isn't known"),
     "sampled on a turned grid": (lambda x: F.grid_sample(x, -GRID, align_corners=False), "isn't known"),
-    "shifted by a quarter": (lambda x: F.pad(x, (8, -8)), "rows and columns"),
+    "shifted by a quarter": (lambda x: F.pad(x, (7, -7)), "a part of the image"),
 }
 
 

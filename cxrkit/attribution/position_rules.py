@@ -46,8 +46,8 @@ class Call:
 
 
 def add(known: list[Tensor], positions: Tensor) -> None:
-    """Put positions into a list, without dimensions along which they are all the same; not at all where one of those in
-    the list is near enough everywhere, or where there is but one position.
+    """Put positions into a list, without dimensions along which they are all the same; not at all where there is but
+    one position, or where one of those in the list is near enough everywhere or tells the same in finer detail.
     """
     if any(other is positions for other in known):
         return
@@ -64,9 +64,11 @@ def add(known: list[Tensor], positions: Tensor) -> None:
     if positions.numel() == 1 or positions.isnan().all():
         return
     for i, other in enumerate(known):
-        allowed = max(NEAR, 0.51 / max(other.shape))
-        if (other - positions).abs().nan_to_num().max() <= allowed:
-            known[i] = torch.where(other.isnan(), positions, other)
+        fine, coarse = sorted((other, positions), key=lambda p: p.numel(), reverse=True)
+        dims = [d for d in range(-fine.ndim, 0) if fine.shape[d] > 1 and (d < -coarse.ndim or coarse.shape[d] == 1)]
+        mean = fine.nanmean(dims, keepdim=True) if dims else fine
+        if mean.numel() > 1 and (mean - coarse).abs().nan_to_num().max() <= max(NEAR, 0.51 / max(coarse.shape)):
+            known[i] = fine if dims else torch.where(other.isnan(), positions, other)
             return
     known.append(positions if positions._base is None else positions.clone())
 

@@ -24,7 +24,7 @@ from cxrkit.attribution.position_rules import NEAR, RESIZED, Call, Positions, ad
 
 __all__ = ["Step", "Tracking", "why_no_map"]
 
-_BEYOND = 0.3  # of the image: as far as a map may end before the image or reach beyond it
+_BEYOND = 0.35  # of the image: as far as a map may end before the image or reach beyond it
 
 
 @dataclass(eq=False)
@@ -166,20 +166,24 @@ def why_no_map(shape: Sequence[int], positions: Positions) -> str:
         return ""
     if _follows(positions, shape, (1, 2)):
         return f"{shown}: its channels come last"
+    if _follows(positions, shape, (2, 3), beyond=1.0):
+        return f"{shown}, which covers but a part of the image"
     return f"{shown}, whose rows and columns aren't those of the image"
 
 
-def _follows(positions: tuple[list[Tensor], list[Tensor]], shape: Sequence[int], dims: tuple[int, int]) -> bool:
-    """Whether a tensor's rows and columns of positions run along these two of its dimensions and reach from border to
-    border.
+def _follows(
+    positions: tuple[list[Tensor], list[Tensor]], shape: Sequence[int], dims: tuple[int, int], beyond: float = _BEYOND
+) -> bool:
+    """Whether a tensor's rows and columns of positions run along these two of its dimensions, and how far they may end
+    from the borders.
     """
     return all(
-        not known if shape[d] == 1 else len(known) == 1 and _runs_along(known[0], d)
+        not known if shape[d] == 1 else len(known) == 1 and _runs_along(known[0], d, beyond)
         for known, d in zip(positions, dims, strict=True)
     )
 
 
-def _runs_along(positions: Tensor, dim: int) -> bool:
+def _runs_along(positions: Tensor, dim: int, beyond: float) -> bool:
     positions = positions.reshape((1,) * (4 - positions.ndim) + positions.shape)
     count = positions.shape[dim]
     others = [d for d in range(4) if d != dim]
@@ -194,7 +198,12 @@ def _runs_along(positions: Tensor, dim: int) -> bool:
     forwards = bool((steps > -1e-4).all())
     step = (line[index[-1]] - line[index[0]]) / (index[-1] - index[0]) if forwards else steps.median()
     start = (line[index] - step * index).median()
-    off = (line[index] - (start + step * index)).abs() > 0.51 * step
-    first, last = start - step / 2, start + step * (count - 0.5)
-    straight = step > 0 and (forwards or off.float().mean() < 0.4)  # padding may repeat some of the other end
-    return bool(straight and abs(first) < _BEYOND and abs(last - 1) < _BEYOND)
+    if step <= 0:
+        return False
+    first, last = start, start + step * (count - 1)
+    if not forwards:  # padding may repeat some of the other end
+        inner = index[(line[index] - (start + step * index)).abs() < 0.51 * step]
+        if len(inner) < 0.6 * len(index):
+            return False
+        beyond, (first, last) = min(beyond, NEAR), line[inner[[0, -1]]]
+    return bool(abs(first - step / 2) < beyond and abs(last + step / 2 - 1) < beyond)

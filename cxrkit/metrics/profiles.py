@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cxrkit.attribution.api import checked_images, chunk_size, device_of
 from cxrkit.attribution.explained import Explained, unwrapped
-from cxrkit.attribution.layers import captured, checked_map, find_layer
+from cxrkit.attribution.layers import captured, checked_map, explained_layer, find_layer
 from cxrkit.attribution.probe import prepared
 from cxrkit.errors import AttributionError, ParameterError
 from cxrkit.metrics.inputs import dense, entries, flag, one_of, real
@@ -195,8 +195,9 @@ def _maps(
     explained: Explained, images: Tensor, named: Sequence[tuple[str, nn.Module] | None]
 ) -> list[tuple[str, Tensor]]:
     """Maps [b, C, h, w] of the layers, in their order, from one forward pass."""
+    layers = [layer and explained_layer(explained, images[:1], layer[0]) for layer in named]
     with ExitStack() as stack:
-        seen = [stack.enter_context(captured(*layer, differentiable=False)) if layer else None for layer in named]
+        seen = [stack.enter_context(captured(*layer, differentiable=False)) if layer else None for layer in layers]
         explained.logits(images)
     return [(IMAGES, images) if s is None else (s.name, checked_map(s.name, s.map, images)) for s in seen]
 

@@ -248,7 +248,7 @@ def test_scorecam_runs_once_per_varied_channel_for_all_labels(tiny, images):
     hook.remove()
     tiny.stem[0].weight.data[1:] = 0
     hook = tiny.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
-    cxrkit.attribute(tiny, images, "saliency")
+    cxrkit.attribute(tiny, images, "gradcam")
     rows.clear()
     cxrkit.attribute(tiny, images[:2], "scorecam", layer="stem.0")
     hook.remove()

@@ -37,6 +37,7 @@ class Explained:
         self.first_row = 0  # of the current chunk within all images, for messages
         self.report: Callable[[float], None] = lambda share: None  # share of the current chunk that is done
         self.used_layers: list[str] = []  # whose maps the method took
+        self.remembered: dict = {}  # what was found out about the network, kept by `prepared` for later calls
         self.encodes = has_encoding(self.model)
         self.memory_format = torch.contiguous_format  # this and what follows is found out by `prepared`
         self.dtype: torch.dtype | None = None

@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -90,10 +89,6 @@ class Trace:
     no_default: str = ""
     class_map: str | None = None
     head: tuple[str, nn.Linear | nn.Conv2d] | None = None
-
-
-# For each network its modules, by identity, and what was seen at each size of the image.
-_traces: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], dict[torch.Size, Trace]]] = WeakKeyDictionary()
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
@@ -208,16 +203,11 @@ def independent(name: str, label: int | None = None) -> str:
 
 
 def trace(explained: Explained, image: Tensor) -> Trace:
-    """What one forward pass of an image [1, C, H, W] shows. Looked up where the network has been seen before, with the
-    same modules and an image of the same size.
-    """
-    modules = tuple(map(id, explained.model.modules()))
-    if _traces.get(explained.model, (None,))[0] != modules:
-        _traces[explained.model] = modules, {}
-    known = _traces[explained.model][1]
-    if image.shape[1:] not in known:
-        known[image.shape[1:]] = _traced(explained, image)
-    return known[image.shape[1:]]
+    """What one forward pass of an image [1, C, H, W] shows; remembered with what else is known of the network."""
+    key = "trace", image.shape[1:]
+    if key not in explained.remembered:
+        explained.remembered[key] = _traced(explained, image)
+    return explained.remembered[key]
 
 
 def _traced(explained: Explained, image: Tensor) -> Trace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,13 +20,14 @@ __all__ = ["prepared"]
 @dataclass(frozen=True)
 class _Conduct:
     """How a network is run: memory order of images and kernels, precision, whether it writes to its weights, and
-    whether hooks of its user's need gradients at every call.
+    whether hooks of its user's need gradients at every call; and what methods find out about it.
     """
 
     memory_format: torch.memory_format
     dtype: torch.dtype
     writes: bool
     hooked: bool
+    remembered: dict = field(default_factory=dict, compare=False)
 
 
 _FEW = 8  # conducts remembered for a network: one for each size of image
@@ -43,7 +44,7 @@ def prepared(explained: Explained, images: Tensor) -> Iterator[None]:
     with as_found(explained.model, images.device):
         conduct = _remembered(explained, images)
         explained.memory_format, explained.dtype = conduct.memory_format, conduct.dtype
-        explained.always_differentiable = conduct.hooked
+        explained.always_differentiable, explained.remembered = conduct.hooked, conduct.remembered
         with working_weights(explained.model, conduct.memory_format, conduct.dtype, conduct.writes):
             yield
 

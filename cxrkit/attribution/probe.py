@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,7 @@ class _Conduct:
     remembered: dict = field(default_factory=dict, compare=False)
 
 
+_DRAWS = 16  # of a network that draws random numbers, to see whether they change its logits
 _FEW = 8  # conducts remembered for a network: one for each size of image
 _known: WeakKeyDictionary[nn.Module, dict[tuple, _Conduct]] = WeakKeyDictionary()
 
@@ -77,25 +80,21 @@ def _tried(explained: Explained, images: Tensor) -> _Conduct:
     model, image = explained.model, images[:1]
     stored = next((t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), images.dtype)
     logits, gradient, writes = _as_the_user_would(explained, image.to(stored))
-    half = stored in (torch.float16, torch.bfloat16)
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    orders = (torch.channels_last, torch.contiguous_format)
-    choices = [_Conduct(order, torch.float32 if half else stored, writes, hooked) for order in orders]
-    if half:  # a network that names its precision in its code can't be run in another one
-        choices.append(_Conduct(torch.contiguous_format, stored, writes, hooked))
+    if stored in (torch.float16, torch.bfloat16):
+        stored, logits, gradient = _in_single_precision(explained, image, stored, logits, gradient)
     failure = None
-    for conduct in choices:
-        explained.memory_format, explained.dtype = conduct.memory_format, conduct.dtype
-        with working_weights(model, conduct.memory_format, conduct.dtype, copies=True):
+    for order in (torch.channels_last, torch.contiguous_format):
+        explained.memory_format, explained.dtype = order, stored
+        with working_weights(model, order, stored, copies=True):
             try:
                 found, slope = _run(explained, image)
             except AttributionError as error:  # such as of a view, which wants contiguous tensors
                 failure = error
                 continue
-            coarse = conduct.dtype != stored  # half precision itself is off by some per cent
-            if _agree(found, logits, 0.3 if coarse else 1e-3) and (coarse or _alike(slope, gradient, image, logits)):
+            if _agree(found, logits, 1e-3) and _alike(slope, gradient, image, logits):
                 _refuse_company(explained, image, found, slope)
-                return conduct
+                return _Conduct(order, stored, writes, hooked)
     raise failure or AttributionError("the network gives other logits with frozen weights than when it is called")
 
 
@@ -106,7 +105,13 @@ def _as_the_user_would(explained: Explained, image: Tensor) -> tuple[Tensor, Ten
     before = [(weight, weight.data) for weight in model.parameters()]
     with working_weights(model, None, None, copies=True):
         logits, gradient = _run(explained, image, whole=not explained.encodes)
+        state = torch.get_rng_state(), random.getstate(), np.random.get_state()[2]  # noqa: NPY002
         again = _run(explained, image, whole=not explained.encodes)[0]  # with gradients too, for the same kernels
+        drawn = not torch.equal(state[0], torch.get_rng_state()) or state[1] != random.getstate()
+        if drawn or state[2] != np.random.get_state()[2]:  # noqa: NPY002
+            for _ in range(_DRAWS):
+                if torch.equal(again, logits):
+                    again = _run(explained, image, whole=not explained.encodes)[0]
         writes = any(not torch.equal(weight.data, values) for weight, values in before)
         hooked = explained.encodes and any((model._forward_hooks, model._forward_pre_hooks))
         if hooked and not _agree(explained.whole(image).detach(), logits, 1e-3):
@@ -118,6 +123,18 @@ def _as_the_user_would(explained: Explained, image: Tensor) -> tuple[Tensor, Ten
             "training=self.training); explain it without that"
         )
     return logits, gradient, writes
+
+
+def _in_single_precision(explained: Explained, image: Tensor, half: torch.dtype, logits: Tensor, gradient):
+    """Precision, logits and gradient of a network of half precision: float32, unless its code names its precision."""
+    explained.dtype = torch.float32
+    with working_weights(explained.model, None, torch.float32, copies=True):
+        try:
+            exact = _run(explained, image)
+        except AttributionError:
+            return half, logits, gradient
+    # Half precision itself is off by some per cent.
+    return (torch.float32, *exact) if _agree(exact[0], logits, 0.3) else (half, logits, gradient)
 
 
 def _run(explained: Explained, images: Tensor, whole: bool = False) -> tuple[Tensor, Tensor | None]:

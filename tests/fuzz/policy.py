@@ -23,7 +23,7 @@ _ANYTHING += ("quantized", "compiled")
 # Features that let methods with rules of their own refuse.
 _OPAQUE = ("odd", "hook: backward", "fx", "Conv: adapter", "Linear: adapter")
 # Layers behind these don't follow the image's grid, or can't be told from such.
-_MOVED = ("flip", "roll", "shuffle", "unshuffle", "odd flatten")
+_MOVED = ("flip", "roll", "shuffle", "unshuffle", "odd flatten", "odd round_trip", "odd Conv")
 
 
 def must_refuse_everything(case: Case) -> str | None:
@@ -46,6 +46,8 @@ def may_refuse(case: Case, kinds: Kinds, method: str, is_authors: bool) -> str |
             return "detached"
         if method in GUIDED and "power" in kinds.opaque:
             return "a pool by powers"
+    if method == "bcos" and "hook: backward" in case.features:
+        return "hook: backward"
     if method in ("lrp", "rap"):
         odd = (kinds.activations - _RELEVANT) or (kinds.others & {"interpolated"})
         if odd:

@@ -12,7 +12,7 @@ from fuzz import oracles
 from fuzz.algebra import Guided, NoRule, Plain
 from fuzz.drawing import draw_plan
 from fuzz.handing import make_case
-from fuzz.judging import Known
+from fuzz.known import Known
 from fuzz.oracles import Subject
 from fuzz.policy import cause, complaint
 from fuzz.relevance import Relevance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,13 +9,13 @@ from torch import Tensor
 
 import cxrkit
 from fuzz import maps, oracles, policy
-from fuzz.algebra import Listing, NoRule
+from fuzz.algebra import NoRule
 from fuzz.building import has_no_map
 from fuzz.drawing import Draw
 from fuzz.grid import Grid
 from fuzz.handing import Case, make_case
+from fuzz.known import Known, fresh, logits_of
 from fuzz.oracles import Subject
-from fuzz.weights import Recomputed
 
 # Of float32 against float64, as a share of a map's largest value, and of the largest value of all maps.
 _RELATIVE, _FLOOR = 3e-4, 1e-6
@@ -35,75 +34,6 @@ class Verdict:
     is_checked: bool = True  # False: no oracle for this combination
     options: dict = field(default_factory=dict)
     layer: str | None = None  # that the result of `explain` says was used
-
-
-class GeneratorError(Exception):
-    """The network written in torch isn't the network of the plan: a fault of this harness."""
-
-
-class Known:
-    """What is known of a case without the package: kinds of operations, layers' maps, whether it runs at all."""
-
-    def __init__(self, case: Case):
-        self.case = case
-        listing = Listing()
-        with torch.no_grad():
-            self.logits = case.plan.forward(listing, case.plan.images)
-        self.kinds = listing.kinds
-        self.layers: list[maps.LayerMap] = []
-        self.names: dict[str, torch.nn.Module] = {}  # of the layers in `layers`, with all their names
-        self.failure: str | None = None  # of the network itself
-        self.is_unknown = False  # whether nothing is known of the network's layers
-        self.misled = False  # by a fault of torch: even the network's own gradient of one image is wrong
-        self.forward: Callable[[Tensor], Tensor] | None = None
-        if any(f.startswith(("random", "outputs")) for f in case.features):
-            return
-        if "quantized" in case.features:
-            network = make_case(case.plan.seed).network.eval()
-            self.forward = lambda x: torch.cat([network(image[None].float()).double() for image in x])
-            return
-        self._run()
-
-    def _run(self) -> None:
-        try:
-            network = _fresh(self.case).double()
-            self.names = dict(network.named_modules(remove_duplicate=False))
-            self.layers = maps.layer_maps(network, self.case.plan.images, lambda y: y, has_no_map(network))
-            logits = torch.cat([network(image[None].clone()).detach() for image in self.case.plan.images])
-        except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.is_unknown = True
-            return
-        if not torch.allclose(logits, self.logits, rtol=1e-5, atol=1e-6 * float(1 + self.logits.abs().max())):
-            raise GeneratorError(f"logits {logits.tolist()} instead of {self.logits.tolist()}")
-        self.misled = self._is_misled()
-        if policy.must_refuse_everything(self.case):
-            return
-        try:  # as it was handed over
-            with torch.no_grad():
-                _fresh(self.case)(self.case.images[:1].detach().clone().to(self.case.dtype))
-        except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
-
-    def _is_misled(self) -> bool:
-        """As of torch 2.13, which gives an instance norm of one image a wrong gradient in some memory layouts."""
-        if not any("instance norm" in f for f in self.case.features):
-            return False
-        network = _fresh(self.case).float()
-        subject = Subject(self.case.plan, list(range(self.case.plan.outputs)), "logit")
-        own = Subject(self.case.plan, subject.labels, "logit", lambda x: torch.cat([network(i[None] * 1) for i in x]))
-        own.images = subject.images.float()
-        right = oracles.saliency(subject)
-        return float((oracles.saliency(own) - right).abs().max()) > 0.01 * float(right.abs().max())
-
-
-def _fresh(case: Case) -> torch.nn.Module:
-    """A network equal to the case's, in evaluation mode, without recomputation."""
-    network = make_case(case.plan.seed).network
-    for module in network.modules():
-        if isinstance(module, Recomputed):
-            module.is_plain = True
-    return network.eval()
 
 
 class Judge:
@@ -139,11 +69,8 @@ class Judge:
             candidates = self._candidates()
             if not candidates or self._is_off_grid(candidates):
                 return True
-            if (
-                self.method != "scorecam"
-                and not candidates[0].gradients[:, self.subject.labels].flatten(2).any(2).all()
-            ):
-                return True  # a label that doesn't depend on the layer, as behind dead units
+            if self.method != "scorecam" and self._is_dead(candidates):
+                return True
             if self.method == "gradcam_plus_plus":
                 return any(maps.at_pole(layer) for layer in candidates)
             if self.method == "cam":
@@ -159,6 +86,11 @@ class Judge:
             gap = (right.sum((2, 3)) - wanted).abs() / wanted.abs()
             return bool((gap > 0.005).any()) or self._spread(right) > 0.01
         return False
+
+    def _is_dead(self, candidates: list[maps.LayerMap]) -> bool:
+        """Whether a label doesn't depend on the layer that is meant, as behind units that are all 0."""
+        meant = candidates if self.settings.get("layers") is not None else candidates[:1]
+        return any(not layer.gradients[:, self.subject.labels].flatten(2).any(2).all() for layer in meant)
 
     def _is_off_grid(self, candidates: list[maps.LayerMap]) -> bool:
         """Whether the layer that is meant, or the last one, has cells that up-sampling doesn't put in their place."""
@@ -301,7 +233,10 @@ class Judge:
         if self.method == "normgrad" and self.settings.get("layers") is not None:
             right = self._several()
             verdict.is_checked = right is not None
-            return right if right is None else _difference(found, right, 1e-3)
+            told = None if right is None else _difference(found, right, 1e-3)
+            if told is not None and not all(self._is_determined(layer) for layer in self._candidates()):
+                verdict.is_checked, told = False, None
+            return told
         first = None
         candidates = self._candidates()
         if verdict.layer is not None:
@@ -330,9 +265,11 @@ class Judge:
         """Whether the layer's map and gradients stay what they are when the images move in their last digits."""
         draw = Draw(self.case.plan.seed, 5)
         for _ in range(6):
-            moved = self.case.plan.images + _NUDGE * draw.normal(*self.case.plan.images.shape)
-            network = _fresh(self.case).double()
-            for other in maps.layer_maps(network, moved, lambda y: y, has_no_map(network)):
+            network, images = fresh(self.case).double(), self.case.plan.images
+            found = maps.layer_maps(
+                network, images, logits_of, has_no_map(network), lambda t: t + _NUDGE * draw.normal(*t.shape)
+            )
+            for other in found:
                 if other.name == layer.name and other.map.shape == layer.map.shape and other.gradients is not None:
                     change = (other.gradients - layer.gradients).abs().max()
                     if float(change) > 0.01 * float(layer.gradients.abs().max()):

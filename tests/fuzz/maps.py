@@ -29,10 +29,13 @@ class LayerMap:
     runs: int = 1  # how often the layer runs
 
 
-def layer_maps(network: nn.Module, images: Tensor, select, no_maps: set[nn.Module]) -> list[LayerMap]:
-    """Maps above one pixel in the order in which the layers finish; `select` gives scores [1, L] from the outputs."""
+def layer_maps(
+    network: nn.Module, images: Tensor, select, no_maps: set[nn.Module], moved=lambda values: values
+) -> list[LayerMap]:
+    """Maps above one pixel in the order in which the layers finish; `select` gives scores [1, L] from the outputs, and
+    what layers put out goes on through `moved`."""
     calls: Counter[nn.Module] = Counter()
-    per_image = [_of_one_image(network, image[None], select, no_maps, calls) for image in images]
+    per_image = [_of_one_image(network, image[None], select, no_maps, calls, moved) for image in images]
     found = []
     for runs in zip(*per_image, strict=True):
         name, module = runs[0][:2]
@@ -43,7 +46,7 @@ def layer_maps(network: nn.Module, images: Tensor, select, no_maps: set[nn.Modul
     return found
 
 
-def _of_one_image(network: nn.Module, image: Tensor, select, no_maps: set[nn.Module], calls: Counter):
+def _of_one_image(network: nn.Module, image: Tensor, select, no_maps: set[nn.Module], calls: Counter, moved):
     kept: list[tuple[str, nn.Module, Tensor]] = []
 
     def record(name: str):
@@ -55,7 +58,7 @@ def _of_one_image(network: nn.Module, image: Tensor, select, no_maps: set[nn.Mod
                 return None
             copy = output.clone()
             kept.append((name, module, copy))
-            return copy.clone()
+            return moved(copy.clone())
 
         return hook
 

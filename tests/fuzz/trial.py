@@ -12,7 +12,8 @@ import cxrkit
 from cxrkit.attribution import explain, methods
 from fuzz.drawing import Draw
 from fuzz.handing import Case, make_case
-from fuzz.judging import Judge, Known, Verdict
+from fuzz.judging import Judge, Verdict
+from fuzz.known import Known
 from fuzz.options import draw_options
 from fuzz.state import Before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -72,6 +73,7 @@ def _short(text: str) -> str:
 def _tried(seeds: list[int], only: set[str] | None) -> list:
     """Trials of these seeds, in a process of their own; the text of an exception where this program fails itself."""
     torch.set_num_threads(1)
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     from fuzz.trial import try_network
 
     found = []

@@ -46,8 +46,8 @@ def may_refuse(case: Case, kinds: Kinds, method: str, is_authors: bool) -> str |
             return "detached"
         if method in GUIDED and "power" in kinds.opaque:
             return "a pool by powers"
-    if method == "bcos" and "hook: backward" in case.features:
-        return "hook: backward"
+    if method == "bcos" and case.features & {"hook: backward", "fx"}:
+        return "layers that can't be told as B-cos layers"
     if method in ("lrp", "rap"):
         odd = (kinds.activations - _RELEVANT) or (kinds.others & {"interpolated"})
         if odd:

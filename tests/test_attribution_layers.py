@@ -531,3 +531,15 @@ def test_the_layer_of_networks_of_torchvision(name):
     model, x = getattr(torchvision.models, name)(num_classes=2).eval(), torch.rand(1, 3, 64, 64)
     assert trace(Explained(model), x).default[0] == REAL[name]
     assert "gradcam" in {card.name for card in methods(model)}
+
+
+def test_a_scripted_part_takes_no_hooks_and_is_no_obstacle():
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]
+    plain, images = nn.Sequential(*parts).eval(), torch.rand(2, 1, 12, 12)
+    scripted = nn.Sequential(parts[0], torch.jit.script(parts[1]), *parts[2:]).eval()
+    for method in ("gradcam", "normgrad", "cam", "scorecam"):
+        expected = cxrkit.attribute(plain, images, method)
+        torch.testing.assert_close(cxrkit.attribute(scripted, images, method), expected)
+    with pytest.raises(AttributionError, match=r"layer 1 is a TorchScript module, .* layer='2'"):
+        cxrkit.attribute(scripted, images, "gradcam", layer="1")

@@ -254,7 +254,7 @@ def _no_biases(model: nn.Module) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for name, module in model.named_modules():
-            if next(module.children(), None) is None:
+            if next(module.children(), None) is None and not isinstance(module, torch.jit.ScriptModule):
                 hooks.callback(module.register_forward_hook(refuse(name)).remove)
         yield
 

@@ -134,6 +134,8 @@ def explained_layer(explained: Explained, image: Tensor, layer: str | nn.Module 
 
 def _check_named(model: nn.Module, layer: Layer, seen: Trace) -> None:
     known = next(name for name, module in model.named_modules() if module is layer.module)
+    if isinstance(layer.module, torch.jit.ScriptModule):
+        raise AttributionError(f"layer {layer.name} is a TorchScript module, which takes no hooks; {_others(seen)}")
     faults = [fault for name, fault in seen.faults if name == known]
     if not faults:
         raise AttributionError(f"layer {layer.name} doesn't run in a forward pass; {_others(seen, known)}")
@@ -233,7 +235,7 @@ def _traced(explained: Explained, image: Tensor) -> Trace:
 
     with torch.no_grad(), ExitStack() as hooks:
         for name, module in explained.model.named_modules():
-            if name:
+            if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 hooks.callback(module.register_forward_hook(record(name, module)).remove)
         with tracking:
             logits = explained.logits(image)

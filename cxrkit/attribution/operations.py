@@ -180,8 +180,8 @@ class _Replacing(TorchFunctionMode):
                 raise AttributionError(
                     f"{layer} gets values from {step.name()}, made by an operation that can't be seen: an autograd "
                     "function of the network's own, a scripted or compiled function, an operator in C++, a backward "
-                    "hook of a layer, a view of what was changed in place. Write it with torch's own operations, remove "
-                    "the hook, or use integrated_gradients"
+                    "hook of a layer, a view of what was changed in place. Write it with torch's own operations, "
+                    "remove the hook, or use integrated_gradients"
                 )
         elif id(tensor) not in self.weights and tensor not in self.made and tensor not in self.cut:
             if self.constants is not None and tensor not in self.constants:

@@ -29,6 +29,7 @@ global state, differ after a call by a single bit. The status is 1 unless W, E a
 class Tally:
     kinds: Counter = field(default_factory=Counter)
     causes: Counter = field(default_factory=Counter)
+    methods: dict[str, set[str]] = field(default_factory=dict)  # that refused for a cause
     unchecked: Counter = field(default_factory=Counter)
     networks: int = 0
     changed: int = 0
@@ -44,7 +45,9 @@ class Tally:
             if not interrupted or verdict.kind == "foreign":
                 self.kinds[verdict.kind] += 1
             if verdict.kind == "refused":
-                self.causes[f"{verdict.method}: {policy.cause(verdict.told)}"] += 1
+                cause = policy.cause(verdict.told)
+                self.causes[cause] += 1
+                self.methods.setdefault(cause, set()).add(verdict.method)
             if not verdict.is_checked:
                 self.unchecked[verdict.method] += 1
             if verdict.kind in ("wrong", "foreign"):
@@ -133,7 +136,9 @@ def _report(tally: Tally) -> None:
     pairs = sum(tally.kinds.values())
     print(f"\nrefused, by cause ({tally.kinds['refused']} of {pairs} pairs):")
     for cause, count in tally.causes.most_common(80):
-        print(f"  {count / max(pairs, 1):7.2%} {count:6d}  {cause}")
+        methods = sorted(tally.methods[cause])
+        told = ", ".join(methods) if len(methods) < 4 else f"{len(methods)} methods"
+        print(f"  {count / max(pairs, 1):7.2%} {count:6d}  {cause} ({told})")
     rest = sum(count for _, count in tally.causes.most_common()[80:])
     if rest:
         print(f"  {rest / pairs:7.2%} {rest:6d}  {len(tally.causes) - 80} rarer causes")

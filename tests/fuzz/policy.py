@@ -88,11 +88,13 @@ def complaint(text: str) -> str | None:
 
 def cause(text: str) -> str:
     """A refusal without names and numbers, for grouping."""
-    text = re.sub(r"^[a-z_]+: |'[^']*'|\"[^\"]*\"", "…", text)
+    text = re.sub(r"^[a-z_]+: ", "", text)
+    text = re.sub(r"'[^']*'|\"[^\"]*\"", "…", text)
     text = re.sub(r"^\w+ (has|returns)", r"it \1", text)
     text = re.sub(r"layer [\w.]+|\[[^\]]*\]|\([^)]*\)", "…", text)
-    text = re.sub(r"-?\d[\d.e+-]*", "#", text)
-    return re.split(r"[;:] ", re.sub(r"\s+", " ", text))[0][:90]
+    text = re.sub(r"-?\b\d[\d.e+-]*", "#", text)
+    first, *rest = re.split(r"[;:] ", re.sub(r"\s+", " ", text))
+    return (first if len(first.strip("… ,#")) > 20 or not rest else f"{first}: {rest[0]}")[:90]
 
 
 assert ACTIVATIONS.keys() >= _RELEVANT

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxrkit.data.sampling import HEALTHY, draw_shares, sample_weights
+from cxrkit.data.sampling import sample_weights
 from cxrkit.errors import ParameterError
 
 
@@ -48,8 +48,6 @@ def test_one_label_balances_the_classes():
     targets = torch.tensor([[1.0], [0.0], [0.0], [torch.nan]])
     for protocol in ("paper", "authors", "corrected"):
         assert sample_weights(targets, protocol).tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3])
-    shares = draw_shares(targets, ["A"])
-    assert shares["drawn"].tolist() == pytest.approx([0.5, 0.5])
     assert sample_weights(torch.zeros(3, 1)).tolist() == pytest.approx([1 / 3] * 3)
 
 
@@ -62,39 +60,34 @@ def chest_like(n=3000):
     return torch.from_numpy(targets.astype(np.float32))
 
 
+def drawn(targets, protocol):
+    """Share of the draws that show each label, and none: [L + 1]."""
+    weights = sample_weights(targets, protocol).double()
+    members = torch.cat([targets > 0.5, ~(targets > 0.5).any(1, keepdim=True)], 1)
+    return (members * weights[:, None]).sum(0) / weights.sum()
+
+
 def test_authors_never_draw_a_healthy_image():
     """METHODS 1.7: "oversampling" there means "train on diseased images only", in proportion to their labels."""
     targets = chest_like()
-    labels = ["A", "B", "C", "D"]
-    plain, authors, corrected = (draw_shares(targets, labels, protocol) for protocol in (None, "authors", "corrected"))
-    assert plain.loc[HEALTHY, "share"] == plain.loc[HEALTHY, "drawn"] > 0.5
-    assert authors.loc[HEALTHY, "drawn"] == 0
-    assert authors.loc[HEALTHY, "never"] == authors.loc[HEALTHY, "images"]
-    assert corrected["never"].sum() == 0
+    healthy = ~targets.bool().any(1)
+    assert healthy.double().mean() > 0.5
+    authors, corrected = (drawn(targets, protocol) for protocol in ("authors", "corrected"))
+    assert not sample_weights(targets, "authors")[healthy].any()
+    assert sample_weights(targets, "corrected").all()
     # Rare labels stay as rare as they were among the diseased: nothing is oversampled.
-    ill = targets[targets.any(1)]
+    ill = targets[~healthy]
     counts = ill.sum(1, keepdim=True)
-    np.testing.assert_allclose(authors["drawn"][:4], (ill * counts).sum(0) / counts.sum(), rtol=1e-5)
-    assert authors.loc["D", "drawn"] < 0.1
-    assert corrected.loc["D", "drawn"] > 0.19
-    assert corrected.loc[HEALTHY, "drawn"] == pytest.approx(1 / 5)
-
-
-def test_drawing_bears_the_shares_out():
-    targets = chest_like()
-    weights = sample_weights(targets)
-    drawn = torch.multinomial(weights, 20_000, replacement=True, generator=torch.Generator().manual_seed(0))
-    found = draw_shares(targets[drawn], list("ABCD"), None)["share"]
-    np.testing.assert_allclose(found, draw_shares(targets, list("ABCD"))["drawn"], atol=0.015)
+    np.testing.assert_allclose(authors[:4], (ill * counts).sum(0) / counts.sum(), rtol=1e-5)
+    assert authors[3] < 0.1
+    assert corrected[3] > 0.19
+    assert corrected[4] == pytest.approx(1 / 5)
 
 
 def test_classes_that_exclude_each_other():
     targets = torch.tensor([[1.0, 0, 0]] * 6 + [[0, 1.0, 0]] * 2)
     for protocol in ("paper", "authors", "corrected"):
         assert sample_weights(targets, protocol, exclusive=True).tolist() == pytest.approx([1 / 6] * 6 + [1 / 2] * 2)
-        assert draw_shares(targets, "ABC", protocol, exclusive=True)["drawn"].tolist() == pytest.approx(
-            [0.5, 0.5, 0, 0]
-        )
 
 
 def test_refusals():
@@ -104,5 +97,3 @@ def test_refusals():
         sample_weights(torch.ones(3, 2), "published")
     with pytest.raises(ParameterError, match="no image has a finding"):
         sample_weights(torch.zeros(3, 2), "authors")
-    with pytest.raises(ParameterError, match="1 labels were given"):
-        draw_shares(torch.ones(3, 2), ["A"])

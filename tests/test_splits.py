@@ -1,4 +1,4 @@
-"""The papers' own splits, and the carving of a validation part. The package's folds are tested with the dataset."""
+"""The splits of paper `bcos`, and the carving of a validation part. The package's folds are tested with the dataset."""
 
 from __future__ import annotations
 
@@ -56,40 +56,6 @@ def test_folds_do_not_depend_on_the_order_of_rows(seed, order):
         np.testing.assert_array_equal(deal(given_strata[order], ids[order]), deal(given_strata, ids)[order])
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 99), test=st.sampled_from([0.1, 0.2, 0.4, 0.5]))
-def test_random_patient_split_keeps_patients_together(seed, test):
-    _, _, targets = table(150, seed)
-    patients = np.random.default_rng(seed).integers(0, 60, 150)
-    split = splits.random_patient_split(patients, targets, seed, test)
-    assert set(split) == {"train", "test"}
-    assert pd.Series(split).groupby(patients).nunique().max() == 1
-    tested = pd.Series(split).groupby(patients).first().eq("test").mean()
-    assert abs(tested - test) < 0.08
-    # Ids are compared as text: numbers and their names are the same patients.
-    np.testing.assert_array_equal(split, splits.random_patient_split(patients.astype(str), targets, seed, test))
-
-
-def test_random_patient_splits_differ_and_overlap():
-    """Five such splits are no folds: their test parts share patients (METHODS 3.2)."""
-    _, _, targets = table(300)
-    patients = np.arange(300)
-    tests = [set(np.flatnonzero(splits.random_patient_split(patients, targets, seed) == "test")) for seed in range(5)]
-    assert all(len(one & other) > 20 for one in tests for other in tests if one is not other)
-    assert len({frozenset(test) for test in tests}) == 5
-    assert len(set.union(*tests)) < 300
-
-
-def test_random_image_split():
-    classes = np.repeat([0, 1], [40, 10])
-    split = splits.random_image_split(50, 0.2, 3, classes)
-    assert (split == "test").sum() == 10
-    assert (classes[split == "test"] == 1).sum() == 2
-    np.testing.assert_array_equal(split, splits.random_image_split(50, 0.2, 3, classes))
-    assert not np.array_equal(split, splits.random_image_split(50, 0.2, 4, classes))
-    assert (splits.random_image_split(3064) == "test").sum() == 613
-
-
 def test_with_validation():
     _, _, targets = table(200)
     patients = np.arange(200) // 2
@@ -107,8 +73,6 @@ def test_with_validation():
     [
         (lambda: splits.stratified_folds([0, 1, 0]), "folds=5 is out of range; use 2 .. 3"),
         (lambda: splits.multilabel_folds(np.zeros((9, 2)), folds=1), "folds=1 is out of range; use 2 .. 9"),
-        (lambda: splits.random_patient_split(range(30), np.zeros((30, 1)), test=0), "test=0 is out of range"),
-        (lambda: splits.random_image_split(9, 1.0), "test=1.0 is out of range"),
     ],
 )
 def test_out_of_range(call, words):

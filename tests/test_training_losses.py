@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cxrkit import DataError, ParameterError
 from cxrkit.data.sampling import sample_weights
 from cxrkit.study import optimisation
-from cxrkit.study.losses import Loss, loss_for, masked_bce, probabilities
+from cxrkit.study.losses import Loss, loss_for, probabilities
 
 LOGITS = torch.tensor([[0.3, -1.2, 2.0], [1.5, 0.1, -0.4], [-2.0, 0.7, 0.2], [0.9, -0.3, 1.1]])
 TARGETS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
@@ -36,8 +36,8 @@ def test_unknown_targets_do_not_count():
     logits = torch.tensor([[0.0, 9.0], [2.0, -9.0]])
     targets = torch.tensor([[1.0, float("nan")], [0.0, float("nan")]])
     expected = F.binary_cross_entropy_with_logits(logits[:, 0], targets[:, 0])
-    assert masked_bce(logits, targets) == pytest.approx(expected.item())
-    assert masked_bce(logits, torch.full_like(targets, float("nan"))) == 0
+    assert Loss()(logits, targets) == pytest.approx(expected.item())
+    assert Loss()(logits, torch.full_like(targets, float("nan"))) == 0
 
 
 @pytest.mark.parametrize("holes", [False, True])

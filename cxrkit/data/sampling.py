@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import pandas as pd
 import torch
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
 
-__all__ = ["draw_shares", "sample_weights"]
+__all__ = ["sample_weights"]
 
-HEALTHY = "no finding"
 _PROTOCOLS = ("paper", "authors", "corrected")
 
 
@@ -41,32 +37,3 @@ def sample_weights(targets: Tensor, protocol: str = "corrected", exclusive: bool
         return (positive * inverse.clamp(1 / 3, 3)).sum(1)
     healthy = ~positive.any(1)
     return (positive * inverse).sum(1) + healthy / healthy.sum().clamp(min=1)
-
-
-def draw_shares(
-    targets: Tensor, labels: Sequence[str], protocol: str | None = "corrected", exclusive: bool = False
-) -> pd.DataFrame:
-    """What oversampling does, as numbers: a row for each label and one for images without finding.
-
-    Columns: ``images`` (how many there are), ``share`` (of all images), ``drawn`` (expected share of the draws) and
-    ``never`` (how many are never drawn). ``protocol=None``: without oversampling. Labels overlap, so the shares of
-    several labels may add up to more than 1.
-    """
-    if targets.ndim != 2 or len(labels) != targets.shape[1]:
-        raise ParameterError(
-            f"{len(labels)} labels were given for targets {tuple(targets.shape)}; give [N, L] and L names"
-        )
-    positive = targets.nan_to_num() > 0.5
-    weights = torch.ones(len(targets)) if protocol is None else sample_weights(targets, protocol, exclusive)
-    weights = weights.double()
-    members = torch.cat([positive, ~positive.any(1, keepdim=True)], dim=1)
-    images = members.sum(0)
-    return pd.DataFrame(
-        {
-            "images": images.numpy(),
-            "share": (images.double() / max(len(targets), 1)).numpy(),
-            "drawn": ((members * weights[:, None]).sum(0) / weights.sum()).numpy(),
-            "never": (members & (weights == 0)[:, None]).sum(0).numpy(),
-        },
-        index=pd.Index([*labels, HEALTHY], name="label"),
-    )

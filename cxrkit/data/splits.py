@@ -1,4 +1,4 @@
-"""Patient-wise, label-stratified folds, no patient on two sides; and the papers' own, which may leak."""
+"""Patient-wise, label-stratified folds, no patient on two sides; and those of paper `bcos`, which may leak."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
-from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.model_selection import StratifiedKFold
 
 from cxrkit.errors import DataError, ParameterError
 
@@ -15,8 +15,6 @@ __all__ = [
     "fold_split",
     "multilabel_folds",
     "patient_folds",
-    "random_image_split",
-    "random_patient_split",
     "stratified_folds",
     "with_validation",
 ]
@@ -86,7 +84,7 @@ def with_validation(is_test: np.ndarray, patients: Sequence[str], targets: np.nd
     return split
 
 
-# The papers' own
+# Those of paper `bcos`
 
 
 def stratified_folds(
@@ -113,32 +111,6 @@ def multilabel_folds(
     positive = (np.nan_to_num(np.asarray(targets, dtype=np.float64)) > 0).astype(int)
     _check_folds(len(positive), folds)
     return _dealt(MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed), positive, ids)
-
-
-def random_patient_split(patients: Sequence[str], targets: np.ndarray, seed: int = 0, test: float = 0.4) -> np.ndarray:
-    """``"train"`` or ``"test"`` for each image, ``[N]``: a share ``test`` of the patients, stratified by label.
-
-    What the text of paper `covid` says (60/40, five seeds); what its code does instead is the source ``covid``'s own.
-    ``test`` is rounded to a tenth. Patients are compared as text.
-    """
-    tenths = round(test * 10)
-    if not 1 <= tenths <= 9:
-        raise ParameterError(f"test={test} is out of range; use 0.1 .. 0.9")
-    return np.where(patient_folds(patients, targets, 10, seed) < tenths, "test", "train").astype(object)
-
-
-def random_image_split(count: int, test: float = 0.2, seed: int = 0, classes: Sequence | None = None) -> np.ndarray:
-    """``"train"`` or ``"test"`` for each of ``count`` images, ``[N]``, whoever their patient is; ``classes`` stratify.
-
-    For showing what it leaks: images of one patient, or slices of one head, land on both sides. Source: paper `path`
-    (a random fifth of the slices).
-    """
-    if not 0 < test < 1:
-        raise ParameterError(f"test={test} is out of range; a share lies between 0 and 1")
-    split = np.full(count, "train", dtype=object)
-    _, chosen = train_test_split(np.arange(count), test_size=test, random_state=seed, stratify=classes)
-    split[chosen] = "test"
-    return split
 
 
 def _check_folds(count: int, folds: int) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cxrkit.errors import DataError, ParameterError
 
-__all__ = ["Loss", "loss_for", "masked_bce", "probabilities"]
+__all__ = ["Loss", "loss_for", "probabilities"]
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,6 @@ def loss_for(kind: str, targets: Tensor, class_weights: str = "none") -> Loss:
     else:
         weights = (known.sum(0) - positives) / positives.clamp(min=1)
     return Loss(kind, torch.where(positives > 0, weights, 1.0))
-
-
-def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy with logits, mean over the known targets; NaN targets don't count."""
-    return Loss()(logits, targets)
 
 
 def probabilities(logits: Tensor, activation: str = "sigmoid") -> Tensor:

@@ -125,7 +125,7 @@ def choices(name: str) -> pd.DataFrame:
     (macro, test images), method, EPG (precision, macro) with its 95 % interval, chance, and how many maps it rests on,
     are degenerate, or left out for another method (see `report.pointing_table`).
     """
-    explained = {train.key: explain for train, explain in report.explained_runs(name)}
+    explained = {train.key: explain for train, explain in report.pairs(name)}
     first: dict[str, dict] = {}
     rows = []
     for run in (run for run in report.runs_of(name) if run.kind == "train"):

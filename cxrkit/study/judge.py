@@ -292,7 +292,7 @@ def panel(bench: Bench, scene: Scene, maps: Mapping[str, Tensor] | None = None) 
 def of_grid(name: str) -> pd.DataFrame:
     """Scores of every judged network of a grid, with the columns `network` and `planted` (learnt from shortcuts)."""
     parts = []
-    for run, trained in _judged(name):
+    for trained, run in report.pairs(name, "judge"):
         shortcuts = _SHORTCUTS & set(trained.parameters.dataset_options)
         network = f"{report.variant(trained.parameters)}, {'shortcuts' if shortcuts else 'clean'}"
         parts.append(run.frame("scores").assign(network=network, planted=bool(shortcuts)))
@@ -303,15 +303,9 @@ def of_grid(name: str) -> pd.DataFrame:
 
 def planted(name: str) -> Bench:
     """The first judged network of a grid that learnt from images with shortcuts; else the first."""
-    judged = list(_judged(name))
-    run, _ = next((pair for pair in judged if _SHORTCUTS & set(pair[1].parameters.dataset_options)), judged[0])
+    judged = report.pairs(name, "judge")
+    _, run = next((pair for pair in judged if _SHORTCUTS & set(pair[0].parameters.dataset_options)), judged[0])
     return bench(run.parameters)
-
-
-def _judged(name: str) -> Iterator[tuple[runs.Run, runs.Run]]:
-    found = report.runs_of(name)
-    trained = {run.key: run for run in found if run.kind == "train"}
-    return ((run, trained[run.parameters.run]) for run in found if run.kind == "judge")
 
 
 def questions(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:

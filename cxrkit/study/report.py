@@ -18,13 +18,13 @@ __all__ = [
     "comparable",
     "curves",
     "enlarge",
-    "explained_runs",
     "images_of",
     "kept_of",
     "names",
     "notice",
     "origin",
     "own_method",
+    "pairs",
     "pointing_table",
     "readable",
     "runs_of",
@@ -69,20 +69,18 @@ def runs_of(name: str) -> list[runs.Run]:
     return [runs.Run(task.place) for task in grid.plan(name) if task.done]
 
 
-def explained_runs(name: str) -> list[tuple[runs.Run, runs.Run]]:
-    """The finished pairs (training run, its explanation run) of a grid."""
+def pairs(name: str, kind: str = "explain") -> list[tuple[runs.Run, runs.Run]]:
+    """The finished pairs (training run, its run of that kind) of a grid."""
     found = runs_of(name)
     trained = {run.key: run for run in found if run.kind == "train"}
-    return [
-        (trained[run.parameters.run], run) for run in found if run.kind == "explain" and run.parameters.run in trained
-    ]
+    return [(trained[run.parameters.run], run) for run in found if run.kind == kind and run.parameters.run in trained]
 
 
 def summary(name: str, digits: int | None = None) -> pd.DataFrame:
     """One row per trained network and method: AUC of the test fold, EPG with its 95 % interval, chance, and what the
     EPG rests on (see :func:`pointing_table`)."""
     rows = []
-    explained = {train.key: explain for train, explain in explained_runs(name)}
+    explained = {train.key: explain for train, explain in pairs(name)}
     for run in (run for run in runs_of(name) if run.kind == "train"):
         base = {"view": view(run.parameters), "network": variant(run.parameters), "AUC": test_auc(run)}
         if run.key not in explained:

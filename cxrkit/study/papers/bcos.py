@@ -14,7 +14,6 @@ from cxrkit.study.papers.claims import Measured, measured
 from cxrkit.study.papers.published import table
 from cxrkit.study.report import (
     classification_of,
-    explained_runs,
     own_method,
     pointing_table,
     runs_of,
@@ -81,7 +80,7 @@ def overview(name: str) -> pd.DataFrame:
 def cells(name: str) -> dict[tuple[str, str, str], list[tuple[runs.Run, runs.Run]]]:
     """The explained networks of a grid by (view, network, regime): pairs of training run and explanation."""
     found: dict[tuple[str, str, str], list[tuple[runs.Run, runs.Run]]] = {}
-    for train, explain in explained_runs(name):
+    for train, explain in report.pairs(name):
         p = train.parameters
         found.setdefault((view(p), network(p), regime(p)), []).append((train, explain))
     return found

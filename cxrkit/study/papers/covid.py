@@ -230,9 +230,7 @@ def measured(name: str, frame: str) -> pd.DataFrame:
 
 def scored(name: str) -> list[tuple[str, runs.Run, runs.Run]]:
     """The measured networks of a grid: (network, training run, measuring run)."""
-    found = report.runs_of(name)
-    trained = {run.key: run for run in found if run.kind == "train"}
-    pairs = [(trained[run.parameters.run], run) for run in found if run.kind == "covid_scores"]
+    pairs = report.pairs(name, "covid_scores")
     several = {train.parameters.model for train, _ in pairs}
     plain = len(several) == len(pairs)
     title = (lambda p: p.model) if plain else (lambda p: f"{p.model}, split {p.fold}, seed {p.seed}")

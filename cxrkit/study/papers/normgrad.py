@@ -54,12 +54,9 @@ _REFERENCES = {"random place": "hit", "centre of the image": "centre"}
 
 def pairs(name: str) -> list[tuple[runs.Run, runs.Run]]:
     """The finished pairs (training run, its scores) of a grid. Raises ParameterError where there is none."""
-    found = report.runs_of(name)
-    trained = {run.key: run for run in found if run.kind == "train"}
-    scored = [run for run in found if run.kind == "normgrad_scores"]
-    if not scored:
-        raise ParameterError(f"grid {name!r} holds no scores of this paper; `cxrkit grid run normgrad` makes them")
-    return [(trained[run.parameters.run], run) for run in scored]
+    if both := report.pairs(name, "normgrad_scores"):
+        return both
+    raise ParameterError(f"grid {name!r} holds no scores of this paper; `cxrkit grid run normgrad` makes them")
 
 
 def set_of(trained: runs.Run) -> str:

@@ -61,12 +61,9 @@ def name_of(run: runs.Run) -> str:
 
 def pairs(name: str) -> list[tuple[runs.Run, runs.Run]]:
     """The finished pairs (training run, its scores) of a grid. Raises ParameterError where there is none."""
-    found = report.runs_of(name)
-    trained = {run.key: run for run in found if run.kind == "train"}
-    both = [(trained[run.parameters.run], run) for run in found if run.kind == "path_scores"]
-    if not both:
-        raise ParameterError(f"grid {name!r} holds no finished run of path_scores.ipynb")
-    return both
+    if both := report.pairs(name, "path_scores"):
+        return both
+    raise ParameterError(f"grid {name!r} holds no finished run of path_scores.ipynb")
 
 
 def first_of_each(name: str) -> dict[str, runs.Run]:

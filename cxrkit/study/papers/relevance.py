@@ -65,16 +65,9 @@ def first_network() -> runs.Run:
 
 def scored(name: str) -> list[tuple[runs.Run, runs.Run]]:
     """The finished pairs (training run, its scores) of a grid. Raises ParameterError where there is none."""
-    found = report.runs_of(name)
-    trained = {run.key: run for run in found if run.kind == "train"}
-    pairs = [
-        (trained[run.parameters.run], run)
-        for run in found
-        if run.kind == "relevance_scores" and run.parameters.run in trained
-    ]
-    if not pairs:
-        raise ParameterError(f"grid {name!r} has no scores of notebook relevance_scores")
-    return pairs
+    if both := report.pairs(name, "relevance_scores"):
+        return both
+    raise ParameterError(f"grid {name!r} has no scores of notebook relevance_scores")
 
 
 def network(parameters: Any) -> str:

@@ -14,7 +14,7 @@ from cxrkit.study import grid
 from cxrkit.study.measuring.synthesis import CALLED
 from cxrkit.study.papers import PAPERS
 from cxrkit.study.papers.claims import TOO_FEW
-from cxrkit.study.report import runs_of, variant
+from cxrkit.study.report import pairs, variant
 
 __all__ = ["BETTER", "against", "agreement", "claims", "costs", "counted", "means", "overview", "scores"]
 
@@ -26,11 +26,9 @@ BETTER = {name: -1 if name in ("deletion", "likeness to random") else 1 for name
 
 def scores(name: str) -> pd.DataFrame:
     """A row per network, image, label, method and score of a grid; scores as pages call them. Raises ParameterError."""
-    found = runs_of(name)
-    trained = {run.key: run for run in found if run.kind == "train"}
     parts = []
-    for run in (run for run in found if run.kind == "synthesis_scores"):
-        of = trained[run.parameters.run].parameters
+    for train, run in pairs(name, "synthesis_scores"):
+        of = train.parameters
         network = f"{of.model}, {variant(of)}, seed {of.seed}" if of.seed else f"{of.model}, {variant(of)}"
         parts.append(run.frame("scores").assign(network=network))
     if not parts:

@@ -117,6 +117,14 @@ def drawn_patients(size: int, n: int, seed: int) -> Iterator[np.ndarray]:
         yield generator.integers(size, size=(min(rows, n - start), size))
 
 
+def resampled_rows(patients: Sequence, n: int, seed: int) -> Iterator[np.ndarray]:
+    """The rows of as many patients as there are, drawn with replacement, ``n`` times; none below two patients."""
+    of_patient = list(pd.Series(np.arange(len(patients))).groupby(np.asarray(patients)).indices.values())
+    if len(of_patient) > 1:
+        for drawn in drawn_patients(len(of_patient), n, seed):
+            yield from (np.concatenate([of_patient[place] for place in line]) for line in drawn)
+
+
 def resampled_ratios(sums: np.ndarray, counts: np.ndarray, n: int, seed: int) -> np.ndarray:
     """Means of ``n`` resamples from each patient's sums and numbers of values ``[P, K]`` -> ``[n, K]``.
 

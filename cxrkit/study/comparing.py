@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
-from scipy.stats import rankdata
 from torch import nn
 
-import cxrkit.models
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Interval
-from cxrkit.study import ensembles, grid, report, runs
+from cxrkit.metrics.statistics import resampled_rows
+from cxrkit.study import ensembles, grid, report, runs, scoring
 
 __all__ = ["area", "choices", "differences", "networks", "pair", "scores"]
 
@@ -75,7 +72,7 @@ def _paired(truth: pd.DataFrame, logits: list[np.ndarray], n: int, seed: int) ->
     targets = truth.to_numpy()
     drawn = [
         _areas(targets[rows], logits[1][rows]) - _areas(targets[rows], logits[0][rows])
-        for rows in _resamples(truth.index.get_level_values(0), n, seed)
+        for rows in resampled_rows(truth.index.get_level_values(0), n, seed)
     ]
     drawn = np.ma.masked_invalid(np.reshape(drawn, (-1, truth.shape[1] + 1)))
     bounds = [
@@ -83,14 +80,6 @@ def _paired(truth: pd.DataFrame, logits: list[np.ndarray], n: int, seed: int) ->
         for column in drawn.T
     ]
     return np.array(bounds).T
-
-
-def _resamples(patients: Sequence, n: int, seed: int) -> Iterator[np.ndarray]:
-    """The rows of as many patients as there are, drawn with replacement, ``n`` times; none below two patients."""
-    of_patient = list(pd.Series(np.arange(len(patients))).groupby(np.asarray(patients)).indices.values())
-    rng = np.random.default_rng(seed)
-    for _ in range(n if len(of_patient) > 1 else 0):
-        yield np.concatenate([of_patient[place] for place in rng.integers(0, len(of_patient), len(of_patient))])
 
 
 def area(predictions: pd.DataFrame, n: int = 300, seed: int = 0) -> Interval:
@@ -104,18 +93,9 @@ def area(predictions: pd.DataFrame, n: int = 300, seed: int = 0) -> Interval:
 
 
 def _areas(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve per label and their mean, [L + 1]; nan where a class is missing (Mann and Whitney)."""
-    areas = []
-    for target, logit in zip(targets.T, logits.T, strict=True):
-        known = np.isfinite(target)
-        positive = target[known] > 0.5
-        count = positive.sum()
-        if count in (0, len(positive)):
-            areas.append(np.nan)
-            continue
-        ranks = rankdata(logit[known])
-        areas.append((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
-    return np.array([*areas, np.nanmean(areas) if np.isfinite(areas).any() else np.nan])
+    """Area under the ROC curve per label and their mean, [L + 1]; nan where a class is missing."""
+    own = [scoring.area(target, logit) for target, logit in zip(targets.T, logits.T, strict=True)]
+    return np.array([*own, scoring.macro_auc(targets, logits)])
 
 
 def choices(name: str) -> pd.DataFrame:
@@ -147,4 +127,4 @@ def networks(pair: Pair) -> dict[str, nn.Module]:
     names = [report.variant(run.parameters) for run in pair]
     if names[0] == names[1]:
         names = [f"{name}, {run.key.rsplit('-', 1)[-1]}" for name, run in zip(names, pair, strict=True)]
-    return {name: cxrkit.models.load(run.folder / "model.safetensors") for name, run in zip(names, pair, strict=True)}
+    return {name: run.network() for name, run in zip(names, pair, strict=True)}

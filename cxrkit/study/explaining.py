@@ -13,7 +13,6 @@ from torch import nn
 import cxrkit.attribution
 import cxrkit.data
 import cxrkit.metrics
-import cxrkit.models
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.study import grid, report, runs
 from cxrkit.study.experiment import ExplainParameters
@@ -57,7 +56,7 @@ def subject(parameters: ExplainParameters) -> Subject:
     run = runs.find(parameters.run, parameters.results) if parameters.run else _of_the_study()
     if run.parameters.root and not run.stale and runs.key(run.parameters) != run.key:
         raise DataError(f"run {run.key}: the tables in {run.parameters.root} have changed since; train it again")
-    model = cxrkit.models.load(run.folder / "model.safetensors").to(chosen_device(parameters)).eval()
+    model = run.network(chosen_device(parameters))
     labels = list(parameters.labels or model.labels)
     if unknown := set(labels) - set(model.labels):
         raise ParameterError(f"labels {sorted(unknown)} are unknown to run {run.key}; it knows {list(model.labels)}")

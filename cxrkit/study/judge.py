@@ -19,7 +19,6 @@ from torch import Tensor, nn
 import cxrkit.attribution
 import cxrkit.data
 import cxrkit.metrics
-import cxrkit.models
 from cxrkit.attribution.api import device_of
 from cxrkit.errors import ParameterError
 from cxrkit.study import grid, report, runs
@@ -91,7 +90,7 @@ def bench(parameters: JudgeParameters) -> Bench:
         raise ParameterError(
             f"seed {parameters.seed} draws the patients that run {run.key} was trained on; take another"
         )
-    model = cxrkit.models.load(run.folder / "model.safetensors").to(chosen_device(parameters)).eval()
+    model = run.network(chosen_device(parameters))
     drawn = [label for label in model.labels if options.get("prevalence", {}).get(label, 1) > 0]
     labels = list(parameters.labels or drawn)
     if unknown := [label for label in (*labels, *parameters.shortcuts.values()) if label not in model.labels]:

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,9 @@ from cxrkit.study.keys import (
     sha256,
 )
 from cxrkit.study.notebook import CLASSES, NotebookParameters
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "Run",
@@ -91,6 +94,12 @@ class Run:
             raise DataError(f"{self.folder}: a {self.kind} run has no table {name!r}")
         text = {"image_id": str, "patient_id": str, "label": str, "method": str}
         return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])  # "NA" may be a label
+
+    def network(self, device: Any = "cpu") -> nn.Module:
+        """The network that a training run kept, in evaluation mode."""
+        import cxrkit.models  # torch isn't needed to look at runs
+
+        return cxrkit.models.load(self.folder / "model.safetensors").to(device).eval()
 
     @property
     def stale(self) -> bool:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from cxrkit.data import Dataset
@@ -107,12 +107,19 @@ def cutoffs_of(
 
 def macro_auc(targets: np.ndarray, scores: np.ndarray) -> float:
     """Mean area under the ROC curve over the labels that have both classes; nan when none has."""
-    values = []
-    for target, score in zip(targets.T, scores.T, strict=True):
-        known = np.isfinite(target)
-        if len(np.unique(target[known])) == 2:
-            values.append(roc_auc_score(target[known], score[known]))
-    return float(np.mean(values)) if values else float("nan")
+    values = [area(target, score) for target, score in zip(targets.T, scores.T, strict=True)]
+    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+
+
+def area(target: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve of one label, from the ranks of its positives (Mann and Whitney), since a resample needs
+    no thresholds; unknown targets don't count, nan where a class is missing."""
+    known = np.isfinite(target)
+    positive = target[known] > 0.5
+    count, rest = positive.sum(), (~positive).sum()
+    if not count or not rest:
+        return np.nan
+    return float((rankdata(score[known])[positive].sum() - count * (count + 1) / 2) / (count * rest))
 
 
 def value_of(row: dict, split: str, criterion: str) -> float:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import cxrkit.attribution
 import cxrkit.data
 import cxrkit.metrics
-import cxrkit.models
 from cxrkit.attribution.api import device_of
 from cxrkit.data.geometry import union_masks
 from cxrkit.errors import ParameterError
@@ -97,7 +96,7 @@ def subject(parameters) -> Subject:
     run = runs.find(parameters.run, parameters.results)
     if run.kind != "train":
         raise ParameterError(f"run {run.key} is of kind {run.kind!r}; only a training run can be measured here")
-    model = cxrkit.models.load(run.folder / "model.safetensors").to(chosen_device(parameters)).eval()
+    model = run.network(chosen_device(parameters))
     data = load_data(run.parameters)
     test = data.split("test").cached()
     chain = chain_of(data)

@@ -104,7 +104,7 @@ def subject(parameters: NotebookParameters) -> Subject:
     """
     _check(parameters)
     run = runs.find(parameters.run, parameters.results)
-    model = cxrkit.models.load(run.folder / "model.safetensors").to(chosen_device(parameters)).eval()
+    model = run.network(chosen_device(parameters))
     label = parameters.label or model.labels[0]
     if label not in model.labels:
         raise ParameterError(f"label {label!r} is unknown to run {run.key}; it knows {list(model.labels)}")

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import cxrkit.attribution
 import cxrkit.data
 import cxrkit.metrics
-import cxrkit.models
 from cxrkit.attribution.api import device_of
 from cxrkit.attribution.baselines import BASELINES
 from cxrkit.attribution.xrai import top_fraction
@@ -131,7 +130,7 @@ def subject(parameters: NotebookParameters) -> Subject:
     if not 0 < parameters.fraction < 1:
         raise ParameterError(f"fraction must lie between 0 and 1; got {parameters.fraction}")
     run = runs.find(parameters.run, parameters.results)
-    model = cxrkit.models.load(run.folder / "model.safetensors").to(chosen_device(parameters)).eval()
+    model = run.network(chosen_device(parameters))
     data = load_data(run.parameters).split("test").cached()
     known = np.flatnonzero([bool(_region(data[row]).any()) for row in range(len(data))])
     known = known if len(known) else np.arange(len(data))

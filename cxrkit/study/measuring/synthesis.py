@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import cxrkit.attribution
 import cxrkit.data
-import cxrkit.models
 from cxrkit import metrics
 from cxrkit.attribution.api import device_of
 from cxrkit.errors import ParameterError
@@ -59,7 +58,7 @@ def subject(parameters: NotebookParameters) -> Subject:
     Raises ParameterError for an unknown label or method, and where no test image has a box of any of the labels.
     """
     run = runs.find(parameters.run, parameters.results)
-    model = cxrkit.models.load(run.folder / "model.safetensors").to(chosen_device(parameters)).eval()
+    model = run.network(chosen_device(parameters))
     data = load_data(run.parameters).split("test")
     if unknown := set(parameters.labels) - set(data.labels):
         raise ParameterError(f"labels {sorted(unknown)} are unknown to run {run.key}; it knows {list(data.labels)}")

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import cxrkit.attribution
 import cxrkit.data
-import cxrkit.models
 from cxrkit import metrics
 from cxrkit.attribution.inherent import bcos_rgba
 from cxrkit.data import Dataset
@@ -58,7 +57,7 @@ def gallery(name: str, view_name: str) -> Gallery:
     if not found:
         raise ParameterError(f"grid {name!r} has no plainly trained network of the view {view_name!r}")
     test = load_data(next(iter(found.values())).parameters).split("test")
-    networks = {title: cxrkit.models.load(run.folder / "model.safetensors").eval() for title, run in found.items()}
+    networks = {title: run.network() for title, run in found.items()}
     return Gallery(networks, test.select(range(min(len(test), _SEEN))).cached())
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Interval, bootstrap, over_seeds, reproducibility
+from cxrkit.metrics.statistics import drawn_patients
 from cxrkit.study import report, runs
 from cxrkit.study.measuring.normgrad import METHODS, PIXEL_METHODS
 from cxrkit.study.papers.claims import Claim, Measured, measured
@@ -388,7 +389,7 @@ def _dom_by_layers(scores: pd.DataFrame, column: str, n: int = 1000) -> Measured
     if len(networks) < 2 or len(wide) < 2:
         return Measured(np.nan, np.nan, np.nan, 0)
     gaps = (wide[networks[0]] - wide[networks[1]])[[*_MULTI, *_SINGLE]].to_numpy()
-    drawn = np.random.default_rng(0).integers(len(gaps), size=(n, len(gaps)))
+    drawn = np.concatenate(list(drawn_patients(len(gaps), n, seed=0)))
     doms = np.abs(np.concatenate([gaps.mean(0)[None], gaps[drawn].mean(1)]))
     values = doms[:, : len(_MULTI)].mean(1) - doms[:, len(_MULTI) :].mean(1)
     return Measured(float(values[0]), *np.quantile(values[1:], (0.025, 0.975)).tolist(), len(wide))

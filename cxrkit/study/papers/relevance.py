@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
 
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Accumulator, Interval, LocalisationScores, bootstrap
-from cxrkit.study import grid, report, runs
+from cxrkit.metrics.statistics import resampled_rows
+from cxrkit.study import grid, report, runs, scoring
 from cxrkit.study.papers.published import table
 
 __all__ = [
@@ -87,12 +87,7 @@ def two_classes(parameters: Any) -> bool:
 def box_areas() -> pd.DataFrame:
     """By class of the paper: boxes, their mean share of the image, and what an empty and a full map score there for
     two classes. From the published list of boxes, as the package torchxrayvision carries it; DataError without it."""
-    from cxrkit.data.public.carried import annotations
-
-    boxes = annotations("nih").boxes
-    # An image has at most one box of a label, so a box is an image and a class.
-    area = (boxes["x_max"] - boxes["x_min"]) * (boxes["y_max"] - boxes["y_min"]) / 1024**2
-    found = area.groupby(boxes["label"]).agg(["size", "mean"]).reindex(list(CLASSES))
+    found = _area_of_each_box().groupby("label").agg(["size", "mean"]).reindex(list(CLASSES))
     found = found.rename(columns={"size": "boxes", "mean": "area"}).rename_axis("class").reset_index()
     return found.assign(empty=(1 - found["area"]) / 2, full=found["area"] / 2)
 
@@ -115,11 +110,15 @@ def least_cover(threshold: float, cells: int = 7, size: int = 224) -> float:
 def foreground_bound(cover: float) -> pd.Series:
     """By class: the highest mean IoU of the finding alone that regions of at least this share of the image can have
     with the published boxes."""
+    return (_area_of_each_box() / cover).clip(upper=1).groupby("label").mean().reindex(list(CLASSES))
+
+
+def _area_of_each_box() -> pd.Series:
+    """Share of the image by label; an image has at most one box of a label, so a box is an image and a class."""
     from cxrkit.data.public.carried import annotations
 
-    boxes = annotations("nih").boxes
-    area = (boxes["x_max"] - boxes["x_min"]) * (boxes["y_max"] - boxes["y_min"]) / 1024**2
-    return (area / cover).clip(upper=1).groupby(boxes["label"]).mean().reindex(list(CLASSES))
+    boxes = annotations("nih").boxes.set_index("label")
+    return (boxes["x_max"] - boxes["x_min"]) * (boxes["y_max"] - boxes["y_min"]) / 1024**2
 
 
 # Ours
@@ -220,7 +219,7 @@ def aurocs(name: str) -> pd.DataFrame:
         row = {"class": paper_class, "paper": published[paper_class], "our label": label}
         rows.append(row | {"ours": ours.mean, "low": ours.low, "high": ours.high})
     parts = (part for _, part in frame.groupby("label"))
-    drawn = [_auc_of(part["target"].to_numpy(), part["logit"].to_numpy()) for part in parts]
+    drawn = [scoring.area(part["target"].to_numpy(), part["logit"].to_numpy()) for part in parts]
     mean = float(np.nanmean(drawn)) if np.isfinite(drawn).any() else np.nan
     last = f"all {int(np.isfinite(drawn).sum())}"
     return pd.DataFrame([*rows, {"class": "mean of 14", "paper": published["mean14"], "our label": last, "ours": mean}])
@@ -250,20 +249,6 @@ def aurocs_of_two(name: str) -> pd.DataFrame:
 def _auc(target: Any, value: Any, patients: Any, n: int = 300, seed: int = 0) -> Interval:
     """AUC with its 95 % interval, patients resampled; nan without both classes."""
     target, value = np.asarray(target, dtype=float), np.asarray(value, dtype=float)
-    rows = list(pd.Series(range(len(target))).groupby(np.asarray(patients)).indices.values())
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(0, len(rows), len(rows)) for _ in range(n if len(rows) > 1 else 0))
-    picked = (np.concatenate([rows[i] for i in draw]) for draw in draws)
-    drawn = [_auc_of(target[pick], value[pick]) for pick in picked]
+    drawn = [scoring.area(target[rows], value[rows]) for rows in resampled_rows(patients, n, seed)]
     bounds = np.nanquantile(drawn, [0.025, 0.975]) if np.isfinite(drawn).any() else (np.nan, np.nan)
-    return Interval(_auc_of(target, value), float(bounds[0]), float(bounds[1]))
-
-
-def _auc_of(target: np.ndarray, value: np.ndarray) -> float:
-    """From the ranks of the positives: a resample needs no thresholds."""
-    known = ~np.isnan(target)
-    positive = target[known] > 0.5
-    count, rest = positive.sum(), (~positive).sum()
-    if not count or not rest:
-        return np.nan
-    return float((rankdata(value[known])[positive].sum() - count * (count + 1) / 2) / (count * rest))
+    return Interval(scoring.area(target, value), float(bounds[0]), float(bounds[1]))

@@ -100,7 +100,8 @@ class Judge:
 
     def _has_plain_cam(self, candidates: list[maps.LayerMap]) -> bool:
         try:
-            maps.cam(candidates[0], self.subject)
+            if maps.cam(candidates[0], self.subject).isinf().any():
+                return False
         except NoRule:
             return False
         return "Linear: module" in self.case.features and not any(
@@ -315,7 +316,10 @@ class Judge:
 def _difference(found: Tensor, right: Tensor, allowed: Tensor | float = 0.0) -> str | None:
     """None where all is equal up to rounding; maps of NaN are those that were left out."""
     left_out = found.isnan().flatten(2).all(2)[:, :, None, None]
-    found = torch.where(left_out, right, found)
+    found = torch.where(left_out, right.nan_to_num(posinf=0.0), found)
+    if bool((right.isinf() & ~left_out).any()):
+        return "a map where there is no rule"
+    right = right.nan_to_num(posinf=0.0)
     size = right.abs().amax((2, 3), keepdim=True)
     tolerance = _RELATIVE * size + _FLOOR * right.abs().max() + 1e-12 + allowed
     off = (found - right).abs() - tolerance

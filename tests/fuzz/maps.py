@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fuzz.algebra import NoRule
 from fuzz.oracles import Subject
-from fuzz.steps import Conv, Linear, Plan
+from fuzz.steps import Linear
 
 
 @dataclass
@@ -131,24 +131,24 @@ def scorecam(layer: LayerMap, s: Subject) -> Tensor:
 
 
 def cam(layer: LayerMap, s: Subject) -> Tensor:
-    """NoRule where the logits aren't the mean of the layer's map, or of its ReLU, times a linear head."""
+    """Infinite for images whose logits aren't the mean of the layer's map, or of its ReLU, times a linear head; NoRule
+    where that is so for none."""
     with torch.no_grad():
         logits = s.forward(s.images)
-    head = s.plan.steps[-1]
+    head, variants = s.plan.steps[-1], []
     if isinstance(head, Linear) and head.weight.shape[1] == layer.map.shape[1]:
         for maps in (layer.map, layer.map.relu()):
             given = F.linear(maps.mean((2, 3)), head.weight, head.bias)
-            if torch.allclose(given, logits, rtol=1e-6, atol=1e-7):
-                found = torch.einsum("lk,bkhw->blhw", head.weight, maps)[:, s.labels]
-                return upsampled(found, s.images)
-    mean = layer.map.mean((2, 3)) + s.plan.logit_bias
-    if mean.shape == logits.shape and torch.allclose(mean, logits, rtol=1e-6, atol=1e-7):
-        return upsampled(layer.map[:, s.labels], s.images)
-    raise NoRule("no class activation map")
-
-
-def has_conv_head(plan: Plan) -> bool:
-    return len(plan.steps) > 2 and isinstance(plan.steps[-3], Conv) and not isinstance(plan.steps[-1], Linear)
+            variants.append((given, torch.einsum("lk,bkhw->blhw", head.weight, maps)))
+    variants.append((layer.map.mean((2, 3)) + s.plan.logit_bias, layer.map))
+    found = torch.full((len(s.images), len(s.labels), *s.images.shape[2:]), torch.inf, dtype=torch.float64)
+    for given, maps in variants:
+        if given.shape == logits.shape:
+            fits = torch.isclose(given, logits, rtol=1e-6, atol=1e-7).all(1)
+            found[fits] = upsampled(maps[:, s.labels], s.images)[fits]
+    if found.isinf().flatten(1).any(1).all():
+        raise NoRule("no class activation map")
+    return found
 
 
 # NormGrad: the gradient of an identity layer put behind the layer, position by position

@@ -535,7 +535,7 @@ def test_the_model_is_left_as_it_was(method, failing, tiny, images):
                 cxrkit.attribute(tiny, images, method)
         finally:
             nn.Linear.forward = forward
-        assert calls == [False]
+        assert not any(calls)
     else:
         cxrkit.attribute(tiny, images, method)
     after = state(tiny)

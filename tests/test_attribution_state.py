@@ -470,3 +470,29 @@ def test_an_error_of_the_progress_function_comes_through(images):
 
     with pytest.raises(RuntimeError, match="enough"):
         cxrkit.attribute(Network(), images, "integrated_gradients", progress=stop)
+
+
+def test_backward_hooks_are_set_aside_and_put_back(images):
+    model = Network()
+    expected = gradients(model, images)
+    model.second.register_full_backward_hook(lambda module, given, found: tuple(0 * g for g in given))
+    hooks = dict(model.second._backward_hooks)
+    torch.testing.assert_close(cxrkit.attribute(model, images, "saliency"), expected)
+    cxrkit.attribute(model, images, "guided_backprop")
+    assert dict(model.second._backward_hooks) == hooks
+
+
+def test_dynamic_quantization_is_refused(images):
+    model = torch.ao.quantization.quantize_dynamic(Network().eval(), {nn.Linear})
+    for method in ("saliency", "occlusion"):
+        with pytest.raises(AttributionError, match=r"layer head \(Linear\) is dynamically quantized"):
+            cxrkit.attribute(model, images, method)
+
+
+@pytest.mark.parametrize("method", ["saliency", "layercam", "guided_backprop"])
+def test_one_image_through_an_instance_norm_is_explained_as_in_a_batch(method, images):
+    model = Network()
+    model.norm = nn.InstanceNorm2d(4, affine=True)
+    options = {"layer": "first"} if method == "layercam" else {}
+    together = cxrkit.attribute(model, images, method, **options)
+    torch.testing.assert_close(cxrkit.attribute(model, images, method, chunk=1, **options), together)

@@ -25,7 +25,8 @@ def as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
     Modules (training flags, attributes, hooks, buffers), weights (`requires_grad`, `.grad`) and torch's global state
     are put back, also after an error or an interruption. Flags are set, not `train()` called: layers such as LoRA's
     change their weights there. Frozen weights save the backward passes their share of the work. Activation
-    checkpoints are plain calls, and compiled parts run as they were written, so that hooks and rules see every layer.
+    checkpoints are plain calls, and compiled parts run as they were written, so that forward hooks and rules see every
+    layer; backward hooks are set aside.
     """
     if any(nn.parameter.is_lazy(t) for t in _tensors(model)):
         raise AttributionError("the network has lazy layers that have no weights yet; run it once on an image")
@@ -38,6 +39,8 @@ def as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
         for module in model.modules():
             if module.training:
                 module.training = False
+            module._backward_hooks.clear()  # they change or watch gradients, not the function that is explained
+            module._backward_pre_hooks.clear()
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
@@ -66,7 +69,7 @@ def working_weights(
     try:
         for tensor, values, is_weight in held:
             data = values.to(dtype) if dtype is not None and _is_half(values) else values
-            if is_weight and data.ndim == 4 and memory_format is not None:
+            if data.ndim == 4 and memory_format is not None:
                 data = data.contiguous(memory_format=memory_format)
             if data is values or data.data_ptr() == values.data_ptr():
                 data = values.clone() if copies or not is_weight else values

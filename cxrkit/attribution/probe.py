@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.preparation import as_found, working_weights
@@ -21,14 +22,15 @@ __all__ = ["prepared"]
 
 @dataclass(frozen=True)
 class _Conduct:
-    """How a network is run: memory order of images and kernels, precision, whether it writes to its weights, and
-    whether hooks of its user's need gradients at every call; and what methods find out about it.
+    """How a network is run: memory order of images and kernels, precision, whether it writes to its weights, whether
+    hooks of its user's need gradients at every call, and whether it has instance norms; and what methods find out.
     """
 
     memory_format: torch.memory_format
     dtype: torch.dtype
     writes: bool
     hooked: bool
+    norms: bool
     remembered: dict = field(default_factory=dict, compare=False)
 
 
@@ -48,7 +50,8 @@ def prepared(explained: Explained, images: Tensor) -> Iterator[None]:
         conduct = _remembered(explained, images)
         explained.memory_format, explained.dtype = conduct.memory_format, conduct.dtype
         explained.always_differentiable, explained.remembered = conduct.hooked, conduct.remembered
-        with working_weights(explained.model, conduct.memory_format, conduct.dtype, conduct.writes):
+        norms = _InstanceNorms() if conduct.norms else nullcontext()
+        with norms, working_weights(explained.model, conduct.memory_format, conduct.dtype, conduct.writes):
             yield
 
 
@@ -56,7 +59,8 @@ def _remembered(explained: Explained, images: Tensor) -> _Conduct:
     known = _known.setdefault(explained.model, {})
     key = (images.shape[1:], images.dtype, images.device, *_fingerprint(explained.model))
     if key not in known:
-        conduct = _tried(explained, images)
+        with _InstanceNorms() as norms:
+            conduct = replace(_tried(explained, images), norms=norms.seen)
         while len(known) >= _FEW:
             known.pop(next(iter(known)))
         known[key] = conduct
@@ -94,8 +98,26 @@ def _tried(explained: Explained, images: Tensor) -> _Conduct:
                 continue
             if _agree(found, logits, 1e-3) and _alike(slope, gradient, image, logits):
                 _refuse_company(explained, image, found, slope)
-                return _Conduct(order, stored, writes, hooked)
+                return _Conduct(order, stored, writes, hooked, norms=False)
     raise failure or AttributionError("the network gives other logits with frozen weights than when it is called")
+
+
+class _InstanceNorms(TorchFunctionMode):
+    """Instance norms whose gradient is right: torch 2.13 takes a gradient in channels-last order for another one where
+    there is one image.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if "instance_norm" in getattr(function, "__name__", ""):
+            self.seen = True
+            if isinstance(result, Tensor) and result.requires_grad:
+                result.register_hook(torch.Tensor.contiguous)
+        return result
 
 
 def _as_the_user_would(explained: Explained, image: Tensor) -> tuple[Tensor, Tensor | None, bool]:
@@ -139,9 +161,12 @@ def _in_single_precision(explained: Explained, image: Tensor, half: torch.dtype,
 
 def _run(explained: Explained, images: Tensor, whole: bool = False) -> tuple[Tensor, Tensor | None]:
     """Logits [B, L], and the gradient of the first image's sum at all images; None where there is none."""
-    inputs = images.detach().clone().requires_grad_()
-    logits = explained.whole(inputs) if whole else explained.logits(inputs)
-    gradient = None
+    call, inputs, gradient = (explained.whole if whole else explained.logits), images.detach().clone(), None
+    try:
+        logits = call(inputs.requires_grad_())
+    except AttributionError:  # of what can't be differentiated, which forward passes alone may explain
+        with torch.no_grad():
+            logits = call(inputs.detach())
     if logits.requires_grad:
         try:
             gradient = next(explained.gradients(logits[:1].sum(1, keepdim=True), inputs))
@@ -168,6 +193,12 @@ def _alike(slope: Tensor | None, right: Tensor | None, image: Tensor, logits: Te
 
 def _refuse_company(explained: Explained, image: Tensor, alone: Tensor, slope: Tensor | None) -> None:
     """AttributionError where the logits of an image change with the other images of its batch."""
+    for name, module in explained.model.named_modules():
+        if ".quantized.dynamic." in type(module).__module__:
+            raise AttributionError(
+                f"layer {name} ({type(module).__name__}) is dynamically quantized: it rounds by the range of all "
+                "images of a batch, so a map would depend on the chunk; explain the network as it was before"
+            )
     other = image.amax() + image.amin() - image.flip(-1)
     try:
         logits, gradient = _run(explained, torch.cat([image, other]))

@@ -113,6 +113,7 @@ def test_however_sets_of_labels_are_written_they_are_read(written):
         (["Mass", "Normal", "Normal", ""], ["Mass", "Normal", "Normal", ""], "label_map={'Normal': 'No Finding'}"),
         (["Mass", "no acute disease", "", ""], ["Mass", "no acute disease", "", ""], "label_map={'no acute disease':"),
         (["0", "1", "1", "14"], ["0", "1", "1", "14"], "all labels are numbers"),
+        (["Mass", "0", "Edema", ""], ["Mass", "0", "Edema", ""], "some labels are numbers or yes and no: 0"),
         (
             ["P, viral", "P, viral", "Mass", ""],
             ["P, viral", "P, viral", "Mass", ""],
@@ -240,6 +241,43 @@ def test_boxes_of_a_label_that_their_image_lacks_are_counted(folder):
     assert counts(data.select([2]), {}).set_index("what")["loaded"]["boxes without mask"] == 0
     empty, _ = read(folder(labelled("", "", "", ""), "a,Mass,1,2,10,12\n"))
     assert counts(empty, {}).set_index("what")["loaded"]["boxes without mask"] == 1
+
+
+def test_boxes_that_the_labels_of_their_image_deny_are_told(folder):
+    data, told = read(folder(boxes="a,Mass,1,2,10,12\nb,Mass,1,2,10,12\nd,Edema,1,2,10,12\n"))
+    assert "2 of 3 boxes are of a label that images.csv denies their image, such as 'Mass' of 'b'" in told
+    assert data.denied_boxes["image_id"].tolist() == ["b", "d"]
+    assert counts(data, {}).set_index("what")["loaded"]["boxes of labels that their image lacks"] == 2
+    assert not read(folder(boxes="a,Mass,1,2,10,12\nb,Other,1,2,10,12\n"), labels=["Mass", "Other"])[1]
+
+
+def test_readers_are_those_of_the_table_and_their_labels_those_they_boxed(folder):
+    root = folder()
+    header = "image_id,label,reader,x_min,y_min,x_max,y_max\n"
+    (root / "boxes.csv").write_text(header + "a,Mass,R1,1,2,10,12\na,Other,R1,1,2,10,12\nd,No finding,R2,,,,\n")
+    data, _ = read(root, readers=["R2"])
+    assert len(data.boxes) == 0
+    assert "readers= leaves out 2 of 2 boxes" in data.notices
+    with pytest.raises(ParameterError, match=r"\['R3'\] are not in the column reader.*\['R1', 'R2'\]"):
+        load_folder(root, readers=["R3"])
+    with pytest.raises(ParameterError, match=r"\['Other'\] occur neither in images.csv nor in the boxes of readers"):
+        load_folder(root, readers=["R2"], labels=["Other"])
+
+
+@pytest.mark.parametrize("value", ["no", "off", 0, 1.0, None])
+def test_options_that_are_true_or_false_take_nothing_else(folder, value):
+    with pytest.raises(ParameterError, match=r"option window=.*use true or false"):
+        cxrkit.data.load("folder", folder(), window=value)
+
+
+def test_none_in_words_with_a_slash_is_told(folder):
+    names = ["Lung Opacity", "No Lung Opacity / Not Normal", "Normal", ""]
+    _, told = read(folder(labelled(*names)))
+    for name in ("No Lung Opacity", "No Lung Opacity/Not Normal", "Normal"):
+        assert f"label_map={{{name!r}: 'No Finding'}}" in told
+    rename = dict.fromkeys(("No Lung Opacity", "No Lung Opacity/Not Normal", "Normal"), "No Finding")
+    data, told = read(folder(labelled(*names)), label_map=rename)
+    assert (data.labels, told) == (("Lung Opacity",), "")
 
 
 def test_rows_that_say_no_finding_hold_no_box(folder):

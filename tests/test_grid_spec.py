@@ -313,6 +313,15 @@ def test_numbers_of_a_grid_file_are_numbers(project):
     assert values(grid.plan(project.grid("a: {notebook: ../square.ipynb, parameters: {free: ~}}")), "free") == [(None,)]
     with pytest.raises(ParameterError, match=r"\['weights'\] for train: None is text"):
         TrainParameters(weights="None")
+    with pytest.raises(ParameterError, match=r"\['label_separator'\] for dataset_options of train: None is text"):
+        TrainParameters(dataset="folder", dataset_options={"label_separator": "None"})
+
+
+def test_a_parameters_cell_may_import_what_its_annotations_need(project):
+    cell = "from __future__ import annotations\nfrom typing import Any, Optional\na: Optional[int] = None\nb: Any = 1"
+    check = parameters_for(notebook(project.square, cell, "1"))
+    assert check(a=2, b="text").values == {"a": 2, "b": "text"}
+    assert check(b=[None]).values["b"] == [None]
 
 
 @pytest.mark.parametrize(

@@ -359,7 +359,7 @@ def test_images_too_many_for_memory_are_drawn_anew(data, monkeypatch):
 def test_a_run_with_a_prepared_cache_draws_nothing_again(tmp_path, monkeypatch):
     root = write_folder(tmp_path / "set", 20)
     cxrkit.data.prepare("folder", root, size=32, cache=tmp_path / "cache", workers=0, progress=False)
-    chosen = parameters(dataset="folder", root=str(root), healthy_class="None", epochs=1, loss="cross_entropy")
+    chosen = parameters(dataset="folder", root=str(root), healthy_class="Healthy", epochs=1, loss="cross_entropy")
     kept = chosen.model_copy(update={"cache": str(tmp_path / "cache")})
     plain = preparing.load_data(chosen).batch(range(20))
     monkeypatch.setattr(FileRenderer, "render", None)

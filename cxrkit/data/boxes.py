@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from cxrkit.data.labels import clean, is_blank, is_none, nearest, spelling
 from cxrkit.data.tables import EDGES, MISSING, counted_from, numbers, places, read_table, refuse, whole_boxes
 from cxrkit.errors import ParameterError
 
-__all__ = ["box_rows", "id_number", "keep_readers", "left_out", "maskless", "placed", "to_original"]
+__all__ = ["box_rows", "denied", "id_number", "keep_readers", "left_out", "maskless", "placed", "to_original"]
 
 # Labels that a message lists.
 _SHOWN = 8
@@ -71,14 +71,15 @@ def placed(
     return boxes, notices
 
 
-def keep_readers(boxes: pd.DataFrame, readers: Sequence[str] | None) -> tuple[pd.DataFrame, list[str]]:
-    """The boxes of these readers, and how many that leaves out."""
+def keep_readers(
+    boxes: pd.DataFrame, readers: Sequence[str] | None, known: Collection[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """The boxes of these readers, and how many that leaves out; ``known``: all readers, also those without a box."""
     if readers is None:
         return boxes, []
     readers = [readers] if isinstance(readers, str) else list(readers)
-    unknown = [reader for reader in readers if reader not in set(boxes["reader"])]
-    if unknown:
-        raise ParameterError(f"readers {unknown} drew no box; known: {sorted(set(boxes['reader']))}")
+    if unknown := [reader for reader in readers if reader not in known]:
+        raise ParameterError(f"readers {unknown} are not in the column reader of boxes.csv; known: {sorted(known)}")
     kept = boxes["reader"].isin(readers)
     return boxes[kept].copy(), [f"readers= leaves out {(~kept).sum()} of {len(boxes)} boxes"]
 
@@ -108,6 +109,17 @@ def maskless(boxes: pd.DataFrame, labels: Sequence[str], chosen: bool) -> list[s
         f"boxes.csv: {counts.sum()} of {len(boxes)} boxes make no mask, as no image carries their label: "
         f"{', '.join(told)}{more}. Rename one with label_map={close or {own: 'NAME'}}, or list it in "
         f"labels=[..., {own!r}] as a label of its own, unknown where there is no box"
+    ]
+
+
+def denied(boxes: pd.DataFrame, count: int) -> list[str]:
+    """A notice about boxes, among ``count``, of a label that their image lacks."""
+    if boxes.empty:
+        return []
+    first = boxes.iloc[0]
+    return [
+        f"boxes.csv: {len(boxes)} of {count} boxes are of a label that images.csv denies their image, such as "
+        f"{first['label']!r} of {first['image_id']!r}; their masks aren't scored unless the label is added there"
     ]
 
 

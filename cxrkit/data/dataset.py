@@ -205,6 +205,14 @@ class Dataset(torch.utils.data.Dataset):
         """The boxes that make no mask, because ``labels`` lacks theirs."""
         return self.boxes[~self.boxes["label"].isin(self.labels)]
 
+    @property
+    def denied_boxes(self) -> pd.DataFrame:
+        """The boxes of a label that their own image is known to lack."""
+        row = pd.Index(self.table["image_id"]).get_indexer(self.boxes["image_id"])
+        label = pd.Index(self.labels, dtype=object).get_indexer(self.boxes["label"].astype(object))
+        held = np.flatnonzero(label >= 0)
+        return self.boxes.iloc[held[self._targets[row[held], label[held]] == 0]]
+
     def __len__(self) -> int:
         return len(self.table)
 

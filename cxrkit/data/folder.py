@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrkit.data.boxes import box_rows, id_number, keep_readers, left_out, maskless, placed, to_original
+from cxrkit.data.boxes import box_rows, denied, id_number, keep_readers, left_out, maskless, placed, to_original
 from cxrkit.data.dataset import SPLITS, Dataset
 from cxrkit.data.files import FileRenderer
 from cxrkit.data.labels import ImageLabels, as_label_map, check_known, doubtful, read_labels
@@ -79,15 +79,14 @@ def load_folder(
     check_known("label_map", rename, found.written | written)
     boxes, notices = placed(boxes_csv, rows, rename, images["image_id"], sides)
     notices = [*_image_notices(images), *(f"images.csv: {text}" for text in found.notices), *notices]
-    boxes, asked = keep_readers(boxes, readers)
+    boxes, asked = keep_readers(boxes, readers, set(rows["reader"]))
     counts, chosen = found.counts(), labels is not None
-    labels = _choose_labels(labels, counts, set(boxes["label"]))
+    labels = _choose_labels(labels, counts, set(boxes["label"]), readers)
     if chosen:
         asked += left_out(boxes, labels, counts)
     else:
         notices += [f"images.csv: {text}" for text in doubtful(counts, found, rename)]
     notices += maskless(boxes, labels, chosen)
-    notify("folder", root, notices)
     table = _table(images_csv, root, images, labels, _targets(images, found, labels, boxes)).assign(**sides)
     dataset = Dataset(
         name="folder",
@@ -105,6 +104,8 @@ def load_folder(
         hierarchy={child: parent for child, parent in found.parents.items() if {child, parent} <= set(labels)},
         preprocessing=preprocessing,
     )
+    notices += denied(dataset.denied_boxes, len(boxes))
+    notify("folder", root, notices)
     dataset.notices = (*notices, *asked)
     return dataset
 
@@ -228,12 +229,15 @@ def _image_notices(images: pd.DataFrame) -> list[str]:
 # Labels
 
 
-def _choose_labels(labels: Sequence[str] | None, counts: Mapping[str, int], boxed: Collection[str]) -> tuple[str, ...]:
+def _choose_labels(
+    labels: Sequence[str] | None, counts: Mapping[str, int], boxed: Collection[str], readers: Sequence[str] | None
+) -> tuple[str, ...]:
     if labels is None:
         return tuple(sorted(counts, key=lambda label: (-counts[label], label)))
     if isinstance(labels, str):
         raise ParameterError(f"labels={labels!r}: give a list of names, such as [{labels!r}]")
-    check_known("labels", labels, set(counts) | set(boxed))
+    boxes = "boxes.csv" if readers is None else f"the boxes of readers {readers}"
+    check_known("labels", labels, set(counts) | set(boxed), boxes)
     if len(set(labels)) != len(labels):
         raise ParameterError(f"labels={list(labels)} names one label twice")
     return tuple(labels)

@@ -93,12 +93,12 @@ def as_label_map(label_map: object) -> dict[str, str]:
     return dict(rename)
 
 
-def check_known(option: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raise ParameterError for labels that an option names and no table holds."""
+def check_known(option: str, names: Iterable[str], known: Collection[str], boxes: str = "boxes.csv") -> None:
+    """Raise ParameterError for labels that an option names and neither images.csv nor ``boxes`` holds."""
     if unknown := [name for name in names if name not in known]:
         close = nearest(str(unknown[0]), known)
         raise ParameterError(
-            f"{option} {unknown} occur neither in images.csv nor in boxes.csv; "
+            f"{option} {unknown} occur neither in images.csv nor in {boxes}; "
             f"{f'did you mean {close!r}? ' if close else ''}known: {sorted(known)}"
         )
 
@@ -227,7 +227,9 @@ def _refuse_two_spellings(path: Path, column: pd.Series, labels: ImageLabels) ->
 def doubtful(counts: Mapping[str, int], labels: ImageLabels, rename: Mapping[str, str]) -> Iterator[str]:
     """Notices about labels that may mean none, several, or numbers. ``counts``: of ``labels``."""
     for name in sorted(set(counts).difference(rename.values())):
-        if _PERHAPS_NONE.fullmatch(spelling(name)) and all(names == {name} for names in labels.found if name in names):
+        # A name with a slash, such as RSNA's "No Lung Opacity / Not Normal", is read as a parent and its child.
+        family = {name, labels.parents.get(name), *(one for one, parent in labels.parents.items() if parent == name)}
+        if _PERHAPS_NONE.fullmatch(spelling(name)) and all(names <= family for names in labels.found if name in names):
             yield (
                 f"{name!r} ({counts[name]} images) is read as a label of its own; if it means no finding, give "
                 f"label_map={{{name!r}: {NO_FINDING!r}}}"
@@ -235,5 +237,6 @@ def doubtful(counts: Mapping[str, int], labels: ImageLabels, rename: Mapping[str
         parts = [part.strip() for part in re.split(r"[+&/]|\band\b", name)]
         if len(parts) > 1 and all(part in counts for part in parts):
             yield f"{name!r} ({counts[name]} images) is read as one label, though its parts are labels; ';' separates"
-    if counts and all(re.fullmatch(r"-?\d+(\.0+)?|true|false|yes|no", name, re.IGNORECASE) for name in counts):
-        yield f"all labels are numbers or yes and no: {', '.join(sorted(counts)[:5])}; label_map gives them names"
+    if some := sorted(name for name in counts if re.fullmatch(r"-?\d+(\.0+)?|true|false|yes|no", name, re.IGNORECASE)):
+        how_many = "all" if len(some) == len(counts) else "some"
+        yield f"{how_many} labels are numbers or yes and no: {', '.join(some[:5])}; label_map gives them names"

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -235,12 +235,16 @@ def _check_integer(name: str, value: int, low: int, high: int | None) -> None:
         raise ParameterError(f"{name}={value!r} is out of range; use an integer {wanted}")
 
 
-def check_options(name: str, known: Collection[str], options: Collection[str]) -> None:
-    """Raise ParameterError for an option that isn't among those known to source ``name``."""
-    for option in options:
+def check_options(name: str, known: Collection[str], options: Mapping[str, Any]) -> None:
+    """Raise ParameterError for an option that isn't among those known to source ``name``, or no true or false."""
+    signature = inspect.signature(SOURCES[name].loader()).parameters
+    for option, value in options.items():
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ParameterError(
                 f"option {option!r} is unknown to source {name!r}; {hint}the options are {sorted(known)}"
             )
+        # "no" and "off" are text in YAML, and text counts as true.
+        if option in signature and isinstance(signature[option].default, bool) and not isinstance(value, bool):
+            raise ParameterError(f"option {option}={value!r} of source {name!r}: use true or false")

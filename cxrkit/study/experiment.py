@@ -73,7 +73,10 @@ class Parameters(BaseModel):
 
 
 def refuse_none_as_text(kind: str, values: Mapping[str, Any]) -> None:
-    """Raise ParameterError where a value is the word None, which YAML doesn't know."""
+    """Raise ParameterError where a value, also one within a mapping, is the word None, which YAML doesn't know."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            refuse_none_as_text(f"{name} of {kind}", value)
     if names := [name for name, value in values.items() if isinstance(value, str) and value == "None"]:
         raise ParameterError(f"parameters {names} for {kind}: None is text in YAML; write null")
 

@@ -178,6 +178,8 @@ def _parameters_cell(notebook: Path) -> dict[str, tuple[Any, Any]]:
         if name is None or (name.startswith("_") or not _plain(value)):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 continue  # a docstring
+            if isinstance(node, ast.ImportFrom) and node.module in ("typing", "collections.abc", "__future__"):
+                continue  # what annotations need
             raise ParameterError(
                 f"{notebook.name}: line {node.lineno} of the parameters cell is no plain 'name = value': "
                 f"{ast.unparse(node)[:80]}"
@@ -204,7 +206,7 @@ def _assignment(node: ast.stmt) -> tuple[str | None, Any, ast.expr | None]:
 def _type_of(default: Any, annotation: ast.expr | None) -> Any:
     if annotation is not None and (named := _annotated(annotation)) is not Any:
         return named | None if default is None and named is not None else named
-    if default is None:
+    if default is None or (annotation is not None and ast.unparse(annotation) in ("Any", "typing.Any")):
         return Any
     if isinstance(default, list | tuple):
         kinds = {type(item) for item in default}

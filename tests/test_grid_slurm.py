@@ -172,6 +172,7 @@ def test_memory(write, text, mebibytes):
         ("environment: ['source \"venv']", "No closing quotation"),
         ("python: ''", "one line of text"),
         ("walltime: 8 h", "unknown 'walltime'; known: time, memory"),
+        ("queue: None", "None is text in YAML; write null"),
     ],
 )
 def test_what_is_wrong_is_named(write, change, message):

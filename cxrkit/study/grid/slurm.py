@@ -33,6 +33,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, V
 
 from cxrkit.errors import CxrkitError, ParameterError
 from cxrkit.study import keys
+from cxrkit.study.experiment import refuse_none_as_text
 from cxrkit.study.grid import spec
 from cxrkit.study.grid.engines_dask import DaskEngine
 from cxrkit.study.grid.execute import Settings
@@ -145,6 +146,7 @@ def read(file: str | Path) -> Resources:
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ParameterError(f"{path.name}: expected names such as time, memory and cores, each with a value")
+    refuse_none_as_text(path.name, content)
     try:
         return Resources(**{str(name): value for name, value in content.items()})
     except ValidationError as error:

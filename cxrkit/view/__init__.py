@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+from cxrkit.lazy import lazily
 
-# Modules and names load on first use: figures need matplotlib, the widget needs anywidget, a page may need neither.
-_HOMES = {"Bundle": "viewer", "static_html": "viewer", "Explorer": "widget", "describe": "style", "to_html": "style"}
-_MODULES = ("exporting", "figures", "lab", "style", "viewer", "widget")
-__all__ = sorted([*_HOMES, *_MODULES])
-
-
-def __getattr__(name: str):
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+# Figures need matplotlib, the widget needs anywidget, a page may need neither.
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    "exporting figures lab style viewer widget",
+    viewer="Bundle static_html",
+    widget="Explorer",
+    style="describe to_html",
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from cxrkit.lazy import lazily
 
 PAPERS = {
     "bcos": "kleinmann2025",
@@ -11,15 +11,6 @@ PAPERS = {
     "path": "brima2023",
     "relevance": "nam2021",
 }  # the key of each paper here, and in the book's bibliography
-_MODULES = (*PAPERS, "bcos_claims", "bcos_maps", "checklist", "claims", "kept", "published", "synthesis")
-__all__ = ["PAPERS", *_MODULES]
-
-
-def __getattr__(name: str):
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+_MODULES = f"{' '.join(PAPERS)} bcos_claims bcos_maps checklist claims kept published synthesis"
+__getattr__, __dir__, __all__ = lazily(__name__, _MODULES)
+__all__ += ["PAPERS"]

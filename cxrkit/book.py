@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from cxrkit.errors import CxrkitError
+from cxrkit.files import replace_file
 from cxrkit.study import grid, runs
 
 __all__ = ["GRIDS", "as_one", "build", "build_single", "changed", "changes", "contents"]
@@ -65,10 +66,7 @@ def build_single() -> Path:
 def as_one(folder: Path) -> Path:
     """Put the single page that Sphinx made where its styles and links expect it; returns it."""
     made, place = folder / "book" / "index.html", folder / "index.html"
-    hidden = folder / ".index.html"
-    text = made.read_text(encoding="utf-8").replace('href="book/index.html#', 'href="#')
-    hidden.write_text(text, encoding="utf-8")
-    os.replace(hidden, place)
+    replace_file(place, made.read_text(encoding="utf-8").replace('href="book/index.html#', 'href="#'))
     made.unlink()
     return place
 

@@ -101,7 +101,7 @@ def data_check(
     found = check(name, root, workers=workers, **_options(option))
     found = found[~found["kind"].isin(ignored)]
     if to is not None:
-        from cxrkit.models.storage import replace_file
+        from cxrkit.files import replace_file
 
         replace_file(to, lambda temporary: found.to_csv(temporary, index=False))
     if format == "csv" and to is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 __all__ = ["AttributionError", "CxrkitError", "DataError", "ModelError", "ParameterError"]
 
 
@@ -23,3 +26,9 @@ class AttributionError(CxrkitError):
 
 class ParameterError(CxrkitError, ValueError):
     """A parameter that is unknown or out of range; the message names it and what is allowed."""
+
+
+def meant(name: str, known: Collection[str], most: int = 1) -> str:
+    """What an unknown name was probably meant to be, as a question; all known ones where none is near."""
+    near = difflib.get_close_matches(name, known, n=most)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"

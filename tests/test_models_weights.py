@@ -15,6 +15,7 @@ from torch import nn
 
 import cxrkit
 from cxrkit.errors import ModelError, ParameterError
+from cxrkit.files import checksum
 from cxrkit.models import CHEXNET_LABELS, NETWORKS, calibrate, create, load, randomise, randomised, save, sources
 from cxrkit.models.weights import read_state
 
@@ -177,17 +178,17 @@ def test_labels_of_torchxrayvision_are_found_by_name(xrv, tmp_path):
 def test_a_file_without_a_published_hash_must_stay_what_it_was_at_first_use(xrv, monkeypatch):
     name = "xrv:densenet121-res224-rsna"
     _, path = xrv(name.split(":")[1], whole=False)
-    first = sources.sha256_of(path)
+    first = checksum(path)
     for _ in range(2):
         found, card = sources.locate(name, {name: name})
         assert (found, card["checked"], card["hash"]) == (path, False, "recorded at first use")
     assert path.with_name(f"{path.name}.sha256").read_text().strip() == first
     path.write_bytes(path.read_bytes() + b"x")
-    changed = sources.sha256_of(path)
+    changed = checksum(path)
     with pytest.raises(ModelError, match=f"{path.name} has changed: its checksum was {first} .* and is {changed}"):
         sources.locate(name, {name: name})
     path.with_name(f"{path.name}.sha256").unlink()
-    monkeypatch.setattr(sources.os, "replace", mock.Mock(side_effect=PermissionError))
+    monkeypatch.setattr("os.replace", mock.Mock(side_effect=PermissionError))
     assert sources.locate(name, {name: name})[1]["hash"] == "none: it could not be recorded"
 
 

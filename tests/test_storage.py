@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cxrkit.errors import ModelError
+from cxrkit.files import checksum
 from cxrkit.models import Classifier, create, load, save, storage
 
 LABELS = ("effusion", "ødem")
@@ -68,7 +69,7 @@ def test_damaged_weights_are_refused_by_name(saved, damage):
         load(path)
     card = path.with_suffix(".json")
     described = json.loads(card.read_text(encoding="utf-8"))
-    described["file"]["sha256"] = storage.sha256_of(path)
+    described["file"]["sha256"] = checksum(path)
     card.write_text(json.dumps(described), encoding="utf-8")
     with pytest.raises(ModelError, match=r"model\.safetensors can't be read"):
         load(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from cxrkit.data.sources import SOURCES, sources
 from cxrkit.data.tables import leaves_folder
 from cxrkit.errors import DataError, ParameterError
+from cxrkit.files import checksum
 
 __all__ = ["Entry", "entries", "get"]
 
@@ -49,8 +49,7 @@ class Entry:
 
     def matches(self, path: Path) -> bool:
         """Whether a file has the published checksum."""
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, self.algorithm).hexdigest() == self.checksum
+        return checksum(path, self.algorithm) == self.checksum
 
 
 def entries(name: str, manifest: Mapping[str, Any]) -> list[Entry]:

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from cxrkit.data.dataset import SPLITS, Dataset
 from cxrkit.errors import DataError, ParameterError
+from cxrkit.files import checksum
 
 __all__ = ["check_parts", "check_split", "find_leaks", "near_pairs", "patient_overlap", "structure_hash"]
 
@@ -165,15 +165,11 @@ def _file_digests(paths: pd.Series, workers: int | None) -> pd.Series:
         except OSError as error:
             raise DataError(f"{path}: can't be opened ({error.strerror})") from None
 
-    def digest(path: str) -> str:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     with _threads(workers) as pool:
         sizes = pd.Series(list(pool.map(size, paths)), index=paths.index)
         several = sizes.duplicated(keep=False)
         digests = pd.Series(paths.index.astype(str), index=paths.index)
-        digests[several] = list(pool.map(digest, paths[several]))
+        digests[several] = list(pool.map(checksum, paths[several]))
     return digests
 
 

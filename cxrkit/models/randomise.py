@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cxrkit.errors import ModelError, ParameterError
+from cxrkit.errors import ModelError, ParameterError, meant
 from cxrkit.models import bcos
 
 __all__ = ["randomised"]
@@ -107,9 +106,7 @@ def _name_of(layer: str | nn.Module, model: nn.Module) -> str:
             return name
     if isinstance(layer, nn.Module):
         raise ParameterError(f"layer {type(layer).__name__} isn't part of the network; pass one of its own modules")
-    near = difflib.get_close_matches(str(layer), modules, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(modules)}"
-    raise ParameterError(f"unknown layer {layer!r}; {hint}")
+    raise ParameterError(f"unknown layer {layer!r}; {meant(str(layer), modules, 3)}")
 
 
 def _stages(model: nn.Module) -> dict[str, list[str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +10,9 @@ from pathlib import Path
 import torch
 
 from cxrkit.errors import ModelError
+from cxrkit.files import checksum, replace_file
 
-__all__ = ["XRV_WEIGHTS", "Published", "locate", "published", "sha256_of", "xrv_card"]
+__all__ = ["XRV_WEIGHTS", "Published", "locate", "published", "xrv_card"]
 
 XRV_WEIGHTS = tuple(
     f"xrv:densenet121-res224-{name}" for name in ("all", "nih", "pc", "chex", "rsna", "mimic_nb", "mimic_ch")
@@ -64,7 +63,7 @@ def locate(weights: str | Path, named: Mapping[str, str]) -> tuple[Path, dict]:
     source = published(named[str(weights)])
     if not source.path.is_file():
         _fetch(str(weights), source)
-    found = sha256_of(source.path)
+    found = checksum(source.path)
     if not found.startswith(source.sha256):
         raise ModelError(
             f"{source.path} doesn't have the checksum {source.sha256} but {found}; delete it and fetch "
@@ -84,20 +83,11 @@ def _recorded(path: Path, found: str) -> str:
                 "first file back, or delete both files to begin anew"
             )
         return "recorded at first use"
-    fresh = record.with_name(f".{record.name}.{os.getpid()}")  # others may read the record at any moment
     try:
-        fresh.write_text(f"{found}\n", encoding="utf-8")
-        os.replace(fresh, record)
+        replace_file(record, f"{found}\n")  # others may read it at any moment
     except OSError:
-        fresh.unlink(missing_ok=True)
         return "none: it could not be recorded"  # a folder that is shared for reading alone
     return "recorded at first use"
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def xrv_card(origin: str) -> dict:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from cxrkit.errors import CxrkitError, ModelError
+from cxrkit.files import checksum, replace_file
 from cxrkit.models.classifier import Classifier
-from cxrkit.models.sources import sha256_of
 from cxrkit.models.weights import read_state
 from cxrkit.models.zoo import NOTICE, create
 
@@ -39,9 +37,9 @@ def save(model: Classifier, path: str | os.PathLike) -> Path:
     replace_file(path, lambda target: save_file(tensors, target))
     card = {"format": _FORMAT} | model.card
     card |= {"labels": list(model.labels), "logit_bias": model.logit_bias, "notice": NOTICE}
-    card["file"] = {"name": path.name, "sha256": sha256_of(path)}
+    card["file"] = {"name": path.name, "sha256": checksum(path)}
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path.with_suffix(".json"), lambda target: Path(target).write_text(text, encoding="utf-8"))
+    replace_file(path.with_suffix(".json"), text)
     return path
 
 
@@ -57,7 +55,7 @@ def load(path: str | os.PathLike) -> Classifier:
         if not file.is_file():
             raise ModelError(f"{file} is missing; a model is two files, {path.name} and {card_path.name}")
     card = _read_card(card_path)
-    if card["file"]["sha256"] != sha256_of(path):
+    if card["file"]["sha256"] != checksum(path):
         raise ModelError(f"{path} isn't the file that {card_path.name} describes: the checksums differ")
     state = read_state(path)
     try:
@@ -102,17 +100,3 @@ def _read_card(path: Path) -> dict:
     if card.get("format") != _FORMAT:
         raise ModelError(f"{path} has format {card.get('format')!r}; this version reads format {_FORMAT}")
     return card
-
-
-def replace_file(path: Path, write: Callable[[str], object]) -> None:
-    """Write to a temporary name in the same folder, with the permissions of any new file, then move it into place."""
-    temporary = str(path.parent / f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        Path(temporary).touch(exist_ok=False)  # what the umask allows; others in a group may read results
-        mode = Path(temporary).stat().st_mode
-        write(temporary)
-        Path(temporary).chmod(mode)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cxrkit.errors import ModelError
-from cxrkit.models.sources import locate, sha256_of, xrv_card
+from cxrkit.files import checksum
+from cxrkit.models.sources import locate, xrv_card
 
 __all__ = ["CHEXNET_LABELS", "load_into", "read_state"]
 
@@ -67,7 +68,7 @@ def load_into(
     _check(state, own, fresh, unused, path)
     network.load_state_dict(state, strict=False)
     random = sorted({key.rsplit(".", 1)[0] for key in fresh if key not in state})
-    return origin | {"file": path.name, "sha256": sha256_of(path), "random_layers": random}
+    return origin | {"file": path.name, "sha256": checksum(path), "random_layers": random}
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cxrkit.errors import ParameterError
-from cxrkit.models.storage import replace_file
+from cxrkit.files import replace_file
 from cxrkit.study.experiment import Parameters
 
 __all__ = ["Checkpoints", "State", "agree", "checkpoint_folder", "described"]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cxrkit.errors import ParameterError
+from cxrkit.errors import ParameterError, meant
 
 __all__ = [
     "ExplainParameters",
@@ -325,9 +325,7 @@ def _explain(error: ValidationError, cls: type[Parameters]) -> str:
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            lines.append(f"unknown parameter {name!r} for {cls.kind}; {hint}")
+            lines.append(f"unknown parameter {name!r} for {cls.kind}; {meant(name, known)}")
         elif not name:  # several parameters together
             lines.append(f"{cls.kind}: {problem['msg'].removeprefix('Value error, ')}")
         else:

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cxrkit.errors import CxrkitError
+from cxrkit.files import replace_file
 from cxrkit.study import experiment, keys, notebook, runs
 
 __all__ = ["FILE", "table"]
@@ -128,7 +128,6 @@ def _write(path: Path, rows: list[Row]) -> None:
     except ImportError:
         return
     arrays, encoded = {}, {}
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         for name in _names(rows):
             values = [row.get(name, _ABSENT) for row in rows]
@@ -137,13 +136,9 @@ def _write(path: Path, rows: list[Row]) -> None:
             arrays[name] = pa.array([_cell(value, encoded[name]) for value in values])
         card = json.dumps({"code": _code(), "columns": encoded}).encode()
         content = pa.table(arrays).replace_schema_metadata({_MARK: card})
-        pq.write_table(content, temporary, write_page_checksum=True)
-        os.replace(temporary, path)
+        replace_file(path, lambda temporary: pq.write_table(content, temporary, write_page_checksum=True))
     except (OSError, ValueError, OverflowError, pa.ArrowException):
         pass  # the index only saves time: what can't be written is read again
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _cell(value: Any, encoded: bool) -> Any:

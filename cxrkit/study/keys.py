@@ -9,12 +9,12 @@ import hashlib
 import json
 import os
 import re
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cxrkit
+from cxrkit.files import checksum, replace_file
 from cxrkit.study.experiment import Parameters, TrainParameters
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ __all__ = [
     "origin",
     "project_folder",
     "results_folder",
-    "sha256",
 ]
 
 _TRAINING = ("checkpoints", "devices", "feeding", "losses", "optimisation", "preparing", "scoring", "training")
@@ -191,13 +190,8 @@ def _remembered() -> Iterator[Callable[[Path], str]]:
 
     yield meaning
     if len(known) > before and path.parent.is_dir():
-        temporary = path.with_name(f"code.{uuid.uuid4().hex[:8]}")
         with contextlib.suppress(OSError):
-            try:
-                temporary.write_text(json.dumps(dict(list(known.items())[-2000:])), encoding="utf-8")
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            replace_file(path, json.dumps(dict(list(known.items())[-2000:])))
 
 
 @functools.cache
@@ -222,17 +216,11 @@ def _inputs(parameters: Parameters | NotebookParameters) -> dict[str, str]:
     files = sorted(in_project(root).glob("*.csv")) if root else []
     if weights and in_project(weights).is_file():
         files.append(in_project(weights))
-    hashes = {f"file {path.name}": _of_file(path, sha256) for path in files}
+    hashes = {f"file {path.name}": _of_file(path, checksum) for path in files}
     manifest = Path(cxrkit.__file__).parents[1] / "data_manifests" / f"{dataset}.yaml"
     if dataset and manifest.is_file():
-        hashes["manifest"] = _of_file(manifest, sha256)
+        hashes["manifest"] = _of_file(manifest, checksum)
     return hashes
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cells(path: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import functools
 import json
 import math
@@ -27,7 +26,7 @@ from pydantic import (
     create_model,
 )
 
-from cxrkit.errors import ParameterError
+from cxrkit.errors import ParameterError, meant
 from cxrkit.study import experiment
 from cxrkit.study.experiment import Parameters
 from cxrkit.study.keys import project_folder
@@ -127,9 +126,7 @@ class Checked:
         for problem in error.errors():
             name = str(problem["loc"][0])
             if problem["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(name, self.names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(self.names))}"
-                lines.append(f"unknown parameter {name!r} for {self.kind}; {hint}")
+                lines.append(f"unknown parameter {name!r} for {self.kind}; {meant(name, sorted(self.names))}")
             else:
                 lines.append(f"parameter {name!r} for {self.kind}: {problem['msg']} (got {problem.get('input')!r})")
         return "; ".join(dict.fromkeys(lines))

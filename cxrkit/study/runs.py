@@ -24,16 +24,9 @@ import pandas as pd
 
 import cxrkit
 from cxrkit.errors import DataError
+from cxrkit.files import checksum
 from cxrkit.study.experiment import Parameters
-from cxrkit.study.keys import (
-    fingerprint,
-    in_project,
-    key,
-    origin,
-    project_folder,
-    results_folder,
-    sha256,
-)
+from cxrkit.study.keys import fingerprint, in_project, key, origin, project_folder, results_folder
 from cxrkit.study.notebook import CLASSES, NotebookParameters
 
 if TYPE_CHECKING:
@@ -81,7 +74,7 @@ class Run:
     def verify(self) -> None:
         """Compare every file with the checksum in `run.json`. Raises DataError naming the first that differs."""
         for name, entry in self.card["files"].items():
-            if sha256(self.folder / name) != entry["sha256"]:
+            if checksum(self.folder / name) != entry["sha256"]:
                 raise DataError(f"{self.folder / name}: content differs from its checksum in run.json; {_REMEDY}")
 
     def json(self, name: str) -> dict[str, Any]:
@@ -198,7 +191,7 @@ def writing_card(results: Path, card: dict[str, Any], values: dict[str, Any]) ->
         writer.json("parameters.json", values)
         writer.json("environment.json", environment())
         files = {
-            file.relative_to(hidden).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+            file.relative_to(hidden).as_posix(): {"bytes": file.stat().st_size, "sha256": checksum(file)}
             for file in sorted(hidden.rglob("*"))
             if file.is_file()
         }
@@ -209,7 +202,7 @@ def writing_card(results: Path, card: dict[str, Any], values: dict[str, Any]) ->
         )
         for file in (*hidden.rglob("*"), hidden):
             _settle(file)
-        _replace(hidden, place)
+        replace_folder(hidden, place)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
@@ -223,7 +216,8 @@ def _settle(path: Path) -> None:
         os.close(handle)
 
 
-def _replace(hidden: Path, place: Path) -> None:
+def replace_folder(hidden: Path, place: Path) -> None:
+    """Move a folder that was written beside its place there; one that is there already goes."""
     old = hidden.with_name(hidden.name + ".old")
     for _ in range(10):
         if place.exists():

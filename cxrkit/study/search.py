@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from cxrkit.errors import DataError, ModelError
-from cxrkit.models.storage import replace_file
+from cxrkit.files import replace_file
 from cxrkit.study.experiment import SearchParameters, TrainParameters
 
 __all__ = ["best_of", "score_of", "search"]
@@ -151,7 +151,7 @@ def _write(record: Path | None, parameters: SearchParameters, rows: list[dict[st
         return
     record.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"parameters": _identity(parameters), "trials": rows}, indent=1)
-    replace_file(record, lambda target: Path(target).write_text(text, encoding="utf-8"))
+    replace_file(record, text)
 
 
 def _plain(value: Any) -> Any:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cxrkit.errors import ParameterError
+from cxrkit.files import replace_file
 from cxrkit.view.panels import array
 from cxrkit.view.style import PNG_DPI, style
 
@@ -49,7 +48,8 @@ def export_figure(
             import matplotlib
 
             with matplotlib.rc_context({"svg.hashsalt": "cxrkit"}):  # else SVG names its parts at random
-                _whole(
+                target.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(
                     target,
                     lambda file, name=name, metadata=metadata: figure.savefig(
                         file, format=name, dpi=PNG_DPI, facecolor="white", metadata=metadata
@@ -76,21 +76,15 @@ def export_maps(path: str | Path, image: Any, maps: Mapping[str, Any], parameter
         "parameters": np.array(_text(parameters)),
     }
     path = Path(path).with_name(f"{Path(path).name}.npz")
-    _whole(path, lambda file: np.savez_compressed(file, **arrays))
+
+    def write(target: str) -> None:
+        with open(target, "wb") as file:  # to a name it would add a suffix
+            np.savez_compressed(file, **arrays)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, write)
     return path
 
 
 def _text(parameters: Mapping[str, Any]) -> str:
     return json.dumps({**parameters, "notice": _NOTICE}, sort_keys=True, ensure_ascii=False)
-
-
-def _whole(path: Path, write: Callable[[Any], object]) -> None:
-    """Write under another name in the same folder, then move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import operator
 import re
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
-from cxrkit.errors import ParameterError
+from cxrkit.errors import ParameterError, meant
 from cxrkit.yaml_files import parse_yaml, read_yaml
 
 __all__ = ["FOLDS", "Condition", "Step", "combinations", "duration", "memory", "read"]
@@ -160,9 +159,7 @@ def _told(error: ValidationError, cls: type[BaseModel]) -> list[str]:
         where = [str(part) for part in problem["loc"] if isinstance(part, int) or not re.match(r"[a-z]+\[|int$", part)]
         name, shown = where[0] if where else "", ".".join(where)
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, cls.model_fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(cls.model_fields)}"
-            lines.append(f"unknown part {name!r}; {hint}")
+            lines.append(f"unknown part {name!r}; {meant(name, cls.model_fields)}")
         elif problem["type"] == "too_short":
             lines.append(f"{shown!r} must have something in it")
         else:

@@ -6,7 +6,6 @@ They are small, lie in `book/results/PAPER-NAME`, and tell in `card.json` what t
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -130,7 +129,6 @@ def _read(place: Path) -> Kept:
 
 def _write(place: Path, tables: Mapping[str, pd.DataFrame], card: dict[str, Any]) -> Path:
     hidden = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
-    before = hidden.with_name(f"{hidden.name}.old")
     hidden.mkdir(parents=True)
     try:
         card = card | {"tables": {title: f"{_slug(title)}.csv" for title in tables}}
@@ -138,12 +136,9 @@ def _write(place: Path, tables: Mapping[str, pd.DataFrame], card: dict[str, Any]
             frame.to_csv(hidden / card["tables"][title], index=False, float_format="%.6g")
         text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False)
         (hidden / "card.json").write_text(text + "\n", encoding="utf-8")
-        if place.exists():
-            os.replace(place, before)
-        os.replace(hidden, place)
+        runs.replace_folder(hidden, place)
     finally:
-        for left in (hidden, before):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
     return place
 
 

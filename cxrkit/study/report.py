@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from cxrkit.data import Dataset, cards
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Accumulator, LocalisationScores, classification_report
 from cxrkit.study import grid, runs
+from cxrkit.study.experiment import TrainParameters
 from cxrkit.study.training import load_data
 
 __all__ = [
@@ -270,20 +272,25 @@ def names(pairs: list[tuple[runs.Run, runs.Run]]) -> list[str]:
     return [name + place * (variants.count(name) > 1) for name, place in zip(variants, places, strict=True)]
 
 
-def kept_of(explain: runs.Run) -> dict[str, np.ndarray]:
-    """The arrays that an explanation run kept (see `explaining.kept_maps`)."""
-    with np.load(explain.folder / "maps.npz", allow_pickle=False) as file:
+def kept_of(run: runs.Run, name: str = "maps") -> dict[str, np.ndarray]:
+    """The arrays that a run kept, by default its maps (see `explaining.kept_maps`)."""
+    with np.load(run.folder / f"{name}.npz", allow_pickle=False) as file:
         return dict(file)
+
+
+def drawn_finer(parameters: TrainParameters, least: int, **changed: Any) -> Dataset:
+    """A training run's data set, or one that `changed` parameters name, at the multiple of its size that reaches
+    `least` pixels."""
+    size = parameters.size * max(1, -(-least // parameters.size))
+    return load_data(parameters.model_copy(update={**changed, "size": size, "cache": "none"}))
 
 
 def images_of(train: runs.Run, explain: runs.Run, least: int = 256) -> tuple[Dataset, dict[str, np.ndarray]]:
     """The images whose maps an explanation run kept, and the kept arrays (see `explaining.kept_maps`).
 
-    The images are drawn finer than the network saw them: at the multiple of its size that reaches `least` pixels.
+    The images are drawn finer than the network saw them.
     """
-    size = train.parameters.size * -(-least // train.parameters.size)
-    kept = kept_of(explain)
-    data = load_data(train.parameters.model_copy(update={"size": size, "cache": "none"}))
+    kept, data = kept_of(explain), drawn_finer(train.parameters, least)
     position = {image_id: row for row, image_id in enumerate(data.table["image_id"].astype(str))}
     return data.select([position[image_id] for image_id in kept["image_ids"]]), kept
 

@@ -25,7 +25,6 @@ from cxrkit.study.papers.claims import Measured
 __all__ = [
     "MEASURES",
     "PAPER_NAMES",
-    "arrays",
     "bars",
     "borders",
     "complexity",
@@ -235,12 +234,6 @@ def scored(name: str) -> list[tuple[str, runs.Run, runs.Run]]:
     plain = len(several) == len(pairs)
     title = (lambda p: p.model) if plain else (lambda p: f"{p.model}, split {p.fold}, seed {p.seed}")
     return [(title(train.parameters), train, run) for train, run in pairs]
-
-
-def arrays(run: runs.Run, file: str) -> dict[str, np.ndarray]:
-    """The arrays that a measuring run kept: `maps` or `profiles`."""
-    with np.load(run.folder / f"{file}.npz", allow_pickle=False) as stored:
-        return dict(stored)
 
 
 def located(name: str, by: Sequence[str] = ("network", "method")) -> pd.DataFrame:

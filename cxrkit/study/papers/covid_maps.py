@@ -12,7 +12,7 @@ from torch import Tensor
 from cxrkit.errors import ParameterError
 from cxrkit.study import report, runs
 from cxrkit.study.measuring import covid as measuring
-from cxrkit.study.papers.covid import arrays, scored
+from cxrkit.study.papers.covid import scored
 
 __all__ = ["course", "failure", "gallery", "nested", "profiles"]
 
@@ -23,7 +23,7 @@ def gallery(name: str, place: int = 0) -> dict[str, Any]:
     """One image, a row per network and a column per method, for the nested label at `place` (0: innermost, -1:
     outermost). Of integrated gradients the map with most steps."""
     found, image_id = _first(name), None
-    networks = [(network, train, arrays(run, "maps")) for network, train, run in found]
+    networks = [(network, train, report.kept_of(run, "maps")) for network, train, run in found]
     methods = [method for method in _columns(networks[0][2]) if all(method in kept["methods"] for *_, kept in networks)]
     label, image_id = str(networks[0][2]["labels"][place]), networks[0][2]["image_ids"][0]
     image, truth = pictures(found[0][1], [image_id], label)
@@ -47,7 +47,7 @@ def failure(name: str, suspect: str = "densenet") -> dict[str, Any]:
     """Occlusion maps of the image on which the suspected network falls furthest behind the others in the probability of
     the innermost label: a column per network. Without that network, or without others: the least sure image."""
     found = _first(name)
-    kept = {network: arrays(run, "maps") for network, _, run in found}
+    kept = {network: report.kept_of(run, "maps") for network, _, run in found}
     sure = np.stack([one["probabilities"][:, 0] for one in kept.values()])
     own = [place for place, network in enumerate(kept) if suspect in network]
     others = [place for place in range(len(kept)) if place not in own]
@@ -71,7 +71,7 @@ def failure(name: str, suspect: str = "densenet") -> dict[str, Any]:
 def course(name: str) -> dict[str, Any]:
     """The images of one patient, a row each, with the occlusion map of every network."""
     found = _first(name)
-    kept = [arrays(run, "maps") for *_, run in found]
+    kept = [report.kept_of(run, "maps") for *_, run in found]
     table = found[0][2].frame("series")
     images, truth = pictures(found[0][1], kept[0]["series_ids"], str(kept[0]["labels"][0]))
     days = [f"day {day:g}" if np.isfinite(day) else f"image {n}" for n, day in enumerate(table["day"], start=1)]
@@ -89,7 +89,7 @@ def course(name: str) -> dict[str, Any]:
 def nested(name: str) -> dict[str, Any]:
     """Occlusion maps of one image for the nested labels: a row per network, a column per label."""
     found = _first(name)
-    kept = [arrays(run, "maps") for *_, run in found]
+    kept = [report.kept_of(run, "maps") for *_, run in found]
     labels = [str(label) for label in kept[0]["labels"]]
     image, truth = pictures(found[0][1], kept[0]["explained_ids"][:1], labels[0])
     return {
@@ -107,7 +107,7 @@ def profiles(name: str, network: str = "") -> dict[str, Any]:
     """Average images of the groups with the profiles of the image, of two early and of two deep feature maps."""
     found = {called: run for called, _, run in _first(name)}
     network = network if network in found else next(iter(found))
-    kept = arrays(found[network], "profiles")
+    kept = report.kept_of(found[network], "profiles")
     size = kept["average"].shape[-1]
     parts, columns = [kept["input"]], ["image"]
     for where in ("early", "deep"):

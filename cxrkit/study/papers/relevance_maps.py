@@ -18,7 +18,6 @@ from cxrkit.study.papers.claims import Claim, Measured, measured
 from cxrkit.study.papers.claims import table as claim_table
 from cxrkit.study.papers.published import table
 from cxrkit.study.papers.relevance import METHODS, first_scores, network, scored, two_classes
-from cxrkit.study.preparing import load_data
 
 __all__ = [
     "agreement",
@@ -59,9 +58,8 @@ def _intentions(name: str) -> list[tuple[str, runs.Run, dict[str, np.ndarray]]]:
     """Name, scores and kept maps of every network that was shown the same positive and normal images."""
     found = []
     for train, run in scored(name):
-        if (path := run.folder / "intention.npz").is_file():
-            with np.load(path, allow_pickle=False) as file:
-                found.append((network(train.parameters), run, dict(file)))
+        if (run.folder / "intention.npz").is_file():
+            found.append((network(train.parameters), run, report.kept_of(run, "intention")))
     return found
 
 
@@ -150,10 +148,8 @@ def lung_mask(data: Dataset, row: int) -> np.ndarray:
 
 def seen_by_all(name: str, least: int = 0) -> Dataset:
     """The data set whose positive and normal images every network of the grid was shown, of at least `least` pixels."""
-    train, _ = next(pair for pair in scored(name) if (pair[1].folder / "intention.npz").is_file())
-    run = next(run for _, run in scored(name) if (run.folder / "intention.npz").is_file())
-    size = train.parameters.size * max(1, -(-least // train.parameters.size))
-    return load_data(train.parameters.model_copy(update={**run.parameters.other_images, "size": size, "cache": "none"}))
+    train, run = next(pair for pair in scored(name) if (pair[1].folder / "intention.npz").is_file())
+    return report.drawn_finer(train.parameters, least, **run.parameters.other_images)
 
 
 # Pictures
@@ -163,16 +159,13 @@ def pictures(name: str, of: str = "gallery", least: int = 192) -> dict:
     """Images with their maps, drawn finer than the network saw them: images [n, H, W], maps [n, M, H, W], rows
     (labels), columns (methods), masks [n, H, W], logits [n]. `of`: "gallery", the first network's surest positives."""
     train, run = scored(name)[0]
-    with np.load(run.folder / f"{of}.npz", allow_pickle=False) as file:
-        kept = dict(file)
-    size = train.parameters.size * -(-least // train.parameters.size)
-    data = load_data(train.parameters.model_copy(update={"size": size, "cache": "none"}))
+    kept, data = report.kept_of(run, of), report.drawn_finer(train.parameters, least)
     places = [data.image_ids.index(one) for one in kept["image_ids"]]
     samples = [data[place] for place in places]
     columns = [data.labels.index(label) for label in kept["labels"]]
     return {
         "images": torch.stack([sample.image[0] for sample in samples]),
-        "maps": report.enlarge(np.moveaxis(kept["maps"], 0, 1), size),
+        "maps": report.enlarge(np.moveaxis(kept["maps"], 0, 1), data.size),
         "rows": [str(label) for label in kept["labels"]],
         "columns": [METHODS[method] for method in kept["methods"]],
         "masks": torch.stack([sample.mask[column] for sample, column in zip(samples, columns, strict=True)]),

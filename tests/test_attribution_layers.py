@@ -64,6 +64,13 @@ def blurred(x: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(x, 3, 2, 1)
 
 
+def assigned(x):
+    x = x.clone()
+    x[x < 0.5] = 0
+    x[:, 1] = 1
+    return x
+
+
 KERNEL = torch.rand(4, 4, 3, 3)
 GRID = F.affine_grid(torch.eye(2, 3)[None], [1, 4, 16, 16], align_corners=False)
 MAPS = {
@@ -136,7 +143,8 @@ MAPS = {
     "the strongest of a channel": lambda x: x * (x >= x.flatten(2).topk(9).values[..., -1:, None]),
     "one row": lambda x: x.mean(2, keepdim=True),
     "strips": lambda x: F.adaptive_avg_pool2d(x, (1, 8)),
-    "a valid chain": lambda x: F.conv2d(F.conv2d(F.conv2d(x, KERNEL), KERNEL), KERNEL),
+    "without padding": lambda x: F.conv2d(F.conv2d(F.conv2d(x, KERNEL, dilation=2), KERNEL), KERNEL, stride=2),
+    "a masked assignment": lambda x: assigned(x),
 }
 OTHERS = {
     "tokens": (lambda x: x.flatten(2).mT, "no map"),

@@ -115,8 +115,10 @@ def _moved(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
                 return type(value)(positions(v) for v in value)
             if not isinstance(value, Tensor):
                 return value
-            if not value.is_floating_point() and value is not call.args[0] and any(value is t for t in call.given):
-                raise TypeError("where values come from depends on the image")
+            if not value.is_floating_point() and value is not call.args[0]:
+                if value.dtype != torch.bool and any(value is t for t in call.given):
+                    raise TypeError("where values come from depends on the image")
+                return value.cpu()
             own = call.of(value, axis)
             if own or value.is_floating_point() or value.is_complex():
                 whole = own[k] if k < len(own) else torch.tensor(torch.nan)
@@ -130,7 +132,10 @@ def _moved(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
         args = positions(call.args)
         if call.name == "constant_pad_nd":
             args = (*args[:2], torch.nan)
-        yield from enumerate(tensors((call.function(*args, **{n: positions(v) for n, v in call.kwargs.items()}),)))
+        moved = list(tensors((call.function(*args, **{n: positions(v) for n, v in call.kwargs.items()}),)))
+        if call.function._schema.is_mutable:  # constants are written over values, which keep their positions
+            moved = [torch.where(m.isnan(), positions(call.args[0]), m) for m in moved]
+        yield from enumerate(moved)
 
 
 @_both
@@ -223,13 +228,41 @@ def _averaged(positions: Tensor, dim: int) -> Tensor:
 
 
 def _at(positions: Tensor, dim: int, index: Tensor) -> Tensor:
-    """Positions at fractional indices of a dimension, linear between and beyond the given ones."""
+    """Positions at fractional indices of a dimension, linear between and beyond the given ones.
+
+    Windows that leave out the borders see them all the same, as far as a map of theirs is concerned: what they lose is
+    shared out.
+    """
     if len(index) == positions.shape[dim] and index[0] == 0 and index[-1] == len(index) - 1:
         return positions
     low = index.floor().clamp(0, positions.shape[dim] - 2).long()
     share = (index - low).view(-1, *(1,) * (-dim - 1))
-    a, b = positions.index_select(dim, low), positions.index_select(dim, low + 1)
-    return torch.where(share == 0, a, torch.where(share == 1, b, a + share * (b - a)))
+    line = _continued(positions, dim)
+    a, b = line.index_select(dim, low), line.index_select(dim, low + 1)
+    found = torch.where(share == 0, a, torch.where(share == 1, b, a + share * (b - a)))
+    (first, last), (now_first, now_last) = _borders(positions, dim), _borders(found, dim)
+    lost = (now_last - now_first < last - first) & (now_last > now_first)
+    spread = first + (found - now_first) * (last - first) / (now_last - now_first)
+    return torch.where(lost & (now_first >= first - 1e-6) & (now_last <= last + 1e-6), spread, found)
+
+
+def _continued(positions: Tensor, dim: int) -> Tensor:
+    """Positions along one dimension that go on evenly where padding has none."""
+    line = positions.flatten()
+    index = (~line.isnan()).nonzero().flatten()
+    if len(line) != positions.shape[dim] or len(index) in (0, 1, len(line)):
+        return positions
+    step = (line[index].diff() / index.diff()).median()
+    even = line[index[0]] + step * (torch.arange(len(line), device="cpu") - index[0])
+    return torch.where(line.isnan(), even, line).view_as(positions)
+
+
+def _borders(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Where the first and the last of positions along a dimension begin and end; nan for a single one."""
+    low = positions.nan_to_num(nan=torch.inf).amin(dim, keepdim=True)
+    high = positions.nan_to_num(nan=-torch.inf).amax(dim, keepdim=True)
+    half = (high - low) / (2 * ((~positions.isnan()).sum(dim, keepdim=True) - 1))
+    return low - half, high + half
 
 
 RESIZED = _sampled  # for an operation that isn't one of those with windows: to the size of its output

@@ -24,7 +24,7 @@ from cxrkit.attribution.position_rules import NEAR, RESIZED, Call, Positions, ad
 
 __all__ = ["Step", "Tracking", "why_no_map"]
 
-_BEYOND = 0.35  # of the image: as far as a map may end before the image or reach beyond it
+_BEYOND = 0.3  # of the image: as far as a map may end before the image or reach beyond it, if not by one position
 
 
 @dataclass(eq=False)
@@ -200,7 +200,7 @@ def _runs_along(positions: Tensor, dim: int, beyond: float) -> bool:
     start = (line[index] - step * index).median()
     if step <= 0:
         return False
-    first, last = start, start + step * (count - 1)
+    first, last, beyond = start, start + step * (count - 1), max(beyond, float(step))
     if not forwards:  # padding may repeat some of the other end
         inner = index[(line[index] - (start + step * index)).abs() < 0.51 * step]
         if len(inner) < 0.6 * len(index):

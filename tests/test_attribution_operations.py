@@ -195,16 +195,6 @@ def test_what_cannot_be_seen_is_refused_also_as_the_last_step(method, options, i
         cxrkit.attribute(model, images, method, **options)
 
 
-@pytest.mark.parametrize(("method", "options"), METHODS)
-def test_a_backward_hook_of_a_layer_is_refused(method, options, images):
-    model = network(nn.ReLU())
-    model[2].register_full_backward_hook(lambda module, given, found: None)
-    with pytest.raises(
-        AttributionError, match=r"layer 2 gets values from BackwardHookFunctionBackward.*remove the hook"
-    ):
-        cxrkit.attribute(model, images, method, **options)
-
-
 # What may be seen
 
 

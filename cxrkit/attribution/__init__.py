@@ -1,6 +1,6 @@
 """From a model and images to maps: `attribute`, `explain` (maps with what made them), and the cards of the methods.
 
-One module per family: `gradient` and `deeplift`, `cam`, `path`, `xrai`, `perturbation`, `relevance`, `normgrad`, and
+One module per family: `gradient`, `guided` and `deeplift`, `cam`, `path`, `xrai`, `perturbation`, `relevance`, `normgrad`, and
 `inherent` (B-cos). A new method is one function under the decorator `registry.method`, in the module of its family.
 """
 
@@ -11,6 +11,7 @@ from cxrkit.attribution import (  # noqa: F401
     cam,
     deeplift,
     gradient,
+    guided,
     inherent,
     normgrad,
     path,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cxrkit.attribution.explained import Explained, logit_bias
-from cxrkit.attribution.gradient import guided_backprop
+from cxrkit.attribution.guided import guided_backprop
 from cxrkit.attribution.layers import (
     captured,
     checked_map,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cxrkit.attribution.baselines import baseline_images
 from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.gradient import mentioned, noise_source, whole_number
-from cxrkit.attribution.linear import nonlinearity
+from cxrkit.attribution.linear import fixed_norm, nonlinearity
 from cxrkit.attribution.operations import Call, tensors, traced
 from cxrkit.attribution.registry import method
 from cxrkit.errors import AttributionError, ParameterError
@@ -151,7 +151,7 @@ class _Pair:
 def _linear(call: Call, *args, **kwargs):
     if (why := nonlinearity(call, args, kwargs)) is not None:
         raise _no_rule(call, why)
-    return call.original(*args, **kwargs)
+    return fixed_norm(call, *args, **kwargs) if call.name == "batch_norm" else call.original(*args, **kwargs)
 
 
 def _elementwise(call: Call, x: Tensor, x0: Tensor, args: tuple, kwargs: dict) -> Tensor:

@@ -104,7 +104,7 @@ class Explained:
             if not self.always_differentiable or inputs.requires_grad:
                 return network(inputs)
             with torch.enable_grad():
-                outputs = network(inputs.detach().requires_grad_())
+                outputs = network(inputs.detach().requires_grad_().clone())  # which the network may change in place
         return outputs if torch.is_grad_enabled() or not isinstance(outputs, Tensor) else outputs.detach()
 
     def _checked(self, logits: Tensor, rows: int) -> Tensor:

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from cxrkit.attribution.baselines import baseline_images
 from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.folding import folded
-from cxrkit.attribution.linear import NORMS, nonlinearity
-from cxrkit.attribution.operations import Call, traced
 from cxrkit.attribution.registry import method, unknown
-from cxrkit.errors import AttributionError, ParameterError
+from cxrkit.errors import ParameterError
 
 __all__ = [
-    "guided_backprop",
+    "by_protocol",
+    "checked_protocol",
     "input_x_gradient",
     "integrated_gradients",
     "is_number",
     "mentioned",
     "noise_source",
+    "plain",
     "quadrature",
     "saliency",
     "smoothgrad",
@@ -73,7 +73,7 @@ def input_x_gradient(explained: Explained, images: Tensor, *, protocol: str = "c
     `protocol="authors"`: the published code of paper `normgrad` differentiates the sum of all outputs instead of
     one of them, so every label gets the same map. "paper" and "corrected" agree.
     """
-    inputs, gradients = _by_protocol(explained, images, protocol)
+    inputs, gradients = by_protocol(explained, images, protocol)
     return torch.stack([(inputs * gradient).sum(1) for gradient in gradients], 1)
 
 
@@ -115,122 +115,6 @@ def smoothgrad(
         return points, lambda gradient: (gradient**2 if squared else gradient).sum(1) / n_samples
 
     return summed_over_points(explained, images, n_samples, near)
-
-
-# Rectifiers pass the signal whole or not at all: between these values, or between those that their arguments say (the
-# second of a threshold replaces what is below).
-_RECTIFIED = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
-_RECTIFIED_FROM = {
-    "hardtanh": {"min_val": -1.0, "max_val": 1.0},
-    "clamp": {"min": None, "max": None},
-    "clamp_min": {"min": None, "max": None},
-    "threshold": {"threshold": None, "value": None},
-    "maximum": {"other": None, "max": None},
-}
-# Differentiated as they are: what picks values, and norms by the image's own statistics.
-_PICKS = {f"{kind}max_pool{d}d{end}" for kind in ("", "adaptive_") for d in (1, 2, 3) for end in ("", "_with_indices")}
-_PICKS |= {"amax", "amin", "max", "min", "topk", "setitem"}
-# What no network with guidance has: a guess for `methods(model)`; a run finds out.
-_UNGUIDED = ("leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish", "softplus", "softsign")
-_UNGUIDED += ("sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardswish", "softmax", "softmin", "log_softmax")
-_UNGUIDED += ("scaled_dot_product_attention", "multi_head_attention_forward", "multihead_attention")
-
-
-def _has_only_rectifiers(model: nn.Module) -> bool:
-    """Whether the network's layers and code speak of a rectifier and of no other activation function."""
-    names, rectifiers = mentioned(model), {_plain(name) for name in (*_RECTIFIED, *_RECTIFIED_FROM)}
-    return bool(names & rectifiers) and not names & {_plain(name) for name in _UNGUIDED}
-
-
-@method(
-    "gradient",
-    papers=("normgrad", "covid"),
-    meaning="what raises the score through units that are active and that raise it themselves",
-    formula=r"\sum_c R^{(0)}_c, \quad R^{(l)} = R^{(l+1)} \cdot [R^{(l+1)} > 0] \cdot [x^{(l)} > 0]"
-    r" \text{ at every ReLU}",
-    signed=True,
-    forwards="1",
-    backwards="L",
-    needs="ReLUs (or ReLU6) and no other activation function",
-    fits=_has_only_rectifiers,
-    presets={"normgrad": {"protocol": "authors"}, "covid": {"output": "probability"}},
-)
-def guided_backprop(explained: Explained, images: Tensor, *, protocol: str = "corrected") -> Tensor:
-    """Guided backpropagation: at every ReLU only positive signals go back. [B, L, H, W], score per unit of
-    brightness, summed over input channels.
-
-    Every ReLU counts: module or function, shared, in place, or written as a clamp, a threshold or a maximum at 0.
-    ReLU6 lets pass what lies between 0 and 6. Linear operations, max-pools and norms are differentiated as they are.
-    All else has no such rule (other activation functions, products of two signals, attention, what can't be seen):
-    AttributionError names operation and layer, also where there is no ReLU at all.
-    `protocol="authors"`: in the published code of paper `normgrad` the guidance is without effect and the sum of
-    all outputs is differentiated; what remains is the plain gradient of that sum, for every label and for any
-    network. "paper" and "corrected" agree. Source: Springenberg et al. 2015, section 3.4.
-    """
-    if _checked_protocol(protocol) == "authors":
-        _, gradients = _by_protocol(explained, images, protocol)
-        return torch.stack([gradient.sum(1) for gradient in gradients], 1)
-    inputs = images.detach().clone().requires_grad_()
-    rectified = []
-
-    def guided(call: Call, x: Tensor, *args, **kwargs) -> Tensor:
-        rectified.append(call.layer)
-        passed = _passed_range(call, x, args, kwargs)
-        return _Guided.apply(x, lambda values: call.original(values, *args, **kwargs), *passed)
-
-    rules = dict.fromkeys((*_RECTIFIED, *_RECTIFIED_FROM), guided)
-    logits, _ = traced(explained.model, explained.logits, inputs, rules, _as_it_is)
-    if not rectified:
-        raise AttributionError(
-            "guided_backprop: the network has no ReLU between image and logits, so nothing to guide; use saliency"
-        )
-    gradients = explained.gradients(explained.scores(logits), inputs)
-    return torch.stack([gradient.sum(1) for gradient in gradients], 1)
-
-
-class _Guided(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, rectify: Callable[[Tensor], Tensor], low: float, high: float) -> Tensor:
-        y = rectify(x)
-        ctx.save_for_backward(((y > low) & (y < high)).to(y.dtype))  # several times faster than with booleans
-        return y
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        (passed,) = ctx.saved_tensors
-        return gradient.clamp(min=0).mul_(passed), None, None, None
-
-
-def _passed_range(call: Call, x: Tensor, args: tuple, kwargs: dict) -> tuple[float, float]:
-    """Between which values the rectifier passes its input: from 0 to what is above it."""
-    if call.name in _RECTIFIED:
-        return _RECTIFIED[call.name]
-    names = _RECTIFIED_FROM[call.name]
-    given = names | dict(zip(names, args, strict=False)) | kwargs
-    low, high = (given[name] for name in names)
-    if call.name == "threshold":
-        low, high = low if high == 0 else None, None
-    elif call.name == "maximum":
-        fits = not low.requires_grad and torch.broadcast_shapes(x.shape, low.shape) == x.shape
-        low = 0.0 if fits and not low.any() else None
-    high = math.inf if high is None else high
-    if not (is_number(low) and is_number(high) and low == 0 < high):
-        _unguided(call)
-    return low, high
-
-
-def _as_it_is(call: Call, *args, **kwargs):
-    """The call itself, where guidance leaves it alone."""
-    if call.name not in _PICKS | NORMS and nonlinearity(call, args, kwargs) is not None:
-        _unguided(call)
-    return call.function(*args, **kwargs)
-
-
-def _unguided(call: Call):
-    raise AttributionError(
-        f"guided_backprop is defined for ReLU; layer {call.layer or 'network'} applies {call.name}: use saliency or "
-        "smoothgrad"
-    )
 
 
 @method(
@@ -309,9 +193,9 @@ def _input_gradients(explained: Explained, images: Tensor) -> tuple[Tensor, Iter
     return inputs.detach(), explained.gradients(scores, inputs)
 
 
-def _by_protocol(explained: Explained, images: Tensor, protocol: str) -> tuple[Tensor, Iterator[Tensor]]:
+def by_protocol(explained: Explained, images: Tensor, protocol: str) -> tuple[Tensor, Iterator[Tensor]]:
     """As `_input_gradients`; for the authors of paper `normgrad` the gradient of the sum of all outputs."""
-    if _checked_protocol(protocol) != "authors":
+    if checked_protocol(protocol) != "authors":
         return _input_gradients(explained, images)
     inputs = images.detach().clone().requires_grad_()
     logits = explained.logits(inputs)
@@ -320,7 +204,7 @@ def _by_protocol(explained: Explained, images: Tensor, protocol: str) -> tuple[T
     return inputs.detach(), iter([gradient] * explained.scores(logits.detach()).shape[1])
 
 
-def _checked_protocol(protocol: str) -> str:
+def checked_protocol(protocol: str) -> str:
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
     return protocol
@@ -347,15 +231,15 @@ def mentioned(model: nn.Module) -> set[str]:
     """
     found = set()
     for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
-        found.add(_plain(kind.__name__))
+        found.add(plain(kind.__name__))
         if not kind.__module__.startswith("torch.") and kind is not object:
             # What __init__ names is there as a layer, or was only asked about.
             codes = [v.__code__ for name, v in vars(kind).items() if hasattr(v, "__code__") and name != "__init__"]
-            found.update(_plain(name) for code in codes for name in code.co_names)
+            found.update(plain(name) for code in codes for name in code.co_names)
     return found
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     return name.replace("_", "").lower()
 
 

@@ -199,9 +199,11 @@ def _refuse_company(explained: Explained, image: Tensor, alone: Tensor, slope: T
                 f"layer {name} ({type(module).__name__}) is dynamically quantized: it rounds by the range of all "
                 "images of a batch, so a map would depend on the chunk; explain the network as it was before"
             )
-    other = image.amax() + image.amin() - image.flip(-1)
+    low, high, generator = image.amin(), image.amax(), torch.Generator().manual_seed(0)
+    noise = torch.rand(image.shape, generator=generator, dtype=torch.float64).to(image)
+    others = high + low - image.flip(-1), low + (high - low) * noise
     try:
-        logits, gradient = _run(explained, torch.cat([image, other]))
+        logits, gradient = _run(explained, torch.cat([image, *others]))
     except AttributionError:  # takes one image at a time: chunk=1
         return
     if logits.shape[1] != alone.shape[1]:
@@ -210,9 +212,9 @@ def _refuse_company(explained: Explained, image: Tensor, alone: Tensor, slope: T
             "for each of two"
         )
     change = (logits[0] - alone[0]).abs().max()
-    spread, size = (logits[0] - logits[1]).abs().max(), logits.abs().max()
+    spread, size = (logits[0] - logits[1:]).abs().max(), logits.abs().max()
     allowed = 1e-3 * spread + 256 * torch.finfo(logits.dtype).eps * size
-    reaches = gradient is not None and bool(gradient[1].nan_to_num().any())  # exactly 0 where images are separate
+    reaches = gradient is not None and bool(gradient[1:].nan_to_num().any())  # exactly 0 where images are separate
     if change > allowed or reaches:
         names = [
             f"layer {name} ({type(m).__name__} without running statistics)"

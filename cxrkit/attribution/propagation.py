@@ -196,10 +196,21 @@ class Propagation:
         x = self._only_varying(call, args, kwargs)
         with torch.no_grad():
             value = call.original(*args, **kwargs)
+        if self.norms == "share" and call.name in _SHIFTS and not torch.equal(value, x.expand_as(value)):
+            return self._shifted(call, value, x.expand_as(value), args, kwargs)
         result = self._step(call, lambda relevance: relevance, value, x.expand_as(value))
         if call.name not in _CURVED:
             self._follow(call, result, args, kwargs)
         return result
+
+    def _shifted(self, call: Call, value: Tensor, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """A constant takes its share as a bias does, be it a norm's that is written out or another."""
+        if kwargs.get("alpha", 1) != 1:
+            raise self._refusal(call, f"{call.name} with a factor has no relevance rule")
+        is_first = isinstance(args[0], Tensor) and args[0].requires_grad
+        sign = -1 if call.name == ("rsub" if is_first else "sub") else 1
+        found = Layer(call.layer, call.name, x.detach(), x.new_tensor(sign), value, torch.mul)
+        return self._step(call, self.weighted(found), value, x)
 
     def normed(self, call: Call, x, mean, variance, weight=None, bias=None, training=False, *args, **kwargs):
         """Batch norm, which works on each value by itself where its statistics are fixed."""
@@ -327,6 +338,7 @@ class Propagation:
         return AttributionError(f"layer {call.layer or 'network'} ({type(module).__name__}): {why}; {advice}")
 
 
+_SHIFTS = {"add", "sub", "rsub"}
 _EITHER = {"add", "mul", "sub", "rsub"}  # the image may come second
 _CURVED = {"relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish"}
 _CURVED |= {"tanh"}

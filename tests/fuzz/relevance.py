@@ -115,7 +115,11 @@ class Relevance:
     def constant(self, x: Node, scale: Tensor, shift: Tensor) -> Node:
         shape = (1, -1, *[1] * (x.value.ndim - 2))
         scale, shift = scale.view(shape), shift.view(shape)
-        return Node(x.value * scale + shift, [(x, lambda r: r)], self._moved(x, scale, shift))
+        value = x.value * scale + shift
+        if self.rule == "epsilon" and self.method == "lrp":  # the shift takes its share, as that of a norm
+            moved = value + self.epsilon * torch.where(value >= 0, 1.0, -1.0)
+            return Node(value, [(x, lambda r: x.value * scale * r / moved)])
+        return Node(value, [(x, lambda r: r)], self._moved(x, scale, shift))
 
     def _moved(self, x: Node, scale: Tensor, shift: Tensor):
         if x.bounds is None:

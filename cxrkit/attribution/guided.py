@@ -1,0 +1,151 @@
+"""Guided backpropagation: gradients that go back through rectifiers only where they are positive."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from cxrkit.attribution.explained import Explained
+from cxrkit.attribution.gradient import by_protocol, checked_protocol, is_number, mentioned, plain
+from cxrkit.attribution.linear import NORMS, fixed_norm, nonlinearity
+from cxrkit.attribution.operations import Call, tensors, traced
+from cxrkit.attribution.registry import method
+from cxrkit.errors import AttributionError
+
+__all__ = ["guided_backprop"]
+
+# Rectifiers pass the signal whole or not at all: between these values, or between those that their arguments say (the
+# second of a threshold replaces what is below).
+_RECTIFIED = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+_RECTIFIED_FROM = {
+    "hardtanh": {"min_val": -1.0, "max_val": 1.0},
+    "clamp": {"min": None, "max": None},
+    "clamp_min": {"min": None, "max": None},
+    "threshold": {"threshold": None, "value": None},
+    "maximum": {"other": None, "max": None},
+}
+# Differentiated as they are: what picks values, and norms by the image's own statistics.
+_PICKS = {f"{kind}max_pool{d}d{end}" for kind in ("", "adaptive_") for d in (1, 2, 3) for end in ("", "_with_indices")}
+_REDUCTIONS = {"amax", "amin", "max", "min", "topk"}
+_PICKS |= {*_REDUCTIONS, "setitem"}
+_JOINS = {"cat", "stack", "hstack", "vstack", "dstack"}
+# What no network with guidance has: a guess for `methods(model)`; a run finds out.
+_UNGUIDED = ("leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish", "softplus", "softsign")
+_UNGUIDED += ("sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardswish", "softmax", "softmin", "log_softmax")
+_UNGUIDED += ("scaled_dot_product_attention", "multi_head_attention_forward", "multihead_attention")
+
+
+def _has_only_rectifiers(model: nn.Module) -> bool:
+    """Whether the network's layers and code speak of a rectifier and of no other activation function."""
+    names, rectifiers = mentioned(model), {plain(name) for name in (*_RECTIFIED, *_RECTIFIED_FROM)}
+    return bool(names & rectifiers) and not names & {plain(name) for name in _UNGUIDED}
+
+
+@method(
+    "gradient",
+    papers=("normgrad", "covid"),
+    meaning="what raises the score through units that are active and that raise it themselves",
+    formula=r"\sum_c R^{(0)}_c, \quad R^{(l)} = R^{(l+1)} \cdot [R^{(l+1)} > 0] \cdot [x^{(l)} > 0]"
+    r" \text{ at every ReLU}",
+    signed=True,
+    forwards="1",
+    backwards="L",
+    needs="ReLUs (or ReLU6) and no other activation function",
+    fits=_has_only_rectifiers,
+    presets={"normgrad": {"protocol": "authors"}, "covid": {"output": "probability"}},
+)
+def guided_backprop(explained: Explained, images: Tensor, *, protocol: str = "corrected") -> Tensor:
+    """Guided backpropagation: at every ReLU only positive signals go back. [B, L, H, W], score per unit of
+    brightness, summed over input channels.
+
+    Every ReLU counts: module or function, shared, in place, or written as a clamp, a threshold or a maximum at 0.
+    ReLU6 lets pass what lies between 0 and 6. Linear operations, max-pools and norms are differentiated as they are.
+    All else has no such rule (other activation functions, products of two signals, attention, what can't be seen):
+    AttributionError names operation and layer, also where there is no ReLU at all.
+    `protocol="authors"`: in the published code of paper `normgrad` the guidance is without effect and the sum of
+    all outputs is differentiated; what remains is the plain gradient of that sum, for every label and for any
+    network. "paper" and "corrected" agree. Source: Springenberg et al. 2015, section 3.4.
+    """
+    if checked_protocol(protocol) == "authors":
+        _, gradients = by_protocol(explained, images, protocol)
+        return torch.stack([gradient.sum(1) for gradient in gradients], 1)
+    inputs = images.detach().clone().requires_grad_()
+    rectified = []
+
+    def guided(call: Call, x: Tensor, *args, **kwargs) -> Tensor:
+        rectified.append(call.layer)
+        passed = _passed_range(call, x, args, kwargs)
+        return _Guided.apply(x, lambda values: call.original(values, *args, **kwargs), *passed)
+
+    joined = []
+
+    def as_it_is(call: Call, *args, **kwargs):
+        if call.name in _JOINS and not all(t.requires_grad for t in tensors(args)):
+            joined.append(call.layer)
+        if joined and call.name in _REDUCTIONS and not _is_over_positions(*args, **kwargs):
+            _unguided(call)  # the maximum of a signal and a constant, as a rectifier might be written
+        return _as_it_is(call, *args, **kwargs)
+
+    rules = dict.fromkeys((*_RECTIFIED, *_RECTIFIED_FROM), guided)
+    logits, _ = traced(explained.model, explained.logits, inputs, rules, as_it_is)
+    if not rectified:
+        raise AttributionError(
+            "guided_backprop: the network has no ReLU between image and logits, so nothing to guide; use saliency"
+        )
+    gradients = explained.gradients(explained.scores(logits), inputs)
+    return torch.stack([gradient.sum(1) for gradient in gradients], 1)
+
+
+class _Guided(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, rectify: Callable[[Tensor], Tensor], low: float, high: float) -> Tensor:
+        y = rectify(x)
+        ctx.save_for_backward(((y > low) & (y < high)).to(y.dtype))  # several times faster than with booleans
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (passed,) = ctx.saved_tensors
+        return gradient.clamp(min=0).mul_(passed), None, None, None
+
+
+def _passed_range(call: Call, x: Tensor, args: tuple, kwargs: dict) -> tuple[float, float]:
+    """Between which values the rectifier passes its input: from 0 to what is above it."""
+    if call.name in _RECTIFIED:
+        return _RECTIFIED[call.name]
+    names = _RECTIFIED_FROM[call.name]
+    given = names | dict(zip(names, args, strict=False)) | kwargs
+    low, high = (given[name] for name in names)
+    if call.name == "threshold":
+        low, high = low if high == 0 else None, None
+    elif call.name == "maximum":
+        fits = not low.requires_grad and torch.broadcast_shapes(x.shape, low.shape) == x.shape
+        low = 0.0 if fits and not low.any() else None
+    high = math.inf if high is None else high
+    if not (is_number(low) and is_number(high) and low == 0 < high):
+        _unguided(call)
+    return low, high
+
+
+def _as_it_is(call: Call, *args, **kwargs):
+    """The call itself, where guidance leaves it alone."""
+    if call.name not in _PICKS | NORMS and nonlinearity(call, args, kwargs) is not None:
+        _unguided(call)
+    return fixed_norm(call, *args, **kwargs) if call.name == "batch_norm" else call.function(*args, **kwargs)
+
+
+def _is_over_positions(x: Tensor, dim: object = None, *args, **kwargs) -> bool:
+    """Whether a maximum is taken over dimensions behind image and channel alone, as pooling does."""
+    if isinstance(dim, Tensor) or dim is None or x.ndim > 4:
+        return False
+    return all(d % x.ndim > 1 for d in (dim if isinstance(dim, (tuple, list)) else (dim,)))
+
+
+def _unguided(call: Call):
+    raise AttributionError(
+        f"guided_backprop is defined for ReLU; layer {call.layer or 'network'} applies {call.name}: use saliency or "
+        "smoothgrad"
+    )

@@ -1,7 +1,8 @@
 """From a model and images to maps: `attribute`, `explain` (maps with what made them), and the cards of the methods.
 
-One module per family: `gradient`, `guided` and `deeplift`, `cam`, `path`, `xrai`, `perturbation`, `relevance`, `normgrad`, and
-`inherent` (B-cos). A new method is one function under the decorator `registry.method`, in the module of its family.
+One module per family: `gradient` (with `guided` and `deeplift`), `cam`, `path`, `xrai`, `perturbation`, `relevance`,
+`normgrad`, and `inherent` (B-cos). A new method is one function under the decorator `registry.method`, in the module of
+its family.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Class activation maps: sums of the feature maps of one layer, up-sampled to the image.
 
 The layer is `layer=` (a module or a dotted name), else the model's `explained_layer`, else the last layer
-with a feature map. Rectified before up-sampling where the method rectifies, and never scaled.
+with a feature map before the head. Rectified before up-sampling where the method rectifies, and never scaled.
 """
 
 from __future__ import annotations

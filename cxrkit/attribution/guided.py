@@ -39,8 +39,12 @@ _UNGUIDED += ("scaled_dot_product_attention", "multi_head_attention_forward", "m
 
 
 def _has_only_rectifiers(model: nn.Module) -> bool:
-    """Whether the network's layers and code speak of a rectifier and of no other activation function."""
+    """Whether the network's layers and code speak of a rectifier and of no other activation function; but for a sigmoid
+    in code, which many networks have for logits that are to become probabilities.
+    """
     names, rectifiers = mentioned(model), {plain(name) for name in (*_RECTIFIED, *_RECTIFIED_FROM)}
+    if not any(isinstance(module, nn.Sigmoid) for module in model.modules()):
+        names = names - {"sigmoid"}
     return bool(names & rectifiers) and not names & {plain(name) for name in _UNGUIDED}
 
 

@@ -137,8 +137,6 @@ def _check_named(model: nn.Module, layer: Layer, seen: Trace) -> None:
     if isinstance(layer.module, torch.jit.ScriptModule):
         raise AttributionError(f"layer {layer.name} is a TorchScript module, which takes no hooks; {_others(seen)}")
     faults = [fault for name, fault in seen.faults if name == known]
-    if isinstance(layer.module, torch.jit.ScriptModule):
-        raise AttributionError(f"layer {layer.name} is a TorchScript module, whose map can't be seen; {_others(seen)}")
     if not faults:
         raise AttributionError(f"layer {layer.name} doesn't run in a forward pass; {_others(seen, known)}")
     if len(faults) > 1:

@@ -73,15 +73,15 @@ def normgrad(
     """Norm of each position's share in the gradient of a virtual identity layer. [B, L, H, W], at least 0.
 
     `virtual_layer`: with a and g the activations and gradients at a position, k their channels, and ã the zero-padded
-    3 x 3 patch of activations around it: "bias" ‖g‖, "scaling" sqrt(Σ a_k² g_k²), "conv1x1" ‖a‖ ‖g‖, "conv3x3" ‖ã‖ ‖g‖,
-    "conv3x3_depthwise" sqrt(Σ g_k² ‖ã_k‖²). `layer`: one layer, whose norms are up-sampled and not scaled; None takes
-    the model's own, else the last with a map. `layers`: several instead; each layer's map is up-sampled to the image
-    and brought to [0, 1] by its minimum and maximum, all are multiplied, and the product is brought to [0, 1] again.
-    "paper" names the layers of paper `normgrad` in a torchvision ResNet or EfficientNet. A layer whose map is constant
-    says nothing and is left out; with none left the map is 0. `protocol="authors"` does as the published code: such a
-    layer discards the layers before it, and 1e-8 is added to every range, so that small gradients give 0. Raises
-    ParameterError for unknown options and layers, and AttributionError for a layer that has no map, runs twice, or
-    that the logits don't depend on. Source: paper `normgrad`; Rebuffi et al. 2020.
+    3 x 3 patch of activations around it: "bias" ‖g‖, "scaling" sqrt(Σ a_k² g_k²), "conv1x1" ‖a‖ ‖g‖, "conv3x3" ‖ã‖
+    ‖g‖, "conv3x3_depthwise" sqrt(Σ g_k² ‖ã_k‖²). `layer`: one layer, whose norms are up-sampled and not scaled; None
+    takes the model's own, else the last with a map before the head. `layers`: several instead; each layer's map is
+    up-sampled to the image and brought to [0, 1] by its minimum and maximum, all are multiplied, and the product is
+    brought to [0, 1] again. "paper" names the layers of paper `normgrad` in a torchvision ResNet or EfficientNet. A
+    layer whose map is constant says nothing and is left out; with none left the map is 0. `protocol="authors"` does as
+    the published code: such a layer discards the layers before it, and 1e-8 is added to every range, so that small
+    gradients give 0. Raises ParameterError for unknown options and layers, and AttributionError for a layer that has
+    no map, runs twice, or that the logits don't depend on. Source: paper `normgrad`; Rebuffi et al. 2020.
     """
     if virtual_layer not in _SQUARED_WEIGHTS:
         raise unknown("virtual_layer", virtual_layer, _SQUARED_WEIGHTS)

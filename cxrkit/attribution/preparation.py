@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import numpy as np
@@ -28,22 +28,24 @@ def as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
     checkpoints are plain calls, and compiled parts run as they were written, so that forward hooks and rules see every
     layer; backward hooks are set aside.
     """
-    if any(nn.parameter.is_lazy(t) for t in _tensors(model)):
+    modules = list(model.modules())
+    tensors = _tensors(modules)
+    if any(nn.parameter.is_lazy(t) for t in tensors):
         raise AttributionError("the network has lazy layers that have no weights yet; run it once on an image")
-    if any(t.is_meta for t in _tensors(model)):
+    if any(t.is_meta for t in tensors):
         raise AttributionError("the network's weights are on the device 'meta', without values; load them first")
     with ExitStack() as stack:
         stack.enter_context(_restored_settings(device))
-        stack.enter_context(_restored_modules(model))
-        stack.enter_context(_restored_tensors(model))
-        for module in model.modules():
+        stack.enter_context(_restored_modules(modules))
+        stack.enter_context(_restored_tensors(tensors))
+        for module in modules:
             if module.training:
                 module.training = False
             module._backward_hooks.clear()  # they change or watch gradients, not the function that is explained
             module._backward_pre_hooks.clear()
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.requires_grad_(False)
+        for tensor in tensors:
+            if tensor.requires_grad and tensor.is_leaf:
+                tensor.requires_grad_(False)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -65,7 +67,7 @@ def working_weights(
 
     Buffers, and with `copies` the weights, are copied: what the network writes into them while it runs is forgotten.
     """
-    held = [(tensor, tensor.data, isinstance(tensor, nn.Parameter)) for tensor in _tensors(model)]
+    held = [(tensor, tensor.data, isinstance(tensor, nn.Parameter)) for tensor in _tensors(model.modules())]
     try:
         for tensor, values, is_weight in held:
             data = values.to(dtype) if dtype is not None and _is_half(values) else values
@@ -98,33 +100,41 @@ def _is_half(values: Tensor) -> bool:
     return values.dtype in (torch.float16, torch.bfloat16)
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
+def _tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
     """Weights, buffers and tensors that are plain attributes of a module, each once."""
-    found = [*model.parameters(), *model.buffers()]
-    found += [value for m in model.modules() for value in vars(m).values() if isinstance(value, Tensor)]
-    return list({id(tensor): tensor for tensor in found}.values())
+    found = {}
+    for module in modules:
+        for held in (module._parameters, module._buffers, vars(module)):
+            found |= {id(value): value for value in held.values() if isinstance(value, Tensor)}
+    return list(found.values())
 
 
 _CONTAINERS = (dict, list, set, deque)
 
 
 @contextmanager
-def _restored_modules(model: nn.Module) -> Iterator[None]:
+def _restored_modules(modules: list[nn.Module]) -> Iterator[None]:
     """Attributes of every module, and what is in the containers among them, however deep."""
-    modules = list(model.modules())
     flags = [module.training for module in modules]
     held = [(vars(module), dict(vars(module))) for module in modules]
-    waiting, seen = [value for _, values in held for value in values.values()], set()
+    containers = [v for _, values in held for v in values.values() if isinstance(v, _CONTAINERS)]
+    empty, waiting, seen = [], containers, set()
     while waiting:
         value = waiting.pop()
-        if isinstance(value, _CONTAINERS) and id(value) not in seen:
+        if not value:  # as most hooks are
+            empty.append(value)
+        elif id(value) not in seen:
             seen.add(id(value))
             items = dict(value) if isinstance(value, dict) else list(value)
             held.append((value, items))
-            waiting.extend(items.values() if isinstance(value, dict) else items)
+            within = items.values() if isinstance(value, dict) else items
+            waiting.extend(v for v in within if isinstance(v, _CONTAINERS))
     try:
         yield
     finally:
+        for container in empty:
+            if container:
+                container.clear()
         for container, before in held:
             _put_back(container, before)
         for module, flag in zip(modules, flags, strict=True):  # of scripted modules, which aren't attributes
@@ -145,9 +155,9 @@ def _put_back(container, before: dict | list) -> None:
 
 
 @contextmanager
-def _restored_tensors(model: nn.Module) -> Iterator[None]:
+def _restored_tensors(tensors: list[Tensor]) -> Iterator[None]:
     """Storage, `requires_grad` and `.grad` of every tensor; values are kept by `working_weights`."""
-    held = [(t, t.data, t.requires_grad, t.grad if t.is_leaf else None) for t in _tensors(model)]
+    held = [(t, t.data, t.requires_grad, t.grad if t.is_leaf else None) for t in tensors]
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Which layer is explained: a feature map is known by what made it, and what else looks like one is refused."""
+"""The layer that is explained: a feature map is known by what made it; what only looks like one is refused."""
 
 from __future__ import annotations
 

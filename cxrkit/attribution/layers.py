@@ -54,7 +54,7 @@ class Captured:
 
 @dataclass
 class Output:
-    """What a layer put out in one of its runs: its shape or type, the positions of its values, and what computed it."""
+    """Output of a layer in one of its runs: shape or type, positions of its values, and the step that computed it."""
 
     name: str
     run: int
@@ -77,7 +77,7 @@ class Output:
 
 @dataclass
 class Trace:
-    """What one forward pass showed: for each run of each layer, in the order in which they ended, why its output is no
+    """Findings of one forward pass: for each run of each layer, in the order in which they ended, why its output is no
     map (empty for a map); the layer that is explained unless another is named, or why there is none; the layer whose
     map, averaged over space, is the logits up to their bias; the layer whose output is the logits.
     """
@@ -205,7 +205,7 @@ def independent(name: str, label: int | None = None) -> str:
 
 
 def trace(explained: Explained, image: Tensor) -> Trace:
-    """What one forward pass of an image [1, C, H, W] shows; remembered with what else is known of the network."""
+    """Findings of one forward pass of an image [1, C, H, W], remembered with what else is known of the network."""
     key = "trace", image.shape[1:]
     if key not in explained.remembered:
         explained.remembered[key] = _traced(explained, image)

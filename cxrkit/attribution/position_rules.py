@@ -1,4 +1,4 @@
-"""What each operation of torch does to the positions of its inputs; see `positions`."""
+"""Rules for the positions of values under each operation of torch; see `positions`."""
 
 from __future__ import annotations
 

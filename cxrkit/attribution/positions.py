@@ -1,4 +1,4 @@
-"""Where in the image the values of a network come from, followed through one forward pass.
+"""Positions in the image that the values of a network come from, followed through one forward pass.
 
 A value's position is its row and column in the image, between 0 and 1. Every operation that torch dispatches has a
 rule: pointwise operations and normalizations keep positions, views and copies move them along with the values,

@@ -201,15 +201,24 @@ def _support() -> pd.DataFrame:
 
 def support_table() -> pd.DataFrame:
     """Networks x methods as the tests found them: a tick where the map is right, a dash where the method refuses."""
-    verdicts = _support().pivot_table("verdict", "method", "network", aggfunc="first", sort=False)
-    return verdicts.replace({"right": "✓", "refused": "–"})
+    verdicts = _support().pivot_table("verdict", "network", "method", aggfunc="first", sort=False)
+    return verdicts.replace({"right": "✓", "refused": "–"}).rename(columns=lambda method: method.replace("_", " "))
+
+
+# Names of layers and classes, which differ between networks with one reason, and what is said instead.
+_NAMES = {
+    r"layer [\w.]+ \(or of its ReLU\)": "the last map",
+    r"^(?:cam|lrp|rap): |[Ll]ayer [\w.]+(?: \([^)]*\))?:? ?|image \d+, label \S+: | ?\([^)]*\)": "",
+    r"^\w+ (?=has no B-cos)": "the network ",
+    r"relevance sums to \S+, the logit is \S+(?=[.] )": "relevance doesn't sum to the logit",
+}
 
 
 def refusals() -> pd.DataFrame:
-    """The reason of each refusal, shortened to its first clause; networks with the same reason share a row."""
+    """The reasons of the refusals, shortened to their first clause, with the methods and networks of each."""
     refused = _support().query("verdict == 'refused'").copy()
-    refused["reason"] = (
-        refused["reason"].str.split(";").str[0].str.replace(r" \(.*?\)|layer network[\w.]* ?", "", regex=True)
-    )
-    grouped = refused.groupby(["method", "reason"], sort=False)["network"].agg(", ".join)
-    return grouped.reset_index()[["method", "network", "reason"]].set_index("method")
+    refused["reason"] = refused["reason"].replace(_NAMES, regex=True).str.split("; ?|: |[.] ", regex=True).str[0]
+    for merged in ("network", "method"):
+        others = [column for column in ("reason", "network", "method") if column != merged]
+        refused = refused.groupby(others, sort=False)[merged].agg(", ".join).reset_index()
+    return refused.set_index("reason")[["method", "network"]]

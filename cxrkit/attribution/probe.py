@@ -23,14 +23,14 @@ __all__ = ["prepared"]
 @dataclass(frozen=True)
 class _Conduct:
     """How a network is run: memory order of images and kernels, precision, whether it writes to its weights, whether
-    hooks of its user's need gradients at every call, and whether it has instance norms; and what methods find out.
+    hooks of its user's need gradients at every call, and norms that torch has to be helped with; and what methods find.
     """
 
     memory_format: torch.memory_format
     dtype: torch.dtype
     writes: bool
     hooked: bool
-    norms: bool
+    norms: tuple[str, ...]
     remembered: dict = field(default_factory=dict, compare=False)
 
 
@@ -50,7 +50,7 @@ def prepared(explained: Explained, images: Tensor) -> Iterator[None]:
         conduct = _remembered(explained, images)
         explained.memory_format, explained.dtype = conduct.memory_format, conduct.dtype
         explained.always_differentiable, explained.remembered = conduct.hooked, conduct.remembered
-        norms = _InstanceNorms() if conduct.norms else nullcontext()
+        norms = _Norms(conduct.norms) if conduct.norms else nullcontext()
         with norms, working_weights(explained.model, conduct.memory_format, conduct.dtype, conduct.writes):
             yield
 
@@ -59,8 +59,10 @@ def _remembered(explained: Explained, images: Tensor) -> _Conduct:
     known = _known.setdefault(explained.model, {})
     key = (images.shape[1:], images.dtype, images.device, *_fingerprint(explained.model))
     if key not in known:
-        with _InstanceNorms() as norms:
-            conduct = replace(_tried(explained, images), norms=norms.seen)
+        try:
+            conduct = _tried(explained, images, ("instance_norm",))
+        except _TorchFault:
+            conduct = _tried(explained, images, ("instance_norm", "batch_norm"))
         while len(known) >= _FEW:
             known.pop(next(iter(known)))
         known[key] = conduct
@@ -79,8 +81,14 @@ def _fingerprint(model: nn.Module) -> Iterator[object]:
                 yield tuple(value)
 
 
-def _tried(explained: Explained, images: Tensor) -> _Conduct:
-    """Run one image as the user would and as methods do, alone and beside another one, and compare."""
+def _tried(explained: Explained, images: Tensor, helped: tuple[str, ...]) -> _Conduct:
+    """Run one image as the user would and as methods do, alone and beside others, with `helped` norms, and compare."""
+    with _Norms(helped) as norms:
+        conduct = _compared(explained, images)
+    return replace(conduct, norms=tuple(norms.seen))
+
+
+def _compared(explained: Explained, images: Tensor) -> _Conduct:
     model, image = explained.model, images[:1]
     stored = next((t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), images.dtype)
     logits, gradient, writes = _as_the_user_would(explained, image.to(stored))
@@ -98,23 +106,28 @@ def _tried(explained: Explained, images: Tensor) -> _Conduct:
                 continue
             if _agree(found, logits, 1e-3) and _alike(slope, gradient, image, logits):
                 _refuse_company(explained, image, found, slope)
-                return _Conduct(order, stored, writes, hooked, norms=False)
+                return _Conduct(order, stored, writes, hooked, norms=())
     raise failure or AttributionError("the network gives other logits with frozen weights than when it is called")
 
 
-class _InstanceNorms(TorchFunctionMode):
-    """Instance norms whose gradient is right: torch 2.13 takes a gradient in channels-last order for another one where
-    there is one image.
+class _TorchFault(AttributionError):
+    """torch itself computes a wrong gradient."""
+
+
+class _Norms(TorchFunctionMode):
+    """Norms whose gradient is right: torch 2.13 takes a gradient in channels-last order for another one where there is
+    one image. `seen`: those of the names that are called.
     """
 
-    def __init__(self):
+    def __init__(self, names: tuple[str, ...]):
         super().__init__()
-        self.seen = False
+        self.names, self.seen = names, set()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if "instance_norm" in getattr(function, "__name__", ""):
-            self.seen = True
+        called = [name for name in self.names if name in getattr(function, "__name__", "")]
+        if called:
+            self.seen.update(called)
             if isinstance(result, Tensor) and result.requires_grad:
                 result.register_hook(torch.Tensor.contiguous)
         return result
@@ -227,7 +240,7 @@ def _refuse_company(explained: Explained, image: Tensor, alone: Tensor, slope: T
             "chunk; use running statistics, or group or instance norms"
         )
     if not _alike(slope, None if gradient is None else gradient[:1], image, logits):
-        raise AttributionError(
+        raise _TorchFault(
             "torch gives an image another gradient alone than in a batch: a fault of its batch and instance norms "
             "where they get a permuted tensor; call contiguous() on what goes into them"
         )

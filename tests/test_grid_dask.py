@@ -501,3 +501,21 @@ def test_an_engine_needs_one_way_to_its_scheduler():
     for options in ({}, {"address": "tcp://a:1", "client": StandIn()}):
         with pytest.raises(ParameterError, match="either an address or a client"):
             DaskEngine(settings=Settings("."), **options)
+
+
+def test_a_result_that_went_with_its_worker_is_not_waited_for(monkeypatch):
+    class Gone:
+        status = "finished"
+
+        def result(self, timeout=None):
+            if timeout is None:
+                pytest.fail("waits without end")
+            raise TimeoutError
+
+    class Worker:
+        busy = {0: "run"}  # noqa: RUF012
+
+    dask = engines_dask.DaskEngine.__new__(engines_dask.DaskEngine)
+    dask._placed = {"run": (Gone(), Worker(), 0)}
+    assert dask._take("run") is None
+    assert not dask._placed

@@ -165,11 +165,14 @@ class DaskEngine:
     def _take(self, name: str) -> Outcome | None:
         future, worker, slot = self._placed.pop(name)
         worker.busy.pop(slot, None)
-        if future.status == "finished":
-            return future.result()
-        if future.status != "error":
+        try:  # what a worker was killed with would be waited for without end: its run is tied to it
+            if future.status == "finished":
+                return future.result(timeout=_ANSWER)
+            error = future.exception(timeout=_ANSWER) if future.status == "error" else None
+        except TimeoutError:
             return None
-        error = future.exception()
+        if error is None:
+            return None
         if type(error).__name__ in ("KilledWorker", "CancelledError", "CommClosedError"):
             return None
         return Outcome("failed", "start", f"the worker {worker.address} failed: {type(error).__name__}: {error}")

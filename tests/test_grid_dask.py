@@ -374,7 +374,7 @@ class Future:
         self.status, self.value = status, value
         self.call(self)
 
-    def result(self):
+    def result(self, timeout=None):
         return self.value
 
     exception = result

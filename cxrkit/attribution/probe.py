@@ -59,10 +59,7 @@ def _remembered(explained: Explained, images: Tensor) -> _Conduct:
     known = _known.setdefault(explained.model, {})
     key = (images.shape[1:], images.dtype, images.device, *_fingerprint(explained.model))
     if key not in known:
-        try:
-            conduct = _tried(explained, images, ("instance_norm",))
-        except _TorchFault:
-            conduct = _tried(explained, images, ("instance_norm", "batch_norm"))
+        conduct = _tried(explained, images, ("instance_norm",))
         while len(known) >= _FEW:
             known.pop(next(iter(known)))
         known[key] = conduct
@@ -108,10 +105,6 @@ def _compared(explained: Explained, images: Tensor) -> _Conduct:
                 _refuse_company(explained, image, found, slope)
                 return _Conduct(order, stored, writes, hooked, norms=())
     raise failure or AttributionError("the network gives other logits with frozen weights than when it is called")
-
-
-class _TorchFault(AttributionError):
-    """torch itself computes a wrong gradient."""
 
 
 class _Norms(TorchFunctionMode):
@@ -240,7 +233,7 @@ def _refuse_company(explained: Explained, image: Tensor, alone: Tensor, slope: T
             "chunk; use running statistics, or group or instance norms"
         )
     if not _alike(slope, None if gradient is None else gradient[:1], image, logits):
-        raise _TorchFault(
+        raise AttributionError(
             "torch gives an image another gradient alone than in a batch: a fault of its batch and instance norms "
             "where they get a permuted tensor; call contiguous() on what goes into them"
         )

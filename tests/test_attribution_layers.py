@@ -551,3 +551,29 @@ def test_a_scripted_part_takes_no_hooks_and_is_no_obstacle():
         torch.testing.assert_close(cxrkit.attribute(scripted, images, method), expected)
     with pytest.raises(AttributionError, match=r"layer 1 is a TorchScript module, .* layer='2'"):
         cxrkit.attribute(scripted, images, "gradcam", layer="1")
+
+
+@pytest.mark.parametrize("antialias", ["flc", "flc_authors", "blur"])
+def test_maps_behind_anti_aliased_layers_keep_the_rows_and_columns_of_the_image(antialias):
+    model = cxrkit.models.create("bcos_resnet18", ["a", "b", "c"], antialias=antialias, seed=0).eval()
+    image = torch.rand(1, 1, 64, 64)
+    for method in ("cam", "gradcam", "layercam", "normgrad"):
+        assert cxrkit.attribute(model, image, method).shape == (1, 3, 64, 64)
+
+
+def test_a_layer_that_a_classifier_declares_is_no_exception():
+    class Last(nn.Module):
+        def forward(self, x):
+            return x.permute(0, 2, 3, 1)
+
+    class ChannelsLast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.last, self.head = nn.Conv2d(3, 5, 3), Last(), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.head(self.last(self.body(x)).mean((1, 2)))
+
+    model = cxrkit.models.Classifier(ChannelsLast(), ["a", "b"], explained_layer="network.last").eval()
+    with pytest.raises(AttributionError, match="channels come last"):
+        cxrkit.attribute(model, torch.rand(1, 1, 12, 14), "gradcam")

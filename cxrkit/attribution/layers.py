@@ -20,6 +20,7 @@ from cxrkit.attribution.position_rules import Positions
 from cxrkit.attribution.positions import Step, Tracking, why_no_map
 from cxrkit.attribution.registry import unknown
 from cxrkit.errors import AttributionError, ParameterError
+from cxrkit.models import FLCPool
 
 __all__ = [
     "Layer",
@@ -126,11 +127,7 @@ def explained_layer(explained: Explained, image: Tensor, layer: str | nn.Module 
         chosen = Layer(*find_layer(explained.model, name), run)
     else:
         chosen = Layer(*find_layer(explained.model, layer))
-        declared = (explained.model.explained_layer, seen.class_map) if explained.encodes else ()
-        runs = [fault for name, fault in seen.faults if name == chosen.name]
-        # Who built the classifier knows its last map, also behind a pooling by frequencies, which leaves no trace.
-        if chosen.name not in declared or len(runs) != 1 or not runs[0].startswith("[B, "):
-            _check_named(explained.model, chosen, seen)
+        _check_named(explained.model, chosen, seen)
     if chosen.name not in explained.used_layers:
         explained.used_layers.append(chosen.name)
     return chosen
@@ -238,6 +235,9 @@ def _traced(explained: Explained, image: Tensor) -> Trace:
         return hook
 
     with torch.no_grad(), ExitStack() as hooks:
+        for module in explained.model.modules():
+            if isinstance(module, FLCPool):  # whose products over whole rows and columns tell no positions
+                hooks.callback(module.register_forward_hook(lambda _, args, y: tracking.pooled(args[0], y)).remove)
         for name, module in explained.model.named_modules():
             if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 hooks.callback(module.register_forward_hook(record(name, module)).remove)

@@ -69,6 +69,13 @@ class Tracking(TorchDispatchMode):
     def positions(self, tensor: Tensor) -> Positions:
         return self._origins[tensor].positions
 
+    def pooled(self, x: Tensor, output: Tensor) -> None:
+        """Note that the output is `x` at a lower resolution, whatever computed it."""
+        if x in self._origins and output in self._origins and self.positions(x) is not None:
+            function = torch.ops.aten._adaptive_avg_pool2d.default
+            call = Call("_adaptive_avg_pool2d", function, (x, output.shape[-2:]), {}, [x], self.positions)
+            self._origins[output].positions = self.step(output).positions = RESIZED(call, [output])[0]
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = function(*args, **kwargs)

@@ -25,7 +25,7 @@ import papermill
 import psutil
 from jupyter_client.manager import start_new_kernel
 
-from cxrkit.study import grid
+from cxrkit import grid
 from cxrkit.study import runs as store
 
 CELLS = (

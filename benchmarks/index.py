@@ -19,7 +19,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cxrkit.study import index, runs
-from cxrkit.study.experiment import ExplainParameters, JudgeParameters, Parameters, TrainParameters
+from cxrkit.study.parameters import ExplainParameters, JudgeParameters
+from cxrkit.train.parameters import Parameters, TrainParameters
 
 
 def parameters_of(number: int) -> Parameters:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cxrkit.models import NETWORKS, Classifier, FLCPool, create
-from cxrkit.study.devices import half_precision_errors
+from cxrkit.train.devices import half_precision_errors
 
 PRECISIONS = ("float32", "TF32", "bf16")
 LABELS = tuple(f"label {i}" for i in range(14))

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from cxrkit.data.phantom.source import load_phantom
+from cxrkit.phantom.source import load_phantom
 
 IMAGES = 100
 SIZES = (64, 96, 224)

@@ -1,6 +1,6 @@
 """Training: images per second, time lost to loading, what checkpoints cost, and 20 kills.
 
-    python benchmarks/training.py [--threads 1] [--size 64] [--images 200] [--model bcos_resnet18] [--kills 20]
+    python benchmarks/train.py [--threads 1] [--size 64] [--images 200] [--model bcos_resnet18] [--kills 20]
 
 Two claims are measured. The loader doesn't starve the device: the share of the time that an epoch waits for images is
 printed for images kept in memory and for images read by other processes. A training that is killed goes on to the
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from cxrkit.study import training
-from cxrkit.study.checkpoints import Checkpoints
-from cxrkit.study.experiment import TrainParameters
+from cxrkit import train
+from cxrkit.train.checkpoints import Checkpoints
+from cxrkit.train.parameters import TrainParameters
 
 CLOCKS = ["seconds", "images_per_second", "waiting_share"]
 
@@ -40,9 +40,9 @@ def chosen(options: argparse.Namespace, **changes) -> TrainParameters:
     return TrainParameters(**values | changes)
 
 
-def run(parameters: TrainParameters, folder: str | None = None) -> training.Fit:
-    data = training.load_data(parameters)
-    return training.fit(training.make_model(parameters, data.labels), data, parameters, folder=folder)
+def run(parameters: TrainParameters, folder: str | None = None) -> train.Fit:
+    data = train.load_data(parameters)
+    return train.fit(train.make_model(parameters, data.labels), data, parameters, folder=folder)
 
 
 def speed(options: argparse.Namespace) -> None:
@@ -94,7 +94,7 @@ def kills(options: argparse.Namespace) -> None:
     undisturbed = run(parameters)
     whole, computed = time.perf_counter() - start, time.process_time() - computed
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["accelerate", "cxrkit.study.training"])
+    context.set_forkserver_preload(["accelerate", "cxrkit.train.loop"])
     chance, done, inside = random.Random(options.seed), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         kept = Checkpoints(folder)

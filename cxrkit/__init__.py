@@ -10,5 +10,6 @@ __version__ = "0.1.0"
 _torchvision.install()
 
 # Subpackages load on first use: `import cxrkit` needs neither torch nor anything that only the book needs.
-__getattr__, __dir__, __all__ = lazily(__name__, "attribution data metrics models study view", attribution="attribute")
+_PACKAGES = "attribution data grid metrics models phantom study train view"
+__getattr__, __dir__, __all__ = lazily(__name__, _PACKAGES, attribution="attribute")
 __all__ += ["AttributionError", "CxrkitError", "DataError", "ModelError", "ParameterError"]

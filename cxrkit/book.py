@@ -10,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cxrkit import grid
 from cxrkit.errors import CxrkitError
 from cxrkit.files import replace_file
-from cxrkit.study import grid, runs
+from cxrkit.study import runs
 
 __all__ = ["GRIDS", "as_one", "build", "build_single", "changed", "changes", "contents"]
 

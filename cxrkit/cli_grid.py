@@ -14,7 +14,7 @@ from cxrkit.errors import ParameterError
 from cxrkit.terminal import console, print_frame
 
 if TYPE_CHECKING:
-    from cxrkit.study.grid.state import State
+    from cxrkit.grid.state import State
 
 __all__ = ["Workers", "grid_app", "run_grid"]
 
@@ -69,7 +69,7 @@ def grid_retry(
 @grid_app.command("status")
 def grid_status(file: GridName = "quick", profile: Profile = None) -> None:
     """Print the runs of a grid and what has become of them; of a large grid those that are not done."""
-    from cxrkit.study import grid
+    from cxrkit import grid
 
     states = grid.states(grid.plan(file, profile))
     listed = states if len(states) <= _LONG else [state for state in states if state.name != "done"]
@@ -86,7 +86,7 @@ def grid_show(
     lines: Annotated[int, typer.Option(help="lines of the log to print", min=0)] = 40,
 ) -> None:
     """Print what is known of one run: state, place, parameters, log, traceback."""
-    from cxrkit.study import grid
+    from cxrkit import grid
 
     told = grid.show(key, results)
     for name, value in told.items():
@@ -106,7 +106,7 @@ def grid_clean(
     yes: Annotated[bool, typer.Option("--yes", help="don't ask")] = False,
 ) -> None:
     """Delete stale and failed runs of a grid, and what killed runners left; done runs stay."""
-    from cxrkit.study import grid
+    from cxrkit import grid
 
     found = grid.leftovers(file, profile, everything)
     if not found:
@@ -125,9 +125,9 @@ def grid_keep(
     source: Annotated[str, typer.Option(help="whose images they are and on what terms, in a sentence")] = "",
 ) -> None:
     """Keep the tables of a finished grid in book/results, for a book that is built without it."""
-    from cxrkit.study.papers import kept
+    from cxrkit.study.papers import stored_results
 
-    place = kept.keep(paper, f"{paper}:{profile}" if profile else paper, source)
+    place = stored_results.keep(paper, f"{paper}:{profile}" if profile else paper, source)
     console.print(f"Kept in {place.relative_to(place.parents[2])}; the page of the paper's study shows it.")
 
 
@@ -143,8 +143,8 @@ def run_grid(
     serial: bool = False,
 ) -> None:
     """Run a grid with progress, the failed runs as well where `again`. Exits with status 1 when runs aren't done."""
-    from cxrkit.study import grid
-    from cxrkit.study.grid import progress
+    from cxrkit import grid
+    from cxrkit.grid import progress
 
     if sum(map(bool, (scheduler, slurm, serial))) > 1:
         raise ParameterError("choose one of --scheduler, --slurm and --serial")
@@ -175,14 +175,14 @@ def _called(file: str | tuple[str, ...]) -> str:
 
 
 def _engine(scheduler: str | None, slurm: Path | None, serial: bool):
-    from cxrkit.study import grid
+    from cxrkit import grid
 
     if slurm:
-        from cxrkit.study.grid import slurm as cluster
+        from cxrkit.grid import slurm as cluster
 
         return cluster.start(slurm, grid.make_settings())
     if scheduler:
-        from cxrkit.study.grid import engines_dask
+        from cxrkit.grid import engines_dask
 
         return engines_dask.connect(scheduler, grid.make_settings())
     return "serial" if serial else "local"
@@ -193,7 +193,7 @@ def _few() -> int:
 
 
 def _limits(time_limit: str | None, memory_limit: str | None) -> dict[str, float]:
-    from cxrkit.study.grid import spec
+    from cxrkit.grid import spec
 
     limits = {}
     for name, text, read in (("time_limit", time_limit, spec.duration), ("memory_limit", memory_limit, spec.memory)):
@@ -206,7 +206,7 @@ def _limits(time_limit: str | None, memory_limit: str | None) -> dict[str, float
 
 def _foretell(file: str, profile: str | None, workers: int) -> None:
     """What a run of the grid would do: counts by step and state, and the time that it would take."""
-    from cxrkit.study import grid
+    from cxrkit import grid
 
     states = grid.states(grid.plan(file, profile))
     grid.check_names([state.task for state in states if state.name != "done"])
@@ -233,7 +233,7 @@ def _sum(seconds: list[float | None]) -> int:
 
 
 def _counts(states: list[State]) -> dict[str, int]:
-    from cxrkit.study import grid
+    from cxrkit import grid
 
     names = [state.name for state in states]
     return {name: names.count(name) for name in grid.STATES}

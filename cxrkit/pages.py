@@ -17,8 +17,8 @@ import sphinx.builders
 from plotly.offline import get_plotlyjs
 
 import cxrkit
+from cxrkit.grid.execute import ALLOCATOR
 from cxrkit.study import runs
-from cxrkit.study.grid.execute import ALLOCATOR
 from cxrkit.view import interactive
 
 __all__ = ["foot", "parameters_of", "setup"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from cxrkit.grid.execute import Job, Outcome
 from cxrkit.study import runs
-from cxrkit.study.grid.execute import Job, Outcome
 
 SQUARE = """\
 import os, pathlib, time

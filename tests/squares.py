@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from torch import nn
 
+from cxrkit import train
 from cxrkit.data.dataset import Dataset, Rendered
-from cxrkit.study import training
-from cxrkit.study.checkpoints import Checkpoints
-from cxrkit.study.experiment import TrainParameters
+from cxrkit.train.checkpoints import Checkpoints
+from cxrkit.train.parameters import TrainParameters
 
 LABELS = ("left", "right")
 CLOCKS = ["seconds", "images_per_second", "waiting_share"]  # what differs from run to run
@@ -78,8 +78,8 @@ def parameters(**changes) -> TrainParameters:
     return TrainParameters(**values | changes)
 
 
-def fit(data: Dataset | None = None, model: nn.Module | None = None, folder=None, **changes) -> training.Fit:
-    return training.fit(tiny() if model is None else model, data or dataset(), parameters(**changes), folder=folder)
+def fit(data: Dataset | None = None, model: nn.Module | None = None, folder=None, **changes) -> train.Fit:
+    return train.fit(tiny() if model is None else model, data or dataset(), parameters(**changes), folder=folder)
 
 
 # Everything that has a state: checkpoints after every step, dropout, augmentation, draws with replacement, two parts
@@ -98,7 +98,7 @@ RICH = {
 }
 
 
-def same(first: training.Fit, second: training.Fit) -> bool:
+def same(first: train.Fit, second: train.Fit) -> bool:
     """Whether two trainings gave the same weights to the last bit, the same choice and the same history."""
     weights = zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True)
     histories = [result.history.drop(columns=CLOCKS) for result in (first, second)]

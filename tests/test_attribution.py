@@ -18,9 +18,9 @@ import cxrkit
 from cxrkit import AttributionError, ParameterError
 from cxrkit.attribution import card, methods
 from cxrkit.attribution.api import chunk_size
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.registry import FAMILIES
+from cxrkit.attribution.target import Explained
 
 GRADIENT = ("saliency", "input_x_gradient", "integrated_gradients")
 CAM = ("cam", "gradcam", "layercam")

@@ -14,9 +14,9 @@ from torch import nn
 
 import cxrkit
 from cxrkit.attribution import folding
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.folding import folded
 from cxrkit.attribution.probe import prepared
+from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError
 from cxrkit.models import Classifier, create
 

@@ -19,8 +19,8 @@ from torch import nn
 import cxrkit
 from cxrkit import AttributionError, ParameterError
 from cxrkit.attribution import card, deeplift, methods
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.gradient import noise_source
+from cxrkit.attribution.target import Explained
 
 NEW = ("smoothgrad", "guided_backprop", "deeplift")
 FEW = {"smoothgrad": {"n_samples": 3}}

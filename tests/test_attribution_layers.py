@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 import cxrkit
 from cxrkit import AttributionError
 from cxrkit.attribution import methods, registry
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.layers import trace
 from cxrkit.attribution.positions import Tracking, why_no_map
+from cxrkit.attribution.target import Explained
 
 FAMILY = ("gradcam", "layercam", "gradcam_plus_plus", "scorecam", "normgrad")
 SIZE = 16

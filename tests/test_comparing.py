@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cxrkit import ParameterError, study
+from cxrkit import ParameterError, study, train
 from cxrkit.study import comparing, runs
 
 
@@ -27,7 +27,7 @@ def predictions(shift, images=40):
 def pair(tmp_path):
     made = []
     for model, shift in (("resnet18", 0.5), ("resnet34", 3.0)):
-        parameters = study.TrainParameters(model=model, results=str(tmp_path))
+        parameters = train.TrainParameters(model=model, results=str(tmp_path))
         with runs.writing(parameters) as writer:
             writer.frame("predictions", predictions(shift))
         made.append(runs.key(parameters))
@@ -63,7 +63,7 @@ def test_exclusive_classes_are_ranked_by_the_softmax_of_the_whole_run(tmp_path):
     frame = frame.assign(target=np.eye(3)[found].ravel(), logit=logits.ravel(), probability=chances.ravel())
     keys = []
     for labels in ("ab", "abc"):  # what a run shares with the other needn't be all its classes
-        parameters = study.TrainParameters(loss="cross_entropy", seed=len(labels), results=str(tmp_path))
+        parameters = train.TrainParameters(loss="cross_entropy", seed=len(labels), results=str(tmp_path))
         with runs.writing(parameters) as writer:
             writer.frame("predictions", frame[frame["label"].isin(list(labels))])
         keys.append(runs.key(parameters))
@@ -77,7 +77,7 @@ def test_exclusive_classes_are_ranked_by_the_softmax_of_the_whole_run(tmp_path):
 
 
 def test_other_test_images_leave_no_interval(pair, tmp_path):
-    parameters = study.TrainParameters(model="vgg16", results=str(tmp_path))
+    parameters = train.TrainParameters(model="vgg16", results=str(tmp_path))
     with runs.writing(parameters) as writer:
         writer.frame("predictions", predictions(1.0, images=30))
     table = comparing.scores(comparing.pair(pair[0].key, runs.key(parameters), results=str(tmp_path)), n=20)
@@ -96,7 +96,7 @@ def test_runs_that_trained_nothing_are_refused(pair, tmp_path):
 def test_choices_are_named_by_what_changed(tmp_path, monkeypatch):
     made = []
     for changes in ({}, {"augment": "light"}, {"model": "vgg16"}):
-        parameters = study.TrainParameters(**{"model": "resnet18", "results": str(tmp_path)} | changes)
+        parameters = train.TrainParameters(**{"model": "resnet18", "results": str(tmp_path)} | changes)
         with runs.writing(parameters) as writer:
             writer.frame("predictions", predictions(2.0))
         made.append(runs.find(runs.key(parameters), tmp_path))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from cxrkit.data import cards, sources
-from cxrkit.study import chapter
+from cxrkit.study import method_pages
 
 FOLDER = Path(__file__).resolve().parents[1] / "book" / "data"
 
@@ -51,7 +51,7 @@ def test_names_from_data_are_text_in_markdown(hostile):
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("commonmark").enable("table")
-    table = chapter.as_markdown(pd.DataFrame({"label": [hostile], hostile: [1]}).set_index("label")).data
+    table = method_pages.as_markdown(pd.DataFrame({"label": [hostile], hostile: [1]}).set_index("label")).data
     for page in (cards.escaped(hostile), table):
         html = reader.render(page)
         assert not re.search("<(img|a|b|script)[ >]", html), html
@@ -60,7 +60,7 @@ def test_names_from_data_are_text_in_markdown(hostile):
 
 
 def test_formulas_and_code_of_a_table_stay():
-    page = chapter.as_markdown(
+    page = method_pages.as_markdown(
         pd.DataFrame({"name": ["a_b"], "formula": [r"$\|x\|_2 | y$ and `a_b`"]}).set_index("name")
     )
     assert page.data.splitlines()[-1] == r"| a\_b | $\Vert x\Vert _2 \vert  y$ and `a_b` |"

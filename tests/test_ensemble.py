@@ -8,7 +8,7 @@ import pytest
 
 from cxrkit import DataError, ParameterError, study
 from cxrkit.study import ensembles
-from cxrkit.study.experiment import TrainParameters
+from cxrkit.train.parameters import TrainParameters
 
 
 class Trained:

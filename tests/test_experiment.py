@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cxrkit import ParameterError
-from cxrkit.study.experiment import ExplainParameters, TrainParameters
+from cxrkit.study.parameters import ExplainParameters
+from cxrkit.train.parameters import TrainParameters
 
 
 def test_unknown_name_is_refused_with_the_near_one():

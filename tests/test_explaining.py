@@ -10,7 +10,7 @@ import torch
 from cxrkit import ParameterError
 from cxrkit.data.dataset import Dataset, Rendered
 from cxrkit.study import explaining
-from cxrkit.study.experiment import ExplainParameters
+from cxrkit.study.parameters import ExplainParameters
 
 SIZE = 32
 

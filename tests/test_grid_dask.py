@@ -17,12 +17,12 @@ import nbformat
 import pytest
 import yaml
 
-from cxrkit import CxrkitError, ParameterError
-from cxrkit.study import grid, runs
-from cxrkit.study.grid import engines, engines_dask
-from cxrkit.study.grid import execute as executing
-from cxrkit.study.grid.engines_dask import DaskEngine, check_address, connect
-from cxrkit.study.grid.execute import Job, Outcome, Settings
+from cxrkit import CxrkitError, ParameterError, grid
+from cxrkit.grid import engines, engines_dask
+from cxrkit.grid import execute as executing
+from cxrkit.grid.engines_dask import DaskEngine, check_address, connect
+from cxrkit.grid.execute import Job, Outcome, Settings
+from cxrkit.study import runs
 
 Client = pytest.importorskip("distributed").Client
 
@@ -31,8 +31,8 @@ FAKE = """
 import os, time
 from pathlib import Path
 from cxrkit.study import runs
-from cxrkit.study.grid import execute
-from cxrkit.study.grid.execute import Outcome
+from cxrkit.grid import execute
+from cxrkit.grid.execute import Outcome
 
 def fake(job, settings):
     Path(job.work).mkdir(parents=True)

@@ -15,7 +15,8 @@ import psutil
 import pytest
 from grid_project import PARAMETERS, RESULT, SQUARE, Project, notebook
 
-from cxrkit.study import grid, runs
+from cxrkit import grid
+from cxrkit.study import runs
 
 RUNNER = "import sys; from cxrkit.study import grid; grid.run('mine', 2, retry=True)"
 

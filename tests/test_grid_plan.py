@@ -11,12 +11,13 @@ import pytest
 from grid_project import PARAMETERS, RESULT, SQUARE, Instant, Project, notebook
 from typer.testing import CliRunner
 
-from cxrkit import DataError, ParameterError
+from cxrkit import DataError, ParameterError, grid
 from cxrkit.cli import app
-from cxrkit.study import grid, keys, runs
-from cxrkit.study.experiment import ExplainParameters, TrainParameters
-from cxrkit.study.grid.execute import Outcome
-from cxrkit.study.grid.store import Runner, Store
+from cxrkit.grid.execute import Outcome
+from cxrkit.grid.store import Runner, Store
+from cxrkit.study import run_key, runs
+from cxrkit.study.parameters import ExplainParameters
+from cxrkit.train.parameters import TrainParameters
 
 
 @pytest.fixture
@@ -45,16 +46,16 @@ def test_a_key_follows_parameters_notebook_code_version_and_data(project, monkey
     first = key()
     assert key() == first
     assert key(results="elsewhere") == first
-    assert keys.identity_of(key(seed=1)) != keys.identity_of(first)
+    assert run_key.identity_of(key(seed=1)) != run_key.identity_of(first)
     notebook(project.square, PARAMETERS, "# a remark\n" + SQUARE, RESULT)
     changed = key()
     assert changed != first
-    assert keys.identity_of(changed) == keys.identity_of(first)
+    assert run_key.identity_of(changed) == run_key.identity_of(first)
     notebook(project.square, PARAMETERS.replace("0.01", "0.02"), SQUARE, RESULT)
-    assert keys.identity_of(key(nap=0.01)) == keys.identity_of(first)  # the default took part, not the cell
+    assert run_key.identity_of(key(nap=0.01)) == run_key.identity_of(first)  # the default took part, not the cell
     notebook(project.square, PARAMETERS, SQUARE, RESULT)
     assert key() == first
-    monkeypatch.setattr(keys, "fingerprint", lambda kind: "other")
+    monkeypatch.setattr(run_key, "fingerprint", lambda kind: "other")
     assert key() not in (first, changed)
     monkeypatch.undo()
     monkeypatch.chdir(project.folder)
@@ -63,21 +64,21 @@ def test_a_key_follows_parameters_notebook_code_version_and_data(project, monkey
 
 
 def test_a_key_follows_the_manifest_of_a_source(monkeypatch, tmp_path):
-    manifest = keys.origin(TrainParameters())["data"]
+    manifest = run_key.origin(TrainParameters())["data"]
     assert manifest
     package = tmp_path / "cxrkit" / "__init__.py"
     (tmp_path / "data_manifests").mkdir()
     (tmp_path / "data_manifests" / "phantom.yaml").write_text("title: other")
     monkeypatch.setattr("cxrkit.__file__", str(package))
-    monkeypatch.setattr(keys, "fingerprint", lambda kind: "same")
-    assert keys.origin(TrainParameters())["data"] != manifest
+    monkeypatch.setattr(run_key, "fingerprint", lambda kind: "same")
+    assert run_key.origin(TrainParameters())["data"] != manifest
 
 
 def test_explanations_of_a_network_made_anew_are_the_same_explanations_made_anew():
     old, new = (f"train-resnet18-fold0-seed0-0123456789ab-{end}" for end in ("00000000", "11111111"))
     first, second = (runs.key(ExplainParameters(run=run)) for run in (old, new))
     assert first != second
-    assert keys.identity_of(first) == keys.identity_of(second)
+    assert run_key.identity_of(first) == run_key.identity_of(second)
 
 
 def test_a_name_may_hold_the_profile(project):
@@ -98,7 +99,7 @@ def test_runs_that_two_grids_share_are_planned_once(project):
 def test_notebooks_of_the_same_name_make_different_runs(project):
     other = notebook(project.folder / "more" / "square.ipynb", PARAMETERS, SQUARE, RESULT)
     tasks = grid.plan(project.grid(one={}, two={"notebook": f"../../{other.relative_to(project.folder)}"}))
-    assert keys.identity_of(tasks[0].key) != keys.identity_of(tasks[1].key)
+    assert run_key.identity_of(tasks[0].key) != run_key.identity_of(tasks[1].key)
 
 
 def test_states_of_runs(project):
@@ -133,7 +134,7 @@ def test_stale_runs_are_named_with_what_differs(project, monkeypatch):
     assert names(path) == ["stale", "stale"]
     assert details(path)[0] == f"{old} was made by other notebook"
     monkeypatch.setattr("cxrkit.__version__", "9.9")
-    monkeypatch.setattr(keys, "fingerprint", lambda kind: "other")
+    monkeypatch.setattr(run_key, "fingerprint", lambda kind: "other")
     assert details(path)[0] == f"{old} was made by other version and code and notebook"
     engine = Instant()
     grid.run(path, engine=engine)

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from cxrkit.study.grid import progress
-from cxrkit.study.grid.loop import Event
+from cxrkit.grid import progress
+from cxrkit.grid.loop import Event
 
 EVIL = "[red]x[/red]\x1b[2J\r\n<script>alert(1)</script>"
 

@@ -17,11 +17,11 @@ import papermill
 import pytest
 from grid_project import PARAMETERS, RESULT, SQUARE, Instant, Project, notebook
 
-from cxrkit import DataError, ParameterError
-from cxrkit.study import grid, runs
-from cxrkit.study.grid import engines, processes, state, store
-from cxrkit.study.grid.execute import Job, Outcome, Settings, execute
-from cxrkit.study.grid.store import Runner, Store
+from cxrkit import DataError, ParameterError, grid
+from cxrkit.grid import engines, processes, state, store
+from cxrkit.grid.execute import Job, Outcome, Settings, execute
+from cxrkit.grid.store import Runner, Store
+from cxrkit.study import runs
 
 
 @pytest.fixture
@@ -339,7 +339,7 @@ class NoKernel(papermill.engines.Engine):
 
 def test_a_full_disk_is_told_and_nothing_is_half_written(project, monkeypatch):
     """The disk becomes full at every write in turn, and stays full until the runner ends; then the grid goes on."""
-    monkeypatch.setattr("cxrkit.study.grid.engine.KernelEngine", NoKernel)
+    monkeypatch.setattr("cxrkit.grid.engine.KernelEngine", NoKernel)
     path = project.grid(one={})
     tasks = grid.plan(path)
     count, limit, seen = [0], [0], set()

@@ -15,10 +15,9 @@ import nbformat
 import pytest
 import yaml
 
-from cxrkit import CxrkitError, ParameterError
-from cxrkit.study import grid
-from cxrkit.study.grid import slurm
-from cxrkit.study.grid.execute import Settings
+from cxrkit import CxrkitError, ParameterError, grid
+from cxrkit.grid import slurm
+from cxrkit.grid.execute import Settings
 
 pytest.importorskip("dask_jobqueue")
 dask = pytest.importorskip("dask")

@@ -9,11 +9,10 @@ from grid_project import Project, notebook
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxrkit import ParameterError
-from cxrkit.study import grid
-from cxrkit.study.experiment import TrainParameters
-from cxrkit.study.grid import spec
+from cxrkit import ParameterError, grid
+from cxrkit.grid import spec
 from cxrkit.study.notebook import parameters_for
+from cxrkit.train.parameters import TrainParameters
 
 
 @pytest.fixture

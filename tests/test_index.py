@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 
 from cxrkit.study import index, runs
-from cxrkit.study.experiment import ExplainParameters, JudgeParameters, TrainParameters
+from cxrkit.study.parameters import ExplainParameters, JudgeParameters
+from cxrkit.train.parameters import TrainParameters
 
 pytest.importorskip("pyarrow")
 

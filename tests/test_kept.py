@@ -10,10 +10,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cxrkit import DataError, ParameterError
+from cxrkit import DataError, ParameterError, grid
 from cxrkit.cli import app
-from cxrkit.study import grid, runs
-from cxrkit.study.papers import PAPERS, bcos, kept
+from cxrkit.study import runs
+from cxrkit.study.papers import PAPERS, bcos, stored_results
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 SCORES = {
@@ -68,9 +68,9 @@ def project(tmp_path, monkeypatch):
 def test_tables_and_their_card_come_back_as_they_were(project):
     name = grid_file(project)
     run(name)
-    place = kept.keep("bcos", name)
+    place = stored_results.keep("bcos", name)
     assert place == project / "book" / "results" / "bcos-made"
-    (found,) = kept.of("bcos")
+    (found,) = stored_results.of("bcos")
     pd.testing.assert_frame_equal(found.tables["Networks and methods"], bcos.overview(name), check_dtype=False)
     assert set(found.tables) == {"Networks and methods", "Claims"}
     card = found.card
@@ -87,9 +87,9 @@ def test_tables_and_their_card_come_back_as_they_were(project):
 def test_what_was_kept_before_is_replaced_and_nothing_else_is_left(project):
     name = grid_file(project)
     run(name)
-    place = kept.keep("bcos", name)
+    place = stored_results.keep("bcos", name)
     (place / "old.csv").write_text("x\n1\n")
-    kept.keep("bcos", name)
+    stored_results.keep("bcos", name)
     assert {file.name for file in place.iterdir()} == {"card.json", "networks_and_methods.csv", "claims.csv"}
     assert [folder.name for folder in place.parent.iterdir()] == [place.name]
 
@@ -100,37 +100,37 @@ def test_images_of_a_folder_need_their_source_and_get_no_verdicts(project):
     name = grid_file(project, dataset="folder", root=str(project / "images"), dataset_options={})
     run(name)
     with pytest.raises(ParameterError, match="--source"):
-        kept.keep("bcos", name)
+        stored_results.keep("bcos", name)
     assert not (project / "book").exists()
-    kept.keep("bcos", name, "Images of <b>a friend</b>, CC BY 4.0")
-    (found,) = kept.of("bcos")
+    stored_results.keep("bcos", name, "Images of <b>a friend</b>, CC BY 4.0")
+    (found,) = stored_results.of("bcos")
     assert set(found.tables) == {"Networks and methods"}
     assert found.caption.startswith(r"Images of \<b\>a friend\</b\>, CC BY 4.0. Networks: ")
 
 
 def test_runs_that_are_not_done_are_told_of(project):
     with pytest.raises(DataError, match=r"8 runs of the grid .* aren't done, first train-.*cxrkit grid run"):
-        kept.keep("bcos", grid_file(project))
+        stored_results.keep("bcos", grid_file(project))
     with pytest.raises(ParameterError, match="no paper 'nobody'; known: bcos"):
-        kept.keep("nobody", "quick")
+        stored_results.keep("nobody", "quick")
     with pytest.raises(ParameterError, match="no paper 'nobody'; known: bcos"):
-        kept.of("nobody")
+        stored_results.of("nobody")
 
 
 def test_a_folder_that_is_not_whole_is_named(project):
     place = project / "book" / "results" / "path-full"
     place.mkdir(parents=True)
     with pytest.raises(DataError, match="path-full: not whole"):
-        kept.of("path")
+        stored_results.of("path")
     (place / "card.json").write_text(json.dumps({"tables": {"Networks": "networks.csv"}}))
     with pytest.raises(DataError, match=r"networks\.csv"):
-        kept.of("path")
+        stored_results.of("path")
 
 
 def test_the_command_keeps_a_profile(monkeypatch, tmp_path):
     asked = []
     place = tmp_path / "book" / "results" / "bcos-full"
-    monkeypatch.setattr(kept, "keep", lambda *given: asked.append(given) or place)
+    monkeypatch.setattr(stored_results, "keep", lambda *given: asked.append(given) or place)
     found = CliRunner().invoke(app, ["grid", "keep", "bcos", "--profile", "full"])
     assert asked == [("bcos", "bcos:full", "")]
     assert "book/results/bcos-full" in found.output.replace("\n", "")
@@ -138,7 +138,7 @@ def test_the_command_keeps_a_profile(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_what_the_project_keeps_is_whole_and_small(paper):
-    for found in kept.of(paper):
+    for found in stored_results.of(paper):
         assert all(len(frame) for frame in found.tables.values())
         assert found.card["commit"]
         assert "/" not in found.card["images"].replace("nihcc.app.box.com/v/", "")

@@ -30,7 +30,7 @@ from pydicom.uid import (
 from test_readers import RAMP, SECRET, dicom
 
 import cxrkit
-from cxrkit.data import checking, limits
+from cxrkit.data import checking, size_limits
 from cxrkit.data.checking import check
 from cxrkit.data.download import entries
 from cxrkit.data.folder import load_folder
@@ -390,7 +390,7 @@ def deflated_dicom(path):
 
 def sparse(path):
     path.write_bytes(png_header(16, 16))
-    os.truncate(path, limits.MOST_BYTES + 1)
+    os.truncate(path, size_limits.MOST_BYTES + 1)
 
 
 MANY = "claims more pixels than any radiograph has"
@@ -492,11 +492,11 @@ def test_bombs_are_refused_before_they_fill_the_memory(tmp_path, name):
 
 
 def test_the_limits_leave_room_for_real_radiographs(tmp_path):
-    limits.check_pixels(tmp_path, 10_000, 10_000)
+    size_limits.check_pixels(tmp_path, 10_000, 10_000)
     with pytest.raises(DataError, match="100 million"):
-        limits.check_pixels(tmp_path, 10_001, 10_000)
+        size_limits.check_pixels(tmp_path, 10_001, 10_000)
     with pytest.raises(DataError, match="100 million"):
-        limits.check_pixels(tmp_path, 10_000, 10_000, 8)
+        size_limits.check_pixels(tmp_path, 10_000, 10_000, 8)
 
 
 @pytest.mark.parametrize(
@@ -514,7 +514,7 @@ def test_the_limits_leave_room_for_real_radiographs(tmp_path):
     ],
 )
 def test_stated_extent(stream, stated):
-    assert limits.stated_extent(stream) == stated
+    assert size_limits.stated_extent(stream) == stated
 
 
 # Anything at all

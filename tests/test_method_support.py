@@ -22,8 +22,8 @@ from torch import Tensor
 
 import cxrkit
 from cxrkit import AttributionError
-from cxrkit.attribution.explained import logit_bias
 from cxrkit.attribution.preparation import explanation_mode
+from cxrkit.attribution.target import logit_bias
 from cxrkit.models import Classifier, calibrate, create
 
 FILE = Path(__file__).resolve().parents[1] / "book" / "attribution" / "support.csv"

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxrkit.study.experiment import ExplainParameters, JudgeParameters, SearchParameters, TrainParameters
+from cxrkit.study.parameters import ExplainParameters, JudgeParameters
+from cxrkit.train.parameters import SearchParameters, TrainParameters
 from cxrkit.view.viewer import Bundle
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"

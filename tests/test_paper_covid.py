@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 import cxrkit
-from cxrkit import study
+from cxrkit import train
 from cxrkit.data.covid_labels import LABELS
 from cxrkit.errors import ParameterError
 from cxrkit.study import report
@@ -292,11 +292,11 @@ def subject(tmp_path_factory):
     """A network trained for one epoch on the phantom, with bands on every image."""
     results = str(tmp_path_factory.mktemp("results"))
     options = {"view": "covid", "images": 40, "prevalence": {"COVID-19": 0.5}, "dark_borders": {"share": 1.0}}
-    parameters = study.TrainParameters(
+    parameters = train.TrainParameters(
         dataset_options=options, size=32, model="resnet18", epochs=1, batch_size=8, results=results, threads=1
     )
     asked = {"images": 2, "n_steps": [5, 20], "n_baselines": 2, "window": 8, "stride": 8, "seed": 0, "top": 3}
-    asked |= {"run": study.training.train(parameters), "results": results, "device": "cpu", "threads": 1}
+    asked |= {"run": train.train(parameters), "results": results, "device": "cpu", "threads": 1}
     asked = SimpleNamespace(**asked)
     return measuring.subject(asked), asked
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import cxrkit
-from cxrkit import study
-from cxrkit.data.phantom.source import load_phantom
+from cxrkit import study, train
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.metrics import pointing_game
+from cxrkit.phantom.source import load_phantom
 from cxrkit.study import report, runs
 from cxrkit.study.measuring import normgrad as measuring
 from cxrkit.study.notebook import parameters_for
@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
     """A run as training keeps it, of a network that has learnt nothing: no training is needed to measure."""
     results = str(tmp_path_factory.mktemp("results"))
     options = {"view": "quality", "images": 40, "conspicuity": 2.0}
-    settings = study.TrainParameters(
+    settings = train.TrainParameters(
         dataset_options=options,
         healthy_class="fine",
         loss="cross_entropy",
@@ -37,8 +37,8 @@ def trained(tmp_path_factory):
         model="resnet18",
         results=results,
     )
-    data = study.load_data(settings)
-    model = study.make_model(settings, data.labels).eval()
+    data = train.load_data(settings)
+    model = train.make_model(settings, data.labels).eval()
     model.card["activation"] = "softmax"
     with study.writing(settings) as store:
         cxrkit.models.save(model, store.folder / "model.safetensors")
@@ -176,7 +176,7 @@ def grid(monkeypatch):
 
     class Train:
         def __init__(self, view, model, weights, seed):
-            self.parameters = study.TrainParameters(
+            self.parameters = train.TrainParameters(
                 dataset_options={"view": view}, model=model, weights=weights, seed=seed
             )
 
@@ -336,7 +336,7 @@ def test_the_checklist_is_complete():
 
 
 def test_the_grid_is_right_in_all_profiles():
-    from cxrkit.study import grid as grids
+    from cxrkit import grid as grids
 
     for profile, trainings in ((None, 8), ("full", 12), ("object_cxr", 6)):
         tasks = grids.plan("normgrad", profile=profile)

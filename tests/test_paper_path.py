@@ -16,14 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cxrkit
-from cxrkit import ParameterError
+from cxrkit import ParameterError, grid
 from cxrkit.attribution.xrai import top_fraction
-from cxrkit.study import TrainParameters, grid, load_data, make_model, runs
-from cxrkit.study import training as trainer
+from cxrkit.study import runs
 from cxrkit.study.measuring import path as measuring
 from cxrkit.study.measuring import path_features
 from cxrkit.study.notebook import parameters_for
-from cxrkit.study.papers import checklist, kept, path, path_code, published
+from cxrkit.study.papers import checklist, path, path_code, published, stored_results
+from cxrkit.train import TrainParameters, load_data, make_model
+from cxrkit.train import loop as trainer
 from cxrkit.view import path_figures
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -414,7 +415,7 @@ def test_scores_by_method_leave_wrong_images_out_where_asked(made):
 
 
 def test_what_is_kept_counts_maps_of_the_probability_where_the_class_is_right(made):
-    table = kept.TABLES["path"]["Precision of the strongest 30 %"](made)
+    table = stored_results.TABLES["path"]["Precision of the strongest 30 %"](made)
     assert table["n"].unique().tolist() == [11]
     assert table.set_index("method").loc["Integrated gradients", "precision"].max() < 0.31
 

@@ -11,9 +11,9 @@ import torch
 
 import cxrkit
 from cxrkit.errors import DataError, ParameterError
-from cxrkit.study.experiment import TrainParameters
 from cxrkit.study.measuring import relevance as measuring
 from cxrkit.study.papers import checklist, relevance, relevance_maps
+from cxrkit.train.parameters import TrainParameters
 
 OPTIONS = {"view": "multilabel", "images": 60, "conspicuity": 2.0}
 LABELS = ["Cardiomegaly", "Pleural effusion"]

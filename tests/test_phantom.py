@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from cxrkit.data import load
-from cxrkit.data.phantom.anatomy import Grid, sample_anatomy, sample_frame
-from cxrkit.data.phantom.case import draw, make_case
-from cxrkit.data.phantom.findings import EDGE, FRAME, finding_box, finding_shape
-from cxrkit.data.phantom.physics import BONE, METAL, SOFT, line_integral
-from cxrkit.data.phantom.realism import grey_histogram, radial_power_spectrum, reference_bands, share_within
-from cxrkit.data.phantom.source import load_phantom
-from cxrkit.data.phantom.views import VIEWS
 from cxrkit.errors import ParameterError
+from cxrkit.phantom.anatomy import Grid, sample_anatomy, sample_frame
+from cxrkit.phantom.case import draw, make_case
+from cxrkit.phantom.findings import EDGE, FRAME, finding_box, finding_shape
+from cxrkit.phantom.physics import BONE, METAL, SOFT, line_integral
+from cxrkit.phantom.realism import grey_histogram, radial_power_spectrum, reference_bands, share_within
+from cxrkit.phantom.source import load_phantom
+from cxrkit.phantom.views import VIEWS
 
 REFERENCE = Path(__file__).resolve().parents[1] / "book" / "phantom_reference.csv"
 LOOKS = [(view, look) for view in VIEWS for look in VIEWS[view].prevalence]
@@ -141,7 +141,7 @@ def test_conspicuity_grows_the_change():
 
 
 def test_line_integral_is_beer_lamberts_exponent():
-    from cxrkit.data.phantom.body import Thickness
+    from cxrkit.phantom.body import Thickness
 
     maps = [np.full((2, 2), value, dtype=np.float32) for value in (6.0, 15.0, 0.5, 0.3, 0.1)]
     expected = SOFT * (6.0 + 0.5 + 0.25 * 15.0) + BONE * 0.3 + METAL * 0.1
@@ -152,7 +152,7 @@ def test_a_healthy_chest_has_plausible_tissue():
     rng = np.random.default_rng(0)
     anatomy = sample_anatomy(rng)
     centres = (np.arange(64) + 0.5) / 64
-    from cxrkit.data.phantom.body import draw_body
+    from cxrkit.phantom.body import draw_body
 
     body = draw_body(anatomy, Grid(anatomy, sample_frame(rng, anatomy), centres, centres))
     for values in vars(body).values():
@@ -267,7 +267,7 @@ def test_the_objects_view_has_metal_on_half_of_the_images_and_a_box_for_each_obj
 
 def test_a_further_view_has_changed_no_image_of_the_others():
     """The place of a look in MAKERS seeds its findings: one inserted would draw every later look anew."""
-    from cxrkit.data.phantom.repertoire import MAKERS
+    from cxrkit.phantom.repertoire import MAKERS
 
     known = "Cardiomegaly, Aortic enlargement, Consolidation, Infiltration, Lung Opacity, Pneumonia, Nodule/Mass, "
     known += "Calcification, Pleural effusion, Pleural thickening, Pneumothorax, Atelectasis, ILD, Pulmonary fibrosis, "

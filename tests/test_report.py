@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from cxrkit import ParameterError
-from cxrkit.study import comparing, grid, report, runs
+from cxrkit import ParameterError, grid
+from cxrkit.study import comparing, report, runs
 from cxrkit.study.papers import bcos, bcos_claims, claims, published
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"

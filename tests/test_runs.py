@@ -11,7 +11,8 @@ import pytest
 
 from cxrkit import DataError
 from cxrkit.study import runs
-from cxrkit.study.experiment import ExplainParameters, TrainParameters
+from cxrkit.study.parameters import ExplainParameters
+from cxrkit.train.parameters import TrainParameters
 
 
 @pytest.fixture

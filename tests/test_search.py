@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from cxrkit import DataError, ParameterError
-from cxrkit.study import search
-from cxrkit.study.experiment import SearchParameters, TrainParameters
+from cxrkit.train import search
+from cxrkit.train.parameters import SearchParameters, TrainParameters
 
 
 def score(parameters: TrainParameters) -> float:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import cxrkit
-from cxrkit.data.public import carried
+from cxrkit.data.public import xrv_tables
 from cxrkit.data.public.nih import LABELS, load_nih
 from cxrkit.data.tables import collecting
 from cxrkit.errors import DataError, ParameterError
@@ -312,7 +312,7 @@ def test_damaged_tables_load_or_are_refused(folder, tmp_path, where, cut, piece)
 @pytest.fixture(scope="module")
 def published():
     pytest.importorskip("torchxrayvision")
-    return carried.annotations("nih")
+    return xrv_tables.annotations("nih")
 
 
 def test_published_counts(published):

@@ -19,7 +19,7 @@ from pydicom.uid import JPEGBaseline8Bit, SecondaryCaptureImageStorage, generate
 from sklearn.model_selection import StratifiedKFold
 
 import cxrkit
-from cxrkit.data.public import carried
+from cxrkit.data.public import xrv_tables
 from cxrkit.data.public.rsna import load_rsna
 from cxrkit.data.tables import collecting
 from cxrkit.errors import DataError, ParameterError
@@ -292,7 +292,7 @@ def test_a_damaged_table_loads_or_is_refused(folder, tmp_path, where, cut, piece
 @pytest.fixture(scope="module")
 def published():
     pytest.importorskip("torchxrayvision")
-    return carried.annotations("rsna")
+    return xrv_tables.annotations("rsna")
 
 
 def union_area(boxes):

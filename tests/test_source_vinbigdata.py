@@ -18,7 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 
 import cxrkit
 from cxrkit.data.preprocessing import ResizeAndCrop
-from cxrkit.data.public import carried
+from cxrkit.data.public import xrv_tables
 from cxrkit.data.public.vinbigdata import LABELS, load_vinbigdata
 from cxrkit.data.tables import collecting
 from cxrkit.errors import DataError, ParameterError
@@ -385,7 +385,7 @@ def test_a_damaged_table_loads_or_is_refused(originals, tmp_path, where, cut, pi
 @pytest.fixture(scope="module")
 def published():
     pytest.importorskip("torchxrayvision")
-    return carried.annotations("vinbigdata")
+    return xrv_tables.annotations("vinbigdata")
 
 
 def test_published_counts(published, shared_data):
@@ -407,7 +407,7 @@ def test_agreement_from_the_table_itself(published):
 
     votes = published.boxes.drop_duplicates(["image_id", "label", "reader"]).groupby(["image_id", "label"]).size()
     for readers, needed in (("majority", 2), ("all", 3)):
-        found = read_annotations(carried._package() / "data", "torchxrayvision", readers)
+        found = read_annotations(xrv_tables._package() / "data", "torchxrayvision", readers)
         expected = votes[votes >= needed].groupby("label").size()
         assert found.images[list(LABELS)].sum().to_dict() == expected.to_dict()
         pairs = set(zip(found.boxes["image_id"], found.boxes["label"], strict=True))

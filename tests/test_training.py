@@ -21,8 +21,9 @@ from torch import nn
 import cxrkit
 from cxrkit import DataError, ModelError, ParameterError
 from cxrkit.data.files import FileRenderer
-from cxrkit.study import devices, feeding, preparing, scoring, training
-from cxrkit.study.experiment import TrainParameters
+from cxrkit.study import training
+from cxrkit.train import devices, loader, loop, scoring, setup
+from cxrkit.train.parameters import TrainParameters
 
 
 @pytest.fixture
@@ -32,11 +33,11 @@ def data():
 
 def test_it_learns_and_never_looks_at_the_test_split(data):
     chosen = parameters(learning_rate=1e-3)
-    result = training.fit(training.make_model(chosen, data.labels), data, chosen)
+    result = loop.fit(setup.make_model(chosen, data.labels), data, chosen)
     assert result.history["train_loss"].iloc[-1] < result.history["train_loss"].iloc[0]
     assert result.history["validation_auc"].max() > 0.9
     assert max(data.renderer.drawn) < 80
-    predictions = training.predict(result.model, data.split("test"))
+    predictions = scoring.predict(result.model, data.split("test"))
     assert len(predictions) == 16 * 2
     assert predictions["split"].unique().tolist() == ["test"]
     assert result.model.card["training"]["epoch"] == result.best_epoch
@@ -48,8 +49,8 @@ def test_the_best_epoch_on_the_validation_split_is_kept(data, criterion):
     column = result.history[f"validation_{criterion}"] * (-1 if criterion == "loss" else 1)
     assert result.best_epoch == result.history["epoch"][column.idxmax()]
     part = data.split("validation")
-    logits = scoring.logits_of(result.model, feeding.Feed(part), 7)
-    again = scoring.scores(logits, feeding.target_table(part), training.Loss())
+    logits = scoring.logits_of(result.model, loader.Feed(part), 7)
+    again = scoring.scores(logits, loader.target_table(part), loop.Loss())
     assert again[criterion] == pytest.approx(column.abs()[column.idxmax()], abs=1e-6)
     assert not result.model.training
 
@@ -57,7 +58,7 @@ def test_the_best_epoch_on_the_validation_split_is_kept(data, criterion):
 def test_a_choice_on_the_test_split_is_told_beside_that_on_the_validation_split(data):
     result = fit(data, protocol="authors", criterion="loss", epochs=6, learning_rate=0.05)
     assert result.card["selection"] == "test"
-    chosen = training.selections(result.history, "loss").set_index("chosen_on")
+    chosen = scoring.selections(result.history, "loss").set_index("chosen_on")
     assert chosen.loc["test", "epoch"] == result.best_epoch
     assert chosen.loc["test", "test_loss"] == result.history["test_loss"].min()
     assert chosen.loc["validation", "validation_loss"] == result.history["validation_loss"].min()
@@ -117,23 +118,23 @@ def test_training_stops_when_nothing_gets_better(data):
 
 
 def test_a_loss_that_is_no_number_ends_with_what_to_do(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.Loss, "total", lambda self, logits, targets: logits.sum() * float("nan"))
+    monkeypatch.setattr(loop.Loss, "total", lambda self, logits, targets: logits.sum() * float("nan"))
     with pytest.raises(ModelError, match=r"epoch 1, step 1, at learning rate 0.01; lower learning_rate"):
         fit(data)
 
 
 def test_divergence_keeps_the_last_good_weights(data, tmp_path, monkeypatch):
     chosen = parameters(batch_size=32, learning_rate=1e-3, checkpoint_seconds=0.0)
-    total, calls = training.Loss.total, []
+    total, calls = loop.Loss.total, []
 
     def spoilt(self, logits, targets):
         calls.append(len(logits))
         return total(self, logits, targets) * (float("nan") if calls.count(32) == 4 else 1.0)
 
-    monkeypatch.setattr(training.Loss, "total", spoilt)
-    model = training.make_model(chosen, data.labels)
+    monkeypatch.setattr(loop.Loss, "total", spoilt)
+    model = setup.make_model(chosen, data.labels)
     with pytest.raises(ModelError, match=r"epoch 2, step 2.*last good weights, of epoch 1, are in .*last_good"):
-        training.fit(model, data, chosen, folder=tmp_path)
+        loop.fit(model, data, chosen, folder=tmp_path)
     kept = cxrkit.models.load(tmp_path / "last_good.safetensors")
     assert all(weight.isfinite().all() for weight in kept.parameters())
     assert len(list(tmp_path.glob("epoch*"))) == 2  # and the checkpoints stay
@@ -142,33 +143,31 @@ def test_divergence_keeps_the_last_good_weights(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_divergence_first_seen_in_validation_ends_the_same_way(data, tmp_path, monkeypatch, wrong):
     chosen = parameters(batch_size=32, learning_rate=1e-3, checkpoint_seconds=0.0)
-    logits_of, calls = training.logits_of, []
+    logits_of, calls = loop.logits_of, []
 
     def spoilt(*values):
         calls.append(values)
         return logits_of(*values) * (wrong if len(calls) in (2, 3) else 1.0)
 
-    monkeypatch.setattr(training, "logits_of", spoilt)
+    monkeypatch.setattr(loop, "logits_of", spoilt)
     told = "logits of the validation split are no numbers in epoch {}, at learning rate 0.001; lower learning_rate"
     with pytest.raises(ModelError, match=told.format(2) + r".*of epoch 1, are in .*last_good.*epoch00002-step00000002"):
-        training.fit(training.make_model(chosen, data.labels), data, chosen, folder=tmp_path / "second")
+        loop.fit(setup.make_model(chosen, data.labels), data, chosen, folder=tmp_path / "second")
     with pytest.raises(ModelError, match=told.format(1) + r".*newest checkpoint is .*epoch00001-step00000002"):
-        training.fit(training.make_model(chosen, data.labels), data, chosen, folder=tmp_path / "first")
+        loop.fit(setup.make_model(chosen, data.labels), data, chosen, folder=tmp_path / "first")
 
 
 def test_an_epoch_whose_value_is_no_number_is_never_the_best(data, monkeypatch):
-    value = training.value_of
-    monkeypatch.setattr(
-        training, "value_of", lambda row, *names: float("nan") if row["epoch"] == 1 else value(row, *names)
-    )
+    value = loop.value_of
+    monkeypatch.setattr(loop, "value_of", lambda row, *names: float("nan") if row["epoch"] == 1 else value(row, *names))
     assert fit(data, epochs=3, stop_patience=1, learning_rate=1e-3).best_epoch >= 2
 
 
 def test_exclusive_classes_are_trained_by_a_softmax():
     data = squares.dataset(exclusive=True)
     chosen = parameters(loss="cross_entropy", epochs=2, learning_rate=1e-3)
-    result = training.fit(training.make_model(chosen, data.labels), data, chosen)
-    predictions = training.predict(result.model, data.split("test"))
+    result = loop.fit(setup.make_model(chosen, data.labels), data, chosen)
+    predictions = scoring.predict(result.model, data.split("test"))
     assert predictions.groupby("image_id")["probability"].sum().to_numpy() == pytest.approx(1, abs=1e-6)
     with pytest.raises(DataError, match="exactly one class per image"):
         fit(loss="cross_entropy")
@@ -178,7 +177,7 @@ def test_an_added_class_is_for_images_without_finding():
     data = squares.dataset()
     data.table.loc[0, ["left", "right"]] = [np.nan, 0]
     data.table.loc[1, ["left", "right"]] = [np.nan, 1]
-    more = preparing.with_healthy_class(data, "none")
+    more = setup.with_healthy_class(data, "none")
     assert more.labels == ("left", "right", "none")
     expected = (data.table[["left", "right"]] == 0).all(axis=1).astype(float)
     assert np.isnan(more.table["none"][0])
@@ -187,9 +186,9 @@ def test_an_added_class_is_for_images_without_finding():
     assert more.split("test")[0].target.shape == (3,)
     for taken in ("left", "patient_id"):
         with pytest.raises(ParameterError, match="already a label"):
-            preparing.with_healthy_class(data, taken)
+            setup.with_healthy_class(data, taken)
     binary = TrainParameters(dataset_options={"view": "binary", "images": 30}, healthy_class="Healthy", size=32)
-    loaded = preparing.load_data(binary)
+    loaded = setup.load_data(binary)
     assert loaded[0].truth.shape == (2, 32, 32)
     assert (loaded.table[list(loaded.labels)].sum(axis=1) == 1).all()
 
@@ -199,7 +198,7 @@ def test_an_added_class_leaves_boxes_where_the_preprocessing_puts_them(tmp_path)
     (root / "boxes.csv").write_text("image_id,label,x_min,y_min,x_max,y_max\ni0,A,0,0,30,30\ni0,Z,0,0,9,9\n")
     with pytest.warns(UserWarning, match="1 of 2 boxes make no mask"):
         data = cxrkit.data.load("folder", root, size=32, preprocessing="bcos/rsna")
-    more = preparing.with_healthy_class(data, "none")
+    more = setup.with_healthy_class(data, "none")
     assert torch.equal(more[0].mask[0], data[0].mask[0])
     assert more.notices == data.notices
 
@@ -209,7 +208,7 @@ def test_the_shift_refers_to_the_width_at_which_the_papers_code_augments(data):
     for protocol in ("corrected", "authors"):
         for model in ("resnet18", "bcos_resnet18"):
             chosen = parameters(epochs=1, augment="light", protocol=protocol, model=model)
-            shifts[protocol, model] = training.fit(tiny(), data, chosen).card["augmentation"]
+            shifts[protocol, model] = loop.fit(tiny(), data, chosen).card["augmentation"]
     assert shifts.pop(("authors", "bcos_resnet18")) == "light, shift up to 3.1% of the side (original)"
     assert set(shifts.values()) == {"light, shift up to 14.3% of the side (after_resize)"}
     assert "augmentation" not in fit(data, epochs=1).card
@@ -248,7 +247,7 @@ def test_auxiliary_heads_weigh_in_and_plain_networks_are_called_plainly(data, mo
 
 def test_half_precision_only_where_maps_stay_complete(data, monkeypatch):
     chosen = parameters(model="bcos_resnet18", epochs=1, mixed_precision="bf16")
-    model = training.make_model(chosen, data.labels)
+    model = setup.make_model(chosen, data.labels)
     images = data.batch(range(4)).images
     full, half, _ = devices.half_precision_errors(model, images, torch.bfloat16, "cpu")
     assert full < 1e-4 < half < 1e-2
@@ -325,7 +324,7 @@ def test_a_compiled_network_learns_the_same(data, monkeypatch, mixed_precision):
     losses = []
     for compiled in (True, False):
         chosen = parameters(**options, mixed_precision=mixed_precision, compiled=compiled)
-        found = training.fit(training.make_model(chosen, data.labels), data, chosen)
+        found = loop.fit(setup.make_model(chosen, data.labels), data, chosen)
         losses.append(found.history[["train_loss", "validation_loss"]].iloc[0])
     torch._dynamo.reset()
     assert losses[0].tolist() == pytest.approx(losses[1].tolist(), rel=1e-3)
@@ -334,11 +333,11 @@ def test_a_compiled_network_learns_the_same(data, monkeypatch, mixed_precision):
 def test_images_in_memory_are_drawn_once_by_the_loading_processes(data, monkeypatch):
     plan = [[1, 2, 1], [2, 0], [3, 3]], [[0, 1], [5, 2, 6, 4, 7, 3]], [[7, 6, 5], [4]]
     part = data.select(range(8))
-    expected = [[feeding.Feed(part, keep=False)._images.batch(rows) for rows in order] for order in plan]
-    draw = feeding.Feed._loaded
+    expected = [[loader.Feed(part, keep=False)._images.batch(rows) for rows in order] for order in plan]
+    draw = loader.Feed._loaded
     for workers in (0, 2):
-        feed, drawn = feeding.Feed(part, workers), []
-        monkeypatch.setattr(feeding.Feed, "_loaded", lambda self, o, drawn=drawn: drawn.append(o) or draw(self, o))
+        feed, drawn = loader.Feed(part, workers), []
+        monkeypatch.setattr(loader.Feed, "_loaded", lambda self, o, drawn=drawn: drawn.append(o) or draw(self, o))
         next(feed.batches([[3]]))  # cut off
         for order, batches in zip(plan, expected, strict=True):
             for batch, other in zip(feed.batches(order), batches, strict=True):
@@ -350,9 +349,9 @@ def test_images_in_memory_are_drawn_once_by_the_loading_processes(data, monkeypa
 
 
 def test_images_too_many_for_memory_are_drawn_anew(data, monkeypatch):
-    monkeypatch.setattr(feeding, "_SHARE", 0.0)
-    assert not feeding.Feed(data, workers=1).keeps
-    assert feeding.Feed(data, workers=0).keeps
+    monkeypatch.setattr(loader, "_SHARE", 0.0)
+    assert not loader.Feed(data, workers=1).keeps
+    assert loader.Feed(data, workers=0).keeps
     assert same(fit(data, epochs=2, workers=0), fit(data, epochs=2, workers=1))
 
 
@@ -361,24 +360,24 @@ def test_a_run_with_a_prepared_cache_draws_nothing_again(tmp_path, monkeypatch):
     cxrkit.data.prepare("folder", root, size=32, cache=tmp_path / "cache", workers=0, progress=False)
     chosen = parameters(dataset="folder", root=str(root), healthy_class="Healthy", epochs=1, loss="cross_entropy")
     kept = chosen.model_copy(update={"cache": str(tmp_path / "cache")})
-    plain = preparing.load_data(chosen).batch(range(20))
+    plain = setup.load_data(chosen).batch(range(20))
     monkeypatch.setattr(FileRenderer, "render", None)
-    data = preparing.load_data(kept)
+    data = setup.load_data(kept)
     torch.testing.assert_close(data.batch(range(20)).images, plain.images, atol=0.501 / 255, rtol=0)
     fit(data, epochs=1, loss="cross_entropy")
     with pytest.raises(TypeError):
-        preparing.load_data(chosen)[0]
+        setup.load_data(chosen)[0]
 
 
 def test_a_device_that_waits_is_told_of(data, monkeypatch):
-    monkeypatch.setattr(training, "_PATIENT_SECONDS", 0.0)
-    read = feeding._Images.__getitem__
+    monkeypatch.setattr(loop, "_PATIENT_SECONDS", 0.0)
+    read = loader._Images.__getitem__
 
     def slow(self, row):
         torch.linalg.eigvalsh(torch.eye(200))
         return read(self, row)
 
-    monkeypatch.setattr(feeding._Images, "__getitem__", slow)
+    monkeypatch.setattr(loader._Images, "__getitem__", slow)
     told = r"epoch 1: the device waited \d+% of the time for images; they are drawn in this epoch and then kept; .*"
     with pytest.warns(UserWarning, match=told + r"raise workers \(now 1\)"):
         result = fit(data, epochs=1, workers=1)
@@ -432,25 +431,25 @@ def test_an_empty_split_is_refused(data):
 
 
 def test_every_image_once_per_epoch_whatever_the_parts_and_processes():
-    steps = feeding.plan_epoch(50, 16, seed=3, epoch=1)
+    steps = loader.plan_epoch(50, 16, seed=3, epoch=1)
     assert sorted(chain(*(step.rows for step in steps))) == list(range(50))
     assert [step.parts for step in steps] == [[step.rows] for step in steps]
     shares = [
-        feeding.plan_epoch(50, 16, seed=3, epoch=1, accumulate=3, process=process, processes=2) for process in (0, 1)
+        loader.plan_epoch(50, 16, seed=3, epoch=1, accumulate=3, process=process, processes=2) for process in (0, 1)
     ]
     for step, *parted in zip(steps, *shares, strict=False):
         assert [one.rows for one in parted] == [step.rows] * 2
         assert sorted(chain(*(part for one in parted for part in one.parts))) == sorted(step.rows)
         assert all(len(part) >= 2 for one in parted for part in one.parts)
     assert len(shares[0]) == 3  # the last two images are too few for two processes
-    assert feeding.plan_epoch(50, 16, seed=3, epoch=2)[0].rows != steps[0].rows
+    assert loader.plan_epoch(50, 16, seed=3, epoch=2)[0].rows != steps[0].rows
     with pytest.raises(ParameterError, match="3 training images in steps of 16"):
-        feeding.plan_epoch(3, 16, seed=0, epoch=1, processes=2)
+        loader.plan_epoch(3, 16, seed=0, epoch=1, processes=2)
 
 
 def test_images_are_drawn_by_their_weights():
     weights = torch.tensor([0.0, 1.0, 3.0])
-    rows = list(chain(*(step.rows for e in range(300) for step in feeding.plan_epoch(3, 3, 0, e, weights))))
+    rows = list(chain(*(step.rows for e in range(300) for step in loader.plan_epoch(3, 3, 0, e, weights))))
     assert rows.count(0) == 0
     assert rows.count(2) / len(rows) == pytest.approx(0.75, abs=0.05)
 
@@ -459,7 +458,7 @@ def test_images_are_drawn_by_their_weights():
 def test_every_process_has_equally_many_images_to_score_however_few_there_are(data, count, world):
     part = data.select(range(count))
     model = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 2))
-    expected = scoring.logits_of(model, feeding.Feed(part), 4)
+    expected = scoring.logits_of(model, loader.Feed(part), 4)
 
     def accelerator(rank, gather):
         return SimpleNamespace(process_index=rank, num_processes=world, gather=gather)
@@ -467,11 +466,11 @@ def test_every_process_has_equally_many_images_to_score_however_few_there_are(da
     def alone(rank):
         kept = []
         one = accelerator(rank, lambda own: kept.append(own) or own.repeat(world, 1))
-        scoring.logits_of(model, feeding.Feed(part), 4, one)
+        scoring.logits_of(model, loader.Feed(part), 4, one)
         return kept[0]
 
     gathered = torch.cat([alone(rank) for rank in range(world)])
-    found = scoring.logits_of(model, feeding.Feed(part), 4, accelerator(0, lambda own: gathered))
+    found = scoring.logits_of(model, loader.Feed(part), 4, accelerator(0, lambda own: gathered))
     torch.testing.assert_close(found, expected)
 
 
@@ -480,12 +479,12 @@ def test_scores_against_scikit_learn():
 
     rng = np.random.default_rng(0)
     logits, targets = torch.tensor(rng.normal(size=(60, 3))).float(), torch.tensor(rng.integers(0, 2, (60, 3))).float()
-    found = scoring.scores(logits, targets, training.Loss())
+    found = scoring.scores(logits, targets, loop.Loss())
     assert found["f1"] == pytest.approx(metrics.f1_score(targets, logits > 0, average="macro"))
     assert found["accuracy"] == pytest.approx((targets.bool() == (logits > 0)).float().mean().item())
     assert found["auc"] == pytest.approx(metrics.roc_auc_score(targets, logits, average="macro"))
     classes = torch.eye(3)[torch.tensor(rng.integers(0, 3, 60))]
-    found = scoring.scores(logits, classes, training.Loss("cross_entropy"), "softmax")
+    found = scoring.scores(logits, classes, loop.Loss("cross_entropy"), "softmax")
     assert found["f1"] == pytest.approx(metrics.f1_score(classes.argmax(1), logits.argmax(1), average="macro"))
     assert found["accuracy"] == pytest.approx(metrics.accuracy_score(classes.argmax(1), logits.argmax(1)))
     chances = logits.double().softmax(1)
@@ -497,8 +496,8 @@ def test_cutoffs_are_those_of_the_validation_split(data, criterion):
     from cxrkit.metrics import operating_cutoffs
 
     chosen = parameters(epochs=2, criterion=criterion)
-    result = training.fit(training.make_model(chosen, data.labels), data, chosen)
-    part = training.predict(result.model, data.split("validation"))
+    result = loop.fit(setup.make_model(chosen, data.labels), data, chosen)
+    part = scoring.predict(result.model, data.split("validation"))
     targets, chances = (part[name].to_numpy().reshape(-1, 2) for name in ("target", "probability"))
     rule = "f1" if criterion == "f1" else "youden"
     expected = operating_cutoffs(targets, chances, data.labels, rule)
@@ -517,10 +516,10 @@ def test_the_f1_of_an_added_class_is_that_of_the_finding(monkeypatch):
     rng = np.random.default_rng(0)
     logits, sick = torch.tensor(rng.normal(size=(60, 2))).float(), torch.tensor(rng.integers(0, 2, 60))
     targets = torch.stack([sick, 1 - sick], 1).float()
-    found = scoring.scores(logits, targets, training.Loss("cross_entropy"), "softmax", healthy=True)
+    found = scoring.scores(logits, targets, loop.Loss("cross_entropy"), "softmax", healthy=True)
     assert found["f1"] == pytest.approx(metrics.f1_score(sick, logits[:, 0] > logits[:, 1]))
     data, asked, plain = squares.dataset(exclusive=True), [], scoring.scores
-    monkeypatch.setattr(training, "scores", lambda *values: asked.append(values[4]) or plain(*values))
+    monkeypatch.setattr(loop, "scores", lambda *values: asked.append(values[4]) or plain(*values))
     fit(data, epochs=1, loss="cross_entropy", healthy_class="right")
     fit(data, epochs=1, loss="cross_entropy")
     assert asked == [True, False]
@@ -529,8 +528,8 @@ def test_the_f1_of_an_added_class_is_that_of_the_finding(monkeypatch):
 def test_macro_auc_leaves_out_labels_of_one_class():
     targets = np.array([[0, 1, 0], [1, 1, 0], [1, 1, np.nan], [0, 1, 1]], dtype=float)
     scores = np.array([[0.1, 0, 0.2], [0.9, 0, 0.3], [0.8, 0, 0.9], [0.3, 0, 0.4]])
-    assert training.macro_auc(targets, scores) == 1.0
-    assert np.isnan(training.macro_auc(targets[:, 1:2], scores[:, 1:2]))
+    assert scoring.macro_auc(targets, scores) == 1.0
+    assert np.isnan(scoring.macro_auc(targets[:, 1:2], scores[:, 1:2]))
 
 
 def test_the_command_makes_the_run_of_the_notebook(tmp_path, capsys):

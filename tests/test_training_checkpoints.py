@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from squares import RICH, fit, parameters, same
 
 from cxrkit import ParameterError
-from cxrkit.study import checkpoints, optimisation, training
+from cxrkit.train import checkpoints, loop, optimizer
 
 
 class Killed(Exception):
@@ -32,7 +32,7 @@ def undisturbed():
 
 def interrupted(monkeypatch, after: int, **options):
     """Train until an exception in the step after so many."""
-    count, step = [0], training._Training._step
+    count, step = [0], loop._Training._step
 
     def until(self, *values):
         count[0] += 1
@@ -41,7 +41,7 @@ def interrupted(monkeypatch, after: int, **options):
         return step(self, *values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Training, "_step", until)
+        patch.setattr(loop._Training, "_step", until)
         with pytest.raises(Killed):
             fit(**options)
 
@@ -89,7 +89,7 @@ def test_a_network_of_the_zoo_goes_on_in_the_same_order_in_memory(tmp_path, monk
     options = {"epochs": 2, "batch_size": 8, "checkpoint_seconds": 0.0, "learning_rate": 1e-3}
 
     def model():
-        return training.make_model(parameters(), data.labels)
+        return loop.make_model(parameters(), data.labels)
 
     whole = fit(data, model(), **options)
     interrupted(monkeypatch, 3, data=data, model=model(), folder=tmp_path, **options)
@@ -98,7 +98,7 @@ def test_a_network_of_the_zoo_goes_on_in_the_same_order_in_memory(tmp_path, monk
 
 def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch, undisturbed):
     fit(folder=tmp_path, **RICH)
-    monkeypatch.setattr(training._Training, "_step", None)
+    monkeypatch.setattr(loop._Training, "_step", None)
     assert same(fit(folder=tmp_path, **RICH), undisturbed)
 
 
@@ -132,8 +132,8 @@ def test_a_full_disk_costs_a_warning_and_nothing_else(tmp_path, monkeypatch, und
 def test_weights_that_are_not_finite_are_not_kept(tmp_path, name):
     model = squares.tiny()
     chosen = parameters()
-    optimizer = optimisation.optimizer_for(model, chosen)
-    state = checkpoints.State(model, optimizer, optimisation.LearningRate(optimizer, chosen, 4))
+    chosen_optimizer = optimizer.optimizer_for(model, chosen)
+    state = checkpoints.State(model, chosen_optimizer, optimizer.LearningRate(chosen_optimizer, chosen, 4))
     kept = checkpoints.Checkpoints(tmp_path)
     kept.write(state)
     model.state_dict()[name][0] = float("nan")
@@ -172,20 +172,20 @@ def test_checkpoints_come_as_often_as_wanted_and_hold_no_pickle(tmp_path, monkey
 
 
 def test_the_folder_is_hidden_beside_the_run(tmp_path):
-    from cxrkit.study import runs
+    from cxrkit.study import runs, training
 
     chosen = parameters(results=str(tmp_path))
-    assert checkpoints.checkpoint_folder(chosen) == tmp_path / f".{runs.key(chosen)}.training"
+    assert training.checkpoint_folder(chosen) == tmp_path / f".{runs.key(chosen)}.training"
 
 
 @pytest.mark.parametrize("spoil", [lambda own: "no checkpoint", lambda own: own[:-1] + "x"])
 def test_processes_that_find_different_states_are_refused(tmp_path, monkeypatch, spoil):
     fit(folder=tmp_path, epochs=1, checkpoint_seconds=0.0)
-    monkeypatch.setattr(training, "of_all_processes", lambda found: [found, spoil(found), found])
+    monkeypatch.setattr(loop, "of_all_processes", lambda found: [found, spoil(found), found])
     told = f"{tmp_path}: .*process 0, 2: epoch 2, step 0, content .*; process 1: .*folder that all of them share"
     with pytest.raises(ParameterError, match=told):
         fit(folder=tmp_path, epochs=1)
-    monkeypatch.setattr(training, "of_all_processes", lambda found: [found] * 3)
+    monkeypatch.setattr(loop, "of_all_processes", lambda found: [found] * 3)
     fit(folder=tmp_path, epochs=1)
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from cxrkit import DataError, ParameterError
 from cxrkit.data.sampling import sample_weights
-from cxrkit.study import optimisation
-from cxrkit.study.losses import Loss, loss_for, probabilities
+from cxrkit.train import optimizer as optimizers
+from cxrkit.train.losses import Loss, loss_for, probabilities
 
 LOGITS = torch.tensor([[0.3, -1.2, 2.0], [1.5, 0.1, -0.4], [-2.0, 0.7, 0.2], [0.9, -0.3, 1.1]])
 TARGETS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
@@ -116,7 +116,7 @@ def test_the_authors_weights_never_draw_an_image_without_finding():
 def rates(steps_per_epoch: int = 5, losses=(), **changes) -> np.ndarray:
     chosen = parameters(learning_rate=0.1, **changes)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    rate = optimisation.LearningRate(optimizer, chosen, steps_per_epoch)
+    rate = optimizers.LearningRate(optimizer, chosen, steps_per_epoch)
     found = []
     for step in range(chosen.epochs * steps_per_epoch):
         rate.before(step)
@@ -180,16 +180,16 @@ def test_optimisers_are_those_named():
     model.bias.requires_grad_(False)
     for name, cls in (("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):
         chosen = parameters(optimizer=name, learning_rate=0.2, weight_decay=0.3, momentum=0.7)
-        optimizer = optimisation.optimizer_for(model, chosen)
-        assert type(optimizer) is cls
-        group = optimizer.param_groups[0]
+        found = optimizers.optimizer_for(model, chosen)
+        assert type(found) is cls
+        group = found.param_groups[0]
         assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.2, 0.3, 1)
     assert group["momentum"] == 0.7
 
 
 def test_the_running_mean_reads_nothing_from_the_device():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).to("meta")  # has no values to read
-    mean = optimisation.running_mean(model, 0.9)
+    mean = optimizers.running_mean(model, 0.9)
     for _ in range(3):
         mean.update_parameters(model)
     assert mean.n_averaged == 3
@@ -197,7 +197,7 @@ def test_the_running_mean_reads_nothing_from_the_device():
 
 def test_the_running_mean_by_its_formula():
     model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1))
-    mean = optimisation.running_mean(model, 0.3)
+    mean = optimizers.running_mean(model, 0.3)
     expected = None
     for step, value in enumerate([1.0, 5.0, -2.0, 7.0]):
         model[0].weight.data.fill_(value)

@@ -11,8 +11,8 @@ import pytest
 import cxrkit.models
 from cxrkit import ParameterError
 from cxrkit.data.sources import SOURCES
-from cxrkit.study import presets
-from cxrkit.study.experiment import TrainParameters
+from cxrkit.train import presets
+from cxrkit.train.parameters import TrainParameters
 
 PAPERS = Path(__file__).resolve().parents[1] / "book" / "papers"
 

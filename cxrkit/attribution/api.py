@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cxrkit.attribution import registry
-from cxrkit.attribution.explained import Explained, has_encoding, network_errors, unwrapped
 from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.progress import progress_bar
+from cxrkit.attribution.target import Explained, has_encoding, network_errors, unwrapped
 from cxrkit.errors import AttributionError, ParameterError
 
 __all__ = ["Refusal", "attribute", "attributed", "checked_images", "chunk_size", "device_of"]

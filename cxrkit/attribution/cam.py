@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from cxrkit.attribution.explained import Explained, logit_bias
 from cxrkit.attribution.guided import guided_backprop
 from cxrkit.attribution.layers import (
     captured,
@@ -25,6 +24,7 @@ from cxrkit.attribution.layers import (
     upsample,
 )
 from cxrkit.attribution.registry import entry, method
+from cxrkit.attribution.target import Explained, logit_bias
 from cxrkit.errors import AttributionError
 
 __all__ = ["cam", "gradcam", "gradcam_plus_plus", "guided_gradcam", "layercam", "scorecam"]

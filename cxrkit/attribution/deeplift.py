@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrkit.attribution.baselines import baseline_images
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.gradient import mentioned, noise_source, whole_number
 from cxrkit.attribution.linear import fixed_norm, nonlinearity
 from cxrkit.attribution.operations import Call, tensors, traced
 from cxrkit.attribution.registry import method
+from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError, ParameterError
 
 __all__ = ["deeplift"]

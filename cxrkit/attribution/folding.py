@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.operations import tensors
+from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError
 
 __all__ = ["folded"]

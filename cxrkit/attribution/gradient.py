@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cxrkit.attribution.baselines import baseline_images
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.folding import folded
 from cxrkit.attribution.registry import method, unknown
+from cxrkit.attribution.target import Explained
 from cxrkit.errors import ParameterError
 
 __all__ = [

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.gradient import by_protocol, checked_protocol, is_number, mentioned, plain
 from cxrkit.attribution.linear import NORMS, fixed_norm, nonlinearity
 from cxrkit.attribution.operations import Call, tensors, traced
 from cxrkit.attribution.registry import method
+from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError
 
 __all__ = ["guided_backprop"]

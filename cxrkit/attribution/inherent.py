@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrkit.attribution.api import checked_images, chunk_size, device_of
-from cxrkit.attribution.explained import Explained, label_names, logit_bias, network_errors
 from cxrkit.attribution.linear import nonlinearity
 from cxrkit.attribution.operations import Call, tensors, traced
 from cxrkit.attribution.preparation import explanation_mode
 from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.registry import method
+from cxrkit.attribution.target import Explained, label_names, logit_bias, network_errors
 from cxrkit.errors import AttributionError, ParameterError
 from cxrkit.models import FLCPool
 

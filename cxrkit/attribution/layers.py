@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxrkit.attribution.explained import Explained, logit_bias
 from cxrkit.attribution.position_rules import Positions
 from cxrkit.attribution.positions import Step, Tracking, why_no_map
 from cxrkit.attribution.registry import unknown
+from cxrkit.attribution.target import Explained, logit_bias
 from cxrkit.errors import AttributionError, ParameterError
 from cxrkit.models import FLCPool
 

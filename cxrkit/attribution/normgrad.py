@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrkit.attribution.cam import _has_maps
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.layers import Layer, checked_map, explained_layer, find_layer, independent, trace, upsample
 from cxrkit.attribution.registry import method, unknown
+from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError, ParameterError
 
 __all__ = ["normgrad"]

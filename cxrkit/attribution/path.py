@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from cxrkit.attribution.baselines import baseline_images
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.folding import folded
 from cxrkit.attribution.gradient import is_number, summed_over_points, whole_number
 from cxrkit.attribution.registry import method
+from cxrkit.attribution.target import Explained
 from cxrkit.errors import ParameterError
 
 __all__ = ["blur_ig", "guided_ig"]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from cxrkit.attribution.baselines import baseline_images
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.registry import method
+from cxrkit.attribution.target import Explained
 from cxrkit.errors import ParameterError
 
 __all__ = ["occlusion"]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.preparation import as_found, working_weights
+from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError
 
 __all__ = ["prepared"]

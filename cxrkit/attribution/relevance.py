@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.operations import traced
 from cxrkit.attribution.propagation import Back, Layer, Propagation, Shares, last_rules, reciprocal
 from cxrkit.attribution.registry import method, unknown
+from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError, ParameterError
 from cxrkit.models import FLCPool
 

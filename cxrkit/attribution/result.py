@@ -22,9 +22,9 @@ from torch import Tensor, nn
 import cxrkit
 from cxrkit.attribution import registry
 from cxrkit.attribution.api import Refusal, _settings, attributed, checked_images
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.layers import find_layer
 from cxrkit.attribution.probe import prepared
+from cxrkit.attribution.target import Explained
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.models.storage import replace_file
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cxrkit.attribution.explained import Explained
 from cxrkit.attribution.gradient import is_number, quadrature, summed_over_points
 from cxrkit.attribution.registry import method, unknown
+from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError, ParameterError
 
 __all__ = ["top_fraction", "xrai"]

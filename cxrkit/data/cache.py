@@ -39,7 +39,17 @@ _SAME_PIXELS = {
     *("split_by", "images", "images_per_patient"),
 }
 # Whatever decides on pixels; the key holds a checksum of these modules, and of the source's and the pre-processing's.
-_CODE = ("readers", "dicom", "presentation", "limits", "geometry", "files", "preprocessing", "intensity", "pixelfile")
+_CODE = (
+    "readers",
+    "dicom",
+    "presentation",
+    "size_limits",
+    "geometry",
+    "files",
+    "preprocessing",
+    "intensity",
+    "pixelfile",
+)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import pandas as pd
 from cxrkit.data.dataset import Dataset
 from cxrkit.data.download import Entry, entries
 from cxrkit.data.files import FileRenderer
-from cxrkit.data.limits import MOST_BYTES
 from cxrkit.data.parallel import spread, with_bar
 from cxrkit.data.readers import noticing, read_image
+from cxrkit.data.size_limits import MOST_BYTES
 from cxrkit.data.sources import SOURCES, manifest, read
 from cxrkit.data.tables import collecting
 from cxrkit.errors import CxrkitError

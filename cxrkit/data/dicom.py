@@ -26,7 +26,7 @@ from pydicom.uid import (
     UID_dictionary,
 )
 
-from cxrkit.data.limits import check_deflated, check_pixels, stated_extent
+from cxrkit.data.size_limits import check_deflated, check_pixels, stated_extent
 from cxrkit.errors import DataError, ParameterError
 
 __all__ = ["GREY", "Header", "Pixels", "extent", "read_header", "stored_pixels"]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cxrkit.data.geometry import resize
 from cxrkit.data.intensity import luma
-from cxrkit.data.limits import check_file, check_pixels
+from cxrkit.data.size_limits import check_file, check_pixels
 from cxrkit.errors import CxrkitError, DataError, ParameterError
 
 __all__ = ["gathered_notices", "image_size", "image_tensor", "noticing", "read_image"]

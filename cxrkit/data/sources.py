@@ -62,7 +62,7 @@ class Source:
 
 
 SOURCES = {
-    "phantom": Source("Synthetic frontal chest radiographs", "cxrkit.data.phantom.source", "load_phantom", False),
+    "phantom": Source("Synthetic frontal chest radiographs", "cxrkit.phantom.source", "load_phantom", False),
     "folder": Source("A folder with images.csv and, optionally, boxes.csv", "cxrkit.data.folder", "load_folder", True),
 } | {
     name: Source(title, f"cxrkit.data.public.{name}", f"load_{name}", True)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from cxrkit.attribution.api import checked_images, chunk_size, device_of
 from cxrkit.attribution.baselines import baseline_images
-from cxrkit.attribution.explained import Explained, logit_bias
 from cxrkit.attribution.layers import find_layer, trace
 from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.progress import progress_bar
+from cxrkit.attribution.target import Explained, logit_bias
 from cxrkit.errors import ParameterError
 from cxrkit.metrics.inputs import dense, entries, number, one_of, real, real_maps, whole
 from cxrkit.metrics.sanity import SIMILARITIES

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from cxrkit.attribution.api import checked_images, chunk_size, device_of
-from cxrkit.attribution.explained import Explained, unwrapped
 from cxrkit.attribution.layers import captured, checked_map, explained_layer, find_layer
 from cxrkit.attribution.probe import prepared
+from cxrkit.attribution.target import Explained, unwrapped
 from cxrkit.errors import AttributionError, ParameterError
 from cxrkit.metrics.inputs import dense, entries, flag, one_of, real
 

@@ -1,4 +1,4 @@
-"""From parameters to results: validated parameters, training, explaining, the store of runs, grids, and reports."""
+"""From parameters to stored results: parameters, runs, explanations, the phantom benchmark, and reports."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from cxrkit.lazy import lazily
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
-    "chapter comparing ensembles experiment explaining grid judge papers presets report runs search training",
-    experiment="ExplainParameters JudgeParameters SearchParameters TrainParameters",
-    checkpoints="checkpoint_folder",
+    "comparing ensembles explaining method_pages papers parameters phantom_benchmark report runs training",
+    parameters="ExplainParameters JudgeParameters",
     ensembles="ensemble",
-    training="fit keep selections load_data make_model predict print_epoch",
+    training="checkpoint_folder keep",
     explaining="kept_maps score subject",
     runs="Run find newest writing",
 )

@@ -7,10 +7,12 @@ import pandas as pd
 from scipy.special import logsumexp
 from torch import nn
 
+from cxrkit import grid
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Interval
 from cxrkit.metrics.statistics import resampled_rows
-from cxrkit.study import ensembles, grid, report, runs, scoring
+from cxrkit.study import ensembles, report, runs
+from cxrkit.train import scoring
 
 __all__ = ["area", "choices", "differences", "networks", "pair", "scores"]
 

@@ -13,12 +13,13 @@ from torch import nn
 import cxrkit.attribution
 import cxrkit.data
 import cxrkit.metrics
+from cxrkit import grid
 from cxrkit.errors import DataError, ParameterError
-from cxrkit.study import grid, report, runs
-from cxrkit.study.experiment import ExplainParameters
-from cxrkit.study.losses import probabilities
-from cxrkit.study.scoring import activation_of
-from cxrkit.study.training import chosen_device, load_data, target_table
+from cxrkit.study import report, runs
+from cxrkit.study.parameters import ExplainParameters
+from cxrkit.train.loop import chosen_device, load_data, target_table
+from cxrkit.train.losses import probabilities
+from cxrkit.train.scoring import activation_of
 
 __all__ = ["Subject", "coverage", "example", "extent", "kept_maps", "score", "subject"]
 

@@ -16,7 +16,8 @@ import pandas as pd
 
 from cxrkit.errors import CxrkitError
 from cxrkit.files import replace_file
-from cxrkit.study import experiment, keys, notebook, runs
+from cxrkit.study import notebook, parameters, run_key, runs
+from cxrkit.train import parameters as train_parameters
 
 __all__ = ["FILE", "table"]
 
@@ -93,7 +94,7 @@ def _row(results: Path, name: str, stamp: str) -> Row | None:
 @functools.cache
 def _code() -> str:
     """Hash of the code that decides what a row holds: how runs are read, and what their parameters are."""
-    files = (__file__, *(module.__file__ for module in (experiment, keys, notebook, runs)))
+    files = (__file__, *(module.__file__ for module in (train_parameters, parameters, run_key, notebook, runs)))
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:12]
 
 

@@ -27,15 +27,15 @@ from pydantic import (
 )
 
 from cxrkit.errors import ParameterError, meant
-from cxrkit.study import experiment
-from cxrkit.study.experiment import Parameters
-from cxrkit.study.keys import project_folder
+from cxrkit.project import project_folder
+from cxrkit.study import parameters
+from cxrkit.train.parameters import OF_DATASET, Parameters, given, refuse_none_as_text
 
 __all__ = ["CLASSES", "NotebookParameters", "parameter_names", "parameters_for"]
 
 CLASSES: dict[str, type[Parameters]] = {
     cls.kind: cls
-    for cls in vars(experiment).values()
+    for cls in vars(parameters).values()
     if isinstance(cls, type) and issubclass(cls, Parameters) and hasattr(cls, "kind")
 }
 PLACEMENT = Parameters.placement
@@ -100,12 +100,12 @@ class Checked:
     def __call__(self, **values: Any) -> NotebookParameters:
         own, _ = self.defaults.get("dataset", (None, None))
         if values.get("dataset", own) != own:  # the cell's own options and folder are those of another data set
-            for name in experiment.OF_DATASET:
+            for name in OF_DATASET:
                 default, _ = self.defaults.get(name, (None, None))
                 if default and name not in values:
                     values[name] = type(default)()
         changed = {name: value for name, value in values.items() if value != self.defaults.get(name, (None,))[0]}
-        experiment.refuse_none_as_text(self.kind, changed)
+        refuse_none_as_text(self.kind, changed)
         try:
             checked = self._model(**values).model_dump(by_alias=True)
         except ValidationError as error:
@@ -119,7 +119,7 @@ class Checked:
 
     def from_notebook(self, namespace: Mapping[str, Any]) -> NotebookParameters:
         """The parameters as a notebook's namespace holds them; a misspelt one is refused, as `Parameters` does."""
-        return self(**experiment.given(namespace, self.names))
+        return self(**given(namespace, self.names))
 
     def _explain(self, error: ValidationError) -> str:
         lines = []

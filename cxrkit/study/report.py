@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cxrkit import grid
 from cxrkit.data import Dataset, cards
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Accumulator, LocalisationScores, classification_report
-from cxrkit.study import grid, runs
-from cxrkit.study.experiment import TrainParameters
-from cxrkit.study.training import load_data
+from cxrkit.study import runs
+from cxrkit.train.loop import load_data
+from cxrkit.train.parameters import TrainParameters
 
 __all__ = [
     "classification_of",

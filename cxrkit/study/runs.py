@@ -25,9 +25,9 @@ import pandas as pd
 import cxrkit
 from cxrkit.errors import DataError
 from cxrkit.files import checksum
-from cxrkit.study.experiment import Parameters
-from cxrkit.study.keys import fingerprint, in_project, key, origin, project_folder, results_folder
 from cxrkit.study.notebook import CLASSES, NotebookParameters
+from cxrkit.study.run_key import fingerprint, in_project, key, origin, project_folder, results_folder
+from cxrkit.train.parameters import Parameters
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,9 +11,9 @@ import pandas as pd
 
 from cxrkit.data.dataset import BOX_COLUMNS, Dataset
 from cxrkit.data.files import FileRenderer
-from cxrkit.data.limits import check_file
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.public.layout import choose, find_folder, subfolders
+from cxrkit.data.size_limits import check_file
 from cxrkit.data.splits import FOLDS, with_validation
 from cxrkit.data.tables import refuse
 from cxrkit.errors import DataError

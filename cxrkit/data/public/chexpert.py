@@ -14,9 +14,9 @@ import pandas as pd
 
 from cxrkit.data.dataset import BOX_COLUMNS, Dataset
 from cxrkit.data.files import FileRenderer
-from cxrkit.data.limits import check_pixels
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.public.layout import choose, find_folder, keep_present, subfolders
+from cxrkit.data.size_limits import check_pixels
 from cxrkit.data.tables import places, read_table, refuse
 from cxrkit.errors import DataError
 

@@ -14,8 +14,8 @@ import pandas as pd
 from cxrkit.data.dataset import BOX_COLUMNS, Dataset
 from cxrkit.data.files import FileRenderer
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
-from cxrkit.data.public.carried import TABLES, Annotations, carried_file
 from cxrkit.data.public.layout import choose, find_folder, keep_present, stems_in, subfolders
+from cxrkit.data.public.xrv_tables import TABLES, Annotations, carried_file
 from cxrkit.data.splits import with_validation
 from cxrkit.data.tables import numbers, places, refuse, whole_boxes
 from cxrkit.errors import DataError

@@ -15,8 +15,8 @@ import pandas as pd
 from cxrkit.data.dataset import BOX_COLUMNS, Dataset
 from cxrkit.data.files import FileRenderer
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
-from cxrkit.data.public.carried import Annotations, table_of
 from cxrkit.data.public.layout import choose, find_folder, keep_present, stems_in
+from cxrkit.data.public.xrv_tables import Annotations, table_of
 from cxrkit.data.readers import read_image
 from cxrkit.data.splits import FOLDS, stratified_folds, with_validation
 from cxrkit.data.tables import numbers, places, read_table, refuse, whole_boxes

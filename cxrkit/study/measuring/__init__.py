@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cxrkit.study import grid, report
+from cxrkit import grid
+from cxrkit.study import report
 from cxrkit.study.notebook import NotebookParameters, parameters_for
 
 __all__ = ["parameters_of"]

@@ -20,9 +20,9 @@ import cxrkit.metrics
 import cxrkit.models
 from cxrkit.errors import AttributionError, DataError, ParameterError
 from cxrkit.study import runs
-from cxrkit.study.devices import chosen_device
 from cxrkit.study.notebook import NotebookParameters
-from cxrkit.study.preparing import load_data, make_model
+from cxrkit.train.devices import chosen_device
+from cxrkit.train.setup import load_data, make_model
 
 __all__ = [
     "METHODS",

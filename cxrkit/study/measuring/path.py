@@ -20,11 +20,11 @@ from cxrkit.attribution.baselines import BASELINES
 from cxrkit.attribution.xrai import top_fraction
 from cxrkit.errors import ParameterError
 from cxrkit.study import runs
-from cxrkit.study.devices import chosen_device
-from cxrkit.study.losses import probabilities
 from cxrkit.study.notebook import NotebookParameters
-from cxrkit.study.preparing import load_data
-from cxrkit.study.scoring import activation_of
+from cxrkit.train.devices import chosen_device
+from cxrkit.train.losses import probabilities
+from cxrkit.train.scoring import activation_of
+from cxrkit.train.setup import load_data
 
 __all__ = [
     "METHODS",

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import cxrkit.data
 from cxrkit.attribution.api import device_of
-from cxrkit.study.feeding import target_table
 from cxrkit.study.measuring.path import Subject, spread
-from cxrkit.study.preparing import make_model
+from cxrkit.train.loader import target_table
+from cxrkit.train.setup import make_model
 
 __all__ = ["embeddings"]
 

@@ -19,8 +19,8 @@ from cxrkit.attribution.api import device_of
 from cxrkit.data import Dataset
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.metrics.overlap import THRESHOLDS, scale_of
-from cxrkit.study.feeding import target_table
-from cxrkit.study.preparing import load_data
+from cxrkit.train.loader import target_table
+from cxrkit.train.setup import load_data
 
 __all__ = ["METHODS", "Bench", "bench", "gallery", "intention", "maps_of", "sanity", "scores", "unit_start"]
 

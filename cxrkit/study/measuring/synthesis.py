@@ -17,10 +17,10 @@ from cxrkit import metrics
 from cxrkit.attribution.api import device_of
 from cxrkit.errors import ParameterError
 from cxrkit.study import runs
-from cxrkit.study.judge import settings_of
 from cxrkit.study.notebook import NotebookParameters
-from cxrkit.study.preparing import load_data
-from cxrkit.study.training import chosen_device, target_table
+from cxrkit.study.phantom_benchmark import settings_of
+from cxrkit.train.loop import chosen_device, target_table
+from cxrkit.train.setup import load_data
 
 __all__ = ["CALLED", "Subject", "score", "subject"]
 

@@ -16,10 +16,10 @@ from cxrkit import metrics
 from cxrkit.attribution.inherent import bcos_rgba
 from cxrkit.data import Dataset
 from cxrkit.errors import ParameterError
-from cxrkit.study.experiment import TrainParameters
 from cxrkit.study.papers.bcos import network, regime
 from cxrkit.study.report import runs_of, view
-from cxrkit.study.training import fit, load_data, make_model
+from cxrkit.train.loop import fit, load_data, make_model
+from cxrkit.train.parameters import TrainParameters
 
 __all__ = [
     "Gallery",

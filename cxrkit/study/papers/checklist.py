@@ -13,7 +13,7 @@ import nbformat
 import pandas as pd
 
 from cxrkit.errors import ParameterError
-from cxrkit.study.keys import project_folder
+from cxrkit.study.run_key import project_folder
 from cxrkit.yaml_files import read_yaml
 
 __all__ = ["items", "made_by", "page", "problems", "table"]

@@ -17,10 +17,10 @@ from cxrkit.errors import ParameterError
 from cxrkit.metrics import Interval, bootstrap
 from cxrkit.metrics.statistics import by_patient, resampled_ratios
 from cxrkit.study import ensembles, report, runs
-from cxrkit.study.keys import project_folder
 from cxrkit.study.measuring import covid as measuring
 from cxrkit.study.papers import published
 from cxrkit.study.papers.claims import Measured
+from cxrkit.study.run_key import project_folder
 
 __all__ = [
     "MEASURES",

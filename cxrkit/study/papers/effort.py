@@ -10,9 +10,9 @@ import pandas as pd
 import yaml
 
 import cxrkit.data
-from cxrkit.study import grid
-from cxrkit.study.keys import project_folder
+from cxrkit import grid
 from cxrkit.study.papers import PAPERS
+from cxrkit.study.run_key import project_folder
 from cxrkit.yaml_files import read_yaml
 
 __all__ = ["commands", "measured", "profiles", "table"]

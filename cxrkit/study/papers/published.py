@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from cxrkit.errors import ParameterError
-from cxrkit.study.keys import project_folder
+from cxrkit.study.run_key import project_folder
 
 __all__ = ["scalars", "table"]
 

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cxrkit import grid
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Accumulator, Interval, LocalisationScores, bootstrap
 from cxrkit.metrics.statistics import resampled_rows
-from cxrkit.study import grid, report, runs, scoring
+from cxrkit.study import report, runs
 from cxrkit.study.papers.published import table
+from cxrkit.train import scoring
 
 __all__ = [
     "CLASSES",
@@ -115,7 +117,7 @@ def foreground_bound(cover: float) -> pd.Series:
 
 def _area_of_each_box() -> pd.Series:
     """Share of the image by label; an image has at most one box of a label, so a box is an image and a class."""
-    from cxrkit.data.public.carried import annotations
+    from cxrkit.data.public.xrv_tables import annotations
 
     boxes = annotations("nih").boxes.set_index("label")
     return (boxes["x_max"] - boxes["x_min"]) * (boxes["y_max"] - boxes["y_min"]) / 1024**2

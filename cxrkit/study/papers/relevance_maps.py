@@ -138,7 +138,7 @@ def inside_lungs(name: str) -> pd.DataFrame:
 
 def lung_mask(data: Dataset, row: int) -> np.ndarray:
     """Where the lungs of a phantom's image are, bool [size, size]."""
-    from cxrkit.data.phantom.anatomy import Grid
+    from cxrkit.phantom.anatomy import Grid
 
     renderer = getattr(data.renderer, "renderer", data.renderer)  # behind the class that was added
     case = renderer.case(int(data.rows[row]))

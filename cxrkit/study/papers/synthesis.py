@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 import cxrkit.attribution
+from cxrkit import grid
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Accumulator, LocalisationScores, compare, holm
-from cxrkit.study import grid
 from cxrkit.study.measuring.synthesis import CALLED
 from cxrkit.study.papers import PAPERS
 from cxrkit.study.papers.claims import TOO_FEW

@@ -1,0 +1,313 @@
+"""The runner: takes the runs of a plan one after the other, whatever engine executes them, until none is left."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import time
+import uuid
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cxrkit.errors import DataError
+from cxrkit.grid.engines import Engine, LocalEngine, SerialEngine
+from cxrkit.grid.execute import Job, Outcome, Settings
+from cxrkit.grid.planning import Task, check_names, plan
+from cxrkit.grid.state import estimate, states, status, whole
+from cxrkit.grid.store import Claim, Runner, Store, disk_full
+from cxrkit.study import run_key
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Event", "make_settings", "retry", "run", "shown"]
+
+_REPEATED = {"killed", "start", "cancelled", "lost"}  # not the run's own doing: it is tried again
+_TICK = 0.5
+
+
+@dataclass(frozen=True)
+class Event:
+    """What `report` hears: begin, start, done, failed, repeat, elsewhere, blocked, end.
+
+    `tasks` and `expected` (seconds of work ahead, None where unknown) come with "begin"; `message` says why.
+    """
+
+    kind: str
+    task: Task | None = None
+    seconds: float = 0.0
+    message: str = ""
+    tasks: tuple[Task, ...] = ()
+    expected: float | None = None
+
+
+Report = Callable[[Event], None]
+
+
+def run(
+    file: str | Path,
+    workers: int = 1,
+    report: Report | None = None,
+    *,
+    profile: str | None = None,
+    engine: Engine | Literal["local", "serial"] = "local",
+    retry: bool = False,
+    tries: int = 3,
+    time_limit: float | None = None,
+    memory_limit: int | None = None,
+) -> pd.DataFrame:
+    """Execute what isn't done; returns `status` at the end.
+
+    Every notebook runs in a kernel of its own through papermill: `engine="local"` with `workers` processes that share
+    out the machine's cores and graphics cards, `"serial"` in this process, or any other `Engine`. A run that fails
+    keeps its executed notebook, traceback and log under `results/failed/`; it isn't tried again unless `retry`, and
+    those that need it stay blocked; the others go on. A run whose kernel or worker was killed comes again, `tries`
+    times in all. Killed at any moment, the same call goes on where it was. Several runners may work on the same folder:
+    each run is made by one of them. `time_limit` (seconds) and `memory_limit` (bytes) replace those of the file.
+
+    Raises ParameterError for a plan that isn't right, DataError when the disk is full; what was finished is safe.
+    """
+    tasks = plan(file, profile)
+    now = {state.task.key: state.name for state in states(tasks)}
+    skipped = {"done"} if retry else {"done", "failed", "blocked"}
+    todo = [task for task in tasks if now[task.key] not in skipped]
+    check_names(todo)
+    limits = {name: value for name, value in (("time_limit", time_limit), ("memory_limit", memory_limit)) if value}
+    todo = [dataclasses.replace(task, **limits) for task in todo]
+    if todo:
+        chosen = _engine(engine, workers)
+        stores = {task.results: Store(task.results) for task in todo}
+        with contextlib.ExitStack() as stack:
+            runner = _guard(lambda: stack.enter_context(Runner(list(stores.values()))))
+            at_work = stack.enter_context(chosen)
+            _Loop(todo, at_work, stores, runner, report or (lambda event: None), tries).go()
+    return status(file, profile)
+
+
+def retry(file: str | Path, workers: int = 1, report: Report | None = None, **options) -> pd.DataFrame:
+    """`run`, the failed ones included."""
+    return run(file, workers, report, retry=True, **options)
+
+
+def shown(name: str = "quick", otherwise: str = "smoke") -> str:
+    """The grid whose results a page shows: `name` when all of it is done; else the tiny grid `otherwise`, run now."""
+    if all(state.name == "done" for state in states(plan(name))):
+        return name
+    state = run(otherwise, retry=True)
+    if (failed := state[state["state"] != "done"]).size:
+        raise DataError(f"runs of the grid {otherwise!r} failed: {', '.join(failed['key'])}; see results/failed")
+    return otherwise
+
+
+def make_settings(threads: int = 0) -> Settings:
+    """Where runs execute: in this project, with its results."""
+    moved = {"CXRKIT_RESULTS": str(run_key.results_folder())} if "CXRKIT_RESULTS" in os.environ else {}
+    return Settings(str(run_key.project_folder()), threads=threads, environment=moved)
+
+
+def _engine(engine: Engine | str, workers: int) -> Engine:
+    if engine == "serial":
+        return SerialEngine(make_settings())
+    return LocalEngine(make_settings(), workers) if engine == "local" else engine
+
+
+_SAFE = "what was finished is safe, the same command goes on"
+
+
+def _guard(action: Callable[[], Any]) -> Any:
+    try:
+        return action()
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        raise DataError(f"the disk is full ({error}); {_SAFE}") from error
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    task: Task
+    claim: Claim
+    job: Job
+    started: float
+
+
+class _Loop:
+    def __init__(
+        self, tasks: list[Task], engine: Engine, stores: dict[Path, Store], runner: Runner, report: Report, tries: int
+    ):
+        self.tasks, self.engine, self.stores, self.runner = tasks, engine, stores, runner
+        self.report, self.tries = report, tries
+        open_keys = {task.key for task in tasks}
+        self.waits = {task.key: {key for key in task.after if key in open_keys} for task in tasks}
+        self.behind: dict[str, list[Task]] = defaultdict(list)
+        for task in tasks:
+            for key in self.waits[task.key]:
+                self.behind[key].append(task)
+        self.ready = deque(task for task in tasks if not self.waits[task.key])
+        self.running: dict[str, _Attempt] = {}
+        self.elsewhere: dict[str, Task] = {}
+        self.losses: dict[str, int] = defaultdict(int)
+        self.attempts = {task.key: self._count(task) for task in tasks}
+        self.full = ""
+
+    def go(self) -> None:
+        """Work until nothing is left that could be done."""
+        expected = estimate(self.tasks)
+        total = None if None in expected else sum(expected)
+        self.report(Event("begin", tasks=tuple(self.tasks), expected=total))
+        try:
+            _guard(self._tidy)
+            while self.running or (not self.full and (self.ready or self.elsewhere)):
+                try:
+                    self._start()
+                except OSError as error:  # what runs may still come to its end
+                    self._full(error)
+                for name, outcome in self.engine.finished(_TICK):
+                    if attempt := self.running.pop(name, None):
+                        self._ended(attempt, outcome)
+                self._look_elsewhere()
+        finally:
+            if self.running:
+                self.engine.cancel()
+            for attempt in self.running.values():
+                shutil.rmtree(attempt.job.work, ignore_errors=True)
+                attempt.claim.release()
+        self.report(Event("end"))
+        if self.full:
+            raise DataError(f"{self.full}; {_SAFE}")
+
+    def _tidy(self) -> None:
+        """Take away what dead runners left: taking their runs does, and giving them free again."""
+        for store in self.stores.values():
+            for key in {path.name.rpartition(".")[0] for path in (*store.work.iterdir(), *store.claims.iterdir())}:
+                if claim := store.claim(key, self.runner):
+                    claim.release()
+            store.forget_runners()
+
+    def _start(self) -> None:
+        while self.ready and not self.full and len(self.running) < self.engine.capacity:
+            task = self.ready.popleft()
+            claim = self._store(task).claim(task.key, self.runner)
+            if claim is None:
+                if task.key not in self.elsewhere:
+                    self.report(Event("elsewhere", task))
+                self.elsewhere[task.key] = task
+                continue
+            self.elsewhere.pop(task.key, None)
+            if self._settled_elsewhere(task):
+                claim.release()
+                continue
+            job = self._job(task, claim)
+            self.running[job.id] = _Attempt(task, claim, job, time.monotonic())
+            self.engine.submit(job)
+            self.report(Event("start", task))
+
+    def _job(self, task: Task, claim: Claim) -> Job:
+        from cxrkit.study import runs
+
+        store, name = self._store(task), f"{task.key}.{uuid.uuid4().hex[:8]}"
+        return Job(
+            id=name,
+            key=task.key,
+            notebook=str(task.notebook),
+            values=task.parameters.model_dump(mode="json"),
+            card=runs.card_of(task.parameters) | {"key": task.key},
+            results=str(store.results),
+            work=str(store.work / name),
+            claim=str(claim.path),
+            heartbeat=str(store.runners / self.runner.name),
+            own_run=task.notebook.stem in run_key.KINDS,
+            time_limit=task.time_limit,
+            memory_limit=task.memory_limit,
+        )
+
+    def _ended(self, attempt: _Attempt, outcome: Outcome | None) -> None:
+        task, store = attempt.task, self._store(attempt.task)
+        seconds = outcome.seconds if outcome else time.monotonic() - attempt.started
+        if outcome is None:
+            outcome = Outcome("failed", "lost", "the worker that made it died", seconds=seconds)
+        if outcome.state == "done" and not task.done:
+            outcome = Outcome("failed", "error", "its run isn't whole", seconds=seconds, memory=outcome.memory)
+        store.journal(
+            event=outcome.state, key=task.key, kind=task.notebook.stem, step=task.step, seconds=round(seconds, 2),
+            why=outcome.why,
+        )  # fmt: skip
+        work = Path(attempt.job.work)
+        try:
+            if outcome.state == "done":
+                store.forget_failure(task.key)
+                self._settle(task, "done", seconds)
+            elif outcome.why == "disk":
+                self.full = outcome.message
+                self.report(Event("failed", task, seconds, outcome.message))
+            elif outcome.why in _REPEATED and self.losses[task.key] + 1 < self.tries:
+                self.losses[task.key] += 1
+                self.ready.appendleft(task)
+                self.report(Event("repeat", task, seconds, outcome.message))
+            else:
+                self._keep_failure(task, work, outcome)
+                self._settle(task, "failed", seconds, outcome.message)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            attempt.claim.release()
+
+    def _keep_failure(self, task: Task, work: Path, outcome: Outcome) -> None:
+        record = {
+            "key": task.key,
+            "step": task.step,
+            "notebook": task.notebook.name,
+            "parameters": task.parameters.model_dump(mode="json"),
+            "why": outcome.why,
+            "message": outcome.message,
+            "seconds": round(outcome.seconds, 2),
+            "peak_bytes": outcome.memory,
+        }
+        try:
+            self._store(task).record_failure(task.key, work, record, outcome.traceback)
+        except OSError as error:
+            self._full(error)
+
+    def _full(self, error: OSError) -> None:
+        if not disk_full(error):
+            raise error
+        self.full = f"the disk is full ({error})"
+
+    def _settle(self, task: Task, kind: str, seconds: float = 0.0, message: str = "") -> None:
+        """A run has come to its end, here or elsewhere: those that waited for it go on, or can't."""
+        self.report(Event(kind, task, seconds, message))
+        for other in self.behind.pop(task.key, []):
+            if kind != "done":
+                self._block(other, task.key)
+            elif other.key in self.waits:
+                self.waits[other.key].discard(task.key)
+                if not self.waits[other.key]:
+                    self.ready.append(other)
+
+    def _block(self, task: Task, needed: str) -> None:
+        if self.waits.pop(task.key, None) is not None:
+            self._settle(task, "blocked", message=f"needs {needed}, which failed")
+
+    def _look_elsewhere(self) -> None:
+        for key, task in list(self.elsewhere.items()):
+            if task not in self.ready and self._store(task).holder(key) is None:
+                self.ready.append(task)  # it is claimed, then looked at: done, failed, or its runner has died
+
+    def _settled_elsewhere(self, task: Task) -> bool:
+        if whole(task.place) and task.done:
+            self._settle(task, "done")
+            return True
+        if self._count(task) > self.attempts[task.key]:
+            self._settle(task, "failed", message=(self._store(task).failure(task.key) or {}).get("message", ""))
+            return True
+        return False
+
+    def _count(self, task: Task) -> int:
+        return (Store(task.results).failure(task.key) or {}).get("attempts", 0)
+
+    def _store(self, task: Task) -> Store:
+        return self.stores[task.results]

@@ -1,0 +1,260 @@
+"""What has become of a grid's runs: done, running, failed, stale, blocked or open; what is left over, and how long the
+rest will take."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cxrkit.errors import CxrkitError, DataError
+from cxrkit.grid.planning import Task, plan
+from cxrkit.grid.store import Store, end_kernel
+from cxrkit.study import run_key
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "STATES",
+    "Leftover",
+    "State",
+    "clean",
+    "estimate",
+    "leftovers",
+    "remove",
+    "show",
+    "states",
+    "status",
+    "whole",
+]
+
+STATES = ("done", "running", "failed", "stale", "blocked", "open")
+_OLD = 3600.0  # seconds after which a hidden folder that no one claims is no one's
+
+
+@dataclass(frozen=True)
+class State:
+    """A run and what has become of it; `detail` says who makes it since when, why it failed, what made it stale, or
+    what it waits for."""
+
+    task: Task
+    name: str
+    detail: str = ""
+
+
+def status(file: str | Path, profile: str | None = None) -> pd.DataFrame:
+    """The runs of a grid and their state: key, step, notebook, state, detail."""
+    import pandas as pd
+
+    rows = [(s.task.key, s.task.step, s.task.notebook.stem, s.name, s.detail) for s in states(plan(file, profile))]
+    return pd.DataFrame(rows, columns=["key", "step", "notebook", "state", "detail"])
+
+
+def states(tasks: list[Task]) -> list[State]:
+    """The state of each run. Folders are listed, not opened: a run appears under its name only when it is whole."""
+    views = {results: _View(results) for results in dict.fromkeys(task.parameters.results for task in tasks)}
+    found: dict[str, State] = {}
+    for task in tasks:
+        name, detail = views[task.parameters.results].of(task)
+        if name in ("open", "stale"):
+            hold = next((key for key in task.after if key in found and found[key].name in ("failed", "blocked")), None)
+            name, detail = ("blocked", f"needs {hold}, which failed") if hold else (name, detail)
+        found[task.key] = State(task, name, detail)
+    return [found[task.key] for task in tasks]
+
+
+class _View:
+    """One results folder as it is now."""
+
+    def __init__(self, results: str):
+        self.store = Store(run_key.results_folder(results))
+        self.names, self.failed, self.held = self.store.names(), self.store.failed_names(), self.store.held()
+        self.others: dict[str, list[str]] = defaultdict(list)
+        for name in self.names:
+            if identity := run_key.identity_of(name):
+                self.others[identity].append(name)
+
+    def of(self, task: Task) -> tuple[str, str]:
+        key = task.key
+        if key in self.names and whole(os.path.join(self.store.results, key)):
+            return "done", ""
+        if key in self.held:
+            holder = self.held[key].holder
+            return "running", f"on {holder['host']} (process {holder['pid']}) since {holder['since']}"
+        if key in self.failed:
+            record = self.store.failure(key) or {}
+            count = record.get("attempts", 1)
+            return "failed", f"{record.get('message', '')}" + (f" ({count} attempts)" if count > 1 else "")
+        others = [name for name in self.others.get(run_key.identity_of(key) or "", []) if name != key]
+        if others:
+            return "stale", self._difference(task, max(others, key=lambda name: _changed(self.store.results / name)))
+        return "open", ""
+
+    def _difference(self, task: Task, other: str) -> str:
+        try:
+            then = json.loads((self.store.results / other / "run.json").read_text(encoding="utf-8"))["origin"]
+        except (OSError, ValueError, KeyError):
+            return f"{other} was made by other code"
+        now = run_key.origin(task.parameters)
+        differing = [
+            name for name in ("version", "code", "notebook", "data", "runs") if then.get(name) != now.get(name)
+        ]
+        return f"{other} was made by other {' and '.join(differing)}"
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def whole(place: str | Path) -> bool:
+    """Whether a run's folder holds all its files.
+
+    The card is written last, so a folder that has not changed since is as it was; only one that has is read.
+    """
+    try:
+        if os.stat(os.path.join(place, "run.json")).st_mtime_ns >= os.stat(place).st_mtime_ns:
+            return True
+    except OSError:
+        return False
+    from cxrkit.study import runs
+
+    try:
+        runs.Run(place)
+    except (CxrkitError, OSError):
+        return False
+    return True
+
+
+def estimate(tasks: Iterable[Task]) -> list[float | None]:
+    """Expected seconds of each run: the median of earlier ones of its step, else of its notebook; else what the file
+    says; None where nothing is known."""
+    taken: dict[str, dict[Any, list[float]]] = {}
+    expected = []
+    for task in tasks:
+        results = task.parameters.results
+        if results not in taken:
+            taken[results] = defaultdict(list)
+            for event in Store(run_key.results_folder(results)).events():
+                if event.get("event") == "done" and isinstance(event.get("seconds"), int | float):
+                    for name in ((event.get("kind"), event.get("step")), event.get("kind")):
+                        taken[results][name].append(float(event["seconds"]))
+        kind = task.notebook.stem
+        earlier = taken[results].get((kind, task.step)) or taken[results].get(kind)
+        expected.append(statistics.median(earlier[-100:]) if earlier else task.estimate)
+    return expected
+
+
+def show(key: str, results: str | Path = "results") -> dict[str, Any]:
+    """What is known of one run, by its key or the beginning of it: state, where it lies, parameters, and for one that
+    runs or has failed its log and traceback. Raises DataError when no run, or more than one, is called so."""
+    store = Store(run_key.results_folder(results))
+    held, failed = store.held(), store.failed_names()
+    known = sorted({name for name in store.names() if run_key.identity_of(name)} | set(held) | failed)
+    found = [name for name in known if name == key] or [name for name in known if name.startswith(key)]
+    if len(found) != 1:
+        told = ", ".join((found or known)[:8]) or "none"
+        raise DataError(f"{len(found) or 'no'} runs called {key!r} in {store.results}; there: {told}")
+    name = found[0]
+    if name in held:
+        holder = held[name].holder
+        work = next(iter(store.work.glob(f"{name}.*")), store.work / name)
+        told = {"state": "running", "where": str(work), "by": f"{holder['host']}, process {holder['pid']}"}
+        return {"key": name} | told | {"since": holder["since"]} | _read(work)
+    if name in failed:
+        place = store.failed / name
+        record = store.failure(name) or {}
+        return {"key": name, "state": "failed", "where": str(place)} | record | _read(place)
+    place = store.results / name
+    told = {"key": name, "state": "done" if whole(place) else "cut off", "where": str(place)}
+    with contextlib.suppress(OSError, ValueError):
+        told["finished"] = json.loads((place / "run.json").read_text(encoding="utf-8"))["finished"]
+        told["parameters"] = json.loads((place / "parameters.json").read_text(encoding="utf-8"))
+    return told
+
+
+def _read(folder: Path) -> dict[str, str]:
+    found = {}
+    for name, file in (("log", "log.txt"), ("traceback", "traceback.txt")):
+        with contextlib.suppress(OSError):
+            if text := (folder / file).read_text(encoding="utf-8", errors="replace"):
+                found[name] = text
+    return found
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder that `clean` deletes, and why."""
+
+    path: Path
+    why: str
+    key: str
+
+
+def leftovers(file: str | Path, profile: str | None = None, done: bool = False) -> list[Leftover]:
+    """What `clean` would delete: stale and failed runs of the plan, and what killed runners left behind.
+
+    Done runs of the plan are never among it, but for `done=True`. What a living runner works on is left alone.
+    """
+    tasks = plan(file, profile)
+    found: list[Leftover] = []
+    for results in dict.fromkeys(task.parameters.results for task in tasks):
+        store = Store(run_key.results_folder(results))
+        wanted = {task.key for task in tasks if task.parameters.results == results}
+        found += _left_in(store, wanted, done)
+    return found
+
+
+def _left_in(store: Store, wanted: set[str], done: bool) -> list[Leftover]:
+    identities, held = {run_key.identity_of(key) for key in wanted}, store.held()
+    found = []
+
+    def add(path: Path, why: str, key: str) -> None:
+        if key not in held and path.exists():
+            found.append(Leftover(path, why, key))
+
+    for name in sorted(store.names()):
+        old = name not in wanted and run_key.identity_of(name) in identities
+        if old or (done and name in wanted):
+            add(store.results / name, "stale" if old else "done", name)
+            add(store.notebooks / f"{name}.ipynb", "notebook of a stale run" if old else "notebook", name)
+    for name in sorted(store.failed_names()):
+        if name in wanted or run_key.identity_of(name) in identities:
+            add(store.failed / name, "failed", name)
+    for folder in (store.work, store.claims, store.results, store.failed):
+        for path in sorted(folder.glob(".*-*.*" if folder in (store.results, store.failed) else "*")):
+            name = path.name.lstrip(".").removesuffix(".old").rpartition(".")[0]
+            mine = name in wanted or run_key.identity_of(name) in identities
+            settled = folder in (store.work, store.claims) or time.time() - _changed(path) > _OLD
+            if mine and settled:
+                add(path, "left by a killed runner", name)
+    return found
+
+
+def clean(file: str | Path, profile: str | None = None, done: bool = False) -> list[Leftover]:
+    """Delete what `leftovers` lists, and return it."""
+    found = leftovers(file, profile, done)
+    remove(found)
+    return found
+
+
+def remove(found: list[Leftover]) -> None:
+    """Delete leftovers. Each is renamed first, so that nobody meets half of it."""
+    for left in found:
+        end_kernel(left.path)
+        hidden = left.path.with_name(f".{uuid.uuid4().hex}.deleted")
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(left.path, hidden)
+            shutil.rmtree(hidden) if hidden.is_dir() else hidden.unlink()

@@ -1,0 +1,43 @@
+"""A worker process of the local engine: reads jobs from its standard input, one JSON line each, and answers with
+outcomes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+
+from cxrkit.grid.execute import Job, Settings, end_all, execute
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    orders: queue.Queue[bytes] = queue.Queue()
+    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    import papermill  # noqa: F401  while the first job is still on its way
+
+    while True:
+        order = json.loads(orders.get())
+        outcome = execute(Job(**order["job"]), Settings(**order["settings"]))
+        with contextlib.suppress(OSError):
+            answers.write(json.dumps({"id": order["job"]["id"], "outcome": dataclasses.asdict(outcome)}).encode())
+            answers.write(b"\n")
+            answers.flush()
+
+
+def _listen(orders: queue.Queue[bytes]) -> None:
+    for line in sys.stdin.buffer:
+        orders.put(line)
+    end_all()  # the runner has closed its end, or died
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""What the book's chapters on methods compute: one image of the phantom, one network, and small tables about them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Markdown
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+import cxrkit.attribution
+from cxrkit.attribution.baselines import baseline_images
+from cxrkit.data.cards import escaped
+from cxrkit.metrics import completeness_gap, map_correlation, map_distance
+from cxrkit.study.phantom_benchmark import Bench, Scene, settings_of
+from cxrkit.study.runs import project_folder
+
+__all__ = [
+    "as_markdown",
+    "completeness",
+    "conservation",
+    "empty_maps",
+    "gaps",
+    "label_similarity",
+    "method_table",
+    "refusals",
+    "sensitivity",
+    "settings",
+    "support_table",
+    "variants",
+]
+
+
+def method_table(family: str | None = None) -> pd.DataFrame:
+    """The cards of a family's methods, or of all: meaning, formula, passes, sign, what is needed."""
+    rows = [
+        {
+            "method": card.name,
+            "the map shows": card.meaning,
+            "formula": f"${card.formula}$",
+            "forwards": card.forwards,
+            "backwards": card.backwards,
+            "signed": "yes" if card.signed else "no",
+            "needs": card.needs,
+        }
+        for card in cxrkit.attribution.methods()
+        if family in (None, card.family)
+    ]
+    return pd.DataFrame(rows).set_index("method")
+
+
+def as_markdown(frame: pd.DataFrame) -> Markdown:
+    """A table that the book shows whole, with its formulas set and its `code`; what else it holds is plain text."""
+    frame = frame.reset_index()
+    lines = ["| " + " | ".join(map(_cell, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
+    for row in frame.itertuples(index=False):
+        cells = map(_cell, row)
+        lines.append("| " + " | ".join(cells) + " |")
+    return Markdown("\n".join(lines))
+
+
+def _cell(value: object) -> str:
+    """One cell of a table in Markdown, in which names from data are text, not markup."""
+    pieces = re.split(r"(\$[^$]+\$|`[^`]+`)", " ".join(str(value).split()))
+    for place, piece in enumerate(pieces):
+        # A bar would end the cell, also inside a formula.
+        if piece.startswith("$") and place % 2:
+            pieces[place] = piece.replace(r"\|", r"\Vert ").replace("|", r"\vert ")
+        else:
+            pieces[place] = (piece if place % 2 else escaped(piece)).replace("|", r"\|")
+    return "".join(pieces)
+
+
+def settings(bench: Bench, scene: Scene, method: str, options: Mapping[str, dict]) -> dict[str, Tensor]:
+    """Maps [H, W] of the scene's first image and label by one method, for each named set of options."""
+    size = scene.images.shape[-1]
+    return {
+        title: _maps(
+            bench, scene, method, [scene.label], **(settings_of(method, bench.parameters.n_steps, size) | one)
+        )[0]
+        for title, one in options.items()
+    }
+
+
+def variants(bench: Bench, scene: Scene, method: str, option: str, values: Iterable, **fixed) -> dict[str, Tensor]:
+    """Maps [H, W] of the scene's first image and label by one method, for each value of one option."""
+    return settings(bench, scene, method, {f"{option} {value}": {option: value, **fixed} for value in values})
+
+
+def completeness(bench: Bench, scene: Scene, maps: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Sum of each map of integrated gradients beside what it should be; titles end with the baseline's name."""
+    rows = []
+    for title, values in maps.items():
+        start = baseline_images(scene.images[:1], title.split()[-1])
+        gap = _gap(bench, scene, values, promise="difference", baseline=start)
+        rows.append({"map": title, "sum of the map": float(values.sum())} | {"logit less baseline's": gap.promised})
+    return pd.DataFrame(rows).set_index("map")
+
+
+def conservation(bench: Bench, scene: Scene, methods: Sequence[str] = ("lrp", "rap")) -> pd.DataFrame:
+    """Sum of each method's map beside the logit less the constant that the network adds last."""
+    promise = "without_bias" if getattr(bench.model, "logit_bias", 0) else "score"
+    rows = []
+    for method in methods:
+        values = _maps(bench, scene, method, [scene.label])[0]
+        gap = _gap(bench, scene, values, promise=promise)
+        rows.append({"method": method, "sum of the map": float(values.double().sum()), "logit": gap.promised})
+        rows[-1]["difference"] = gap.gap
+    return pd.DataFrame(rows).set_index("method")
+
+
+def label_similarity(bench: Bench, scene: Scene, methods: Sequence[str] | None = None) -> pd.DataFrame:
+    """How alike the maps of different labels of one image are: mean size of the correlation over all pairs, by method.
+
+    Its size, because relevance of a negative logit is the same map with the sign reversed.
+    """
+    rows = []
+    for method in methods or bench.methods:
+        size = scene.images.shape[-1]
+        maps = _maps(bench, scene, method, bench.labels, **settings_of(method, bench.parameters.n_steps, size))
+        alike = [map_correlation(a, b).abs() for a, b in combinations(maps, 2)]
+        title = "mean |correlation| between labels"
+        rows.append({"method": method, title: float(torch.stack(alike).nanmean()) if alike else np.nan})
+        rows[-1]["labels"] = int((maps.flatten(1).std(1) > 0).sum())  # a constant map correlates with nothing
+    return pd.DataFrame(rows).set_index("method")
+
+
+def empty_maps(bench: Bench, methods: Sequence[str]) -> pd.DataFrame:
+    """Share of maps without any positive value, over all labels of a few images, by method."""
+    from cxrkit.study.phantom_benchmark import scenes
+
+    images = next(scenes(bench)).images
+    rows = []
+    for method in methods:
+        maps = cxrkit.attribute(bench.model, images, method, bench.labels)
+        empty = (maps.flatten(2).amax(2) <= 0).float()
+        rows.append({"method": method, "maps": empty.numel(), "share without positive value": float(empty.mean())})
+    return pd.DataFrame(rows).set_index("method")
+
+
+def gaps(bench: Bench, scene: Scene, methods: Sequence[str], steps: Sequence[int]) -> pd.DataFrame:
+    """What is missing from the sum of a path method's map, as a share of what it should be, by number of steps."""
+    rows = {}
+    for method in methods:
+        start = _path_start(method, scene.images[:1])
+        maps = [_maps(bench, scene, method, [scene.label], n_steps=count)[0] for count in steps]
+        rows[method] = [_gap(bench, scene, one, promise="difference", baseline=start).relative for one in maps]
+    return pd.DataFrame(rows, index=pd.Index(steps, name="steps")).T
+
+
+def sensitivity(bench: Bench, scene: Scene, methods: Sequence[str], change: float, seed: int = 0) -> pd.DataFrame:
+    """How far a map moves when every pixel changes by at most `change`: relative distance, correlation, by method.
+
+    The distance is that of :func:`cxrkit.metrics.map_distance`, 1 at most.
+    """
+    noise = torch.rand(scene.images[:1].shape, generator=torch.Generator().manual_seed(seed))
+    moved = (scene.images[:1] + change * (2 * noise - 1)).clamp(0, 1)
+    rows = []
+    for method in methods:
+        options = settings_of(method, bench.parameters.n_steps, moved.shape[-1])
+        before = _maps(bench, scene, method, [scene.label], **options)
+        after = cxrkit.attribute(bench.model, moved, method, [scene.label], **options)[0].float().cpu()
+        distance, correlation = float(map_distance(before, after)), float(map_correlation(before, after))
+        rows.append({"method": method, "relative distance": distance, "correlation": correlation})
+    return pd.DataFrame(rows).set_index("method")
+
+
+class _Gap(NamedTuple):
+    gap: float
+    relative: float
+    promised: float
+
+
+def _gap(bench: Bench, scene: Scene, values: Tensor, **promise) -> _Gap:
+    """What the sum of a map [H, W] of the scene's first image lacks; see :func:`cxrkit.metrics.completeness_gap`."""
+    found = completeness_gap(bench.model, scene.images[:1], values[None, None], [scene.label], **promise)
+    gap = float(found.gap)
+    return _Gap(gap, float(found.relative), float(values.double().sum()) - gap)
+
+
+def _maps(bench: Bench, scene: Scene, method: str, labels: Sequence[str], **options) -> Tensor:
+    """Maps [L, H, W] of the scene's first image."""
+    return cxrkit.attribute(bench.model, scene.images[:1], method, list(labels), **options)[0].float().cpu()
+
+
+def _path_start(method: str, image: Tensor) -> Tensor:
+    if method != "blur_ig":
+        return baseline_images(image, "black")
+    return torch.from_numpy(gaussian_filter(image[0, 0].numpy(), 50, mode="constant"))[None, None]  # Blur IG's start
+
+
+def _support() -> pd.DataFrame:
+    return pd.read_csv(project_folder() / "book" / "attribution" / "support.csv", keep_default_na=False)
+
+
+def support_table() -> pd.DataFrame:
+    """Networks x methods as the tests found them: a tick where the map is right, a dash where the method refuses."""
+    verdicts = _support().pivot_table("verdict", "network", "method", aggfunc="first", sort=False)
+    return verdicts.replace({"right": "✓", "refused": "–"}).rename(columns=lambda method: method.replace("_", " "))
+
+
+# Names of layers and classes, which differ between networks with one reason, and what is said instead.
+_NAMES = {
+    r"layer [\w.]+ \(or of its ReLU\)": "the last map",
+    r"^(?:cam|lrp|rap): |[Ll]ayer [\w.]+(?: \([^)]*\))?:? ?|image \d+, label \S+: | ?\([^)]*\)": "",
+    r"^\w+ (?=has no B-cos)": "the network ",
+    r"relevance sums to \S+, the logit is \S+(?=[.] )": "relevance doesn't sum to the logit",
+}
+
+
+def refusals() -> pd.DataFrame:
+    """The reasons of the refusals, shortened to their first clause, with the methods and networks of each."""
+    refused = _support().query("verdict == 'refused'").copy()
+    refused["reason"] = refused["reason"].replace(_NAMES, regex=True).str.split("; ?|: |[.] ", regex=True).str[0]
+    for merged in ("network", "method"):
+        others = [column for column in ("reason", "network", "method") if column != merged]
+        refused = refused.groupby(others, sort=False)[merged].agg(", ".join).reset_index()
+    return refused.set_index("reason")[["method", "network"]]

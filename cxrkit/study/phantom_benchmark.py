@@ -1,0 +1,327 @@
+"""The phantom as judge: what a network used is known, because every image can be drawn again without it.
+
+Three worlds hold the same patients: "none" (findings only), "marker" (every image carries a lead letter) and
+"dark_borders" (every image has blank bands). The effect of a finding or a shortcut is how much the logit falls when the
+same image is drawn without it. What a method shows is the share of its map's positive mass that lies there; a map that
+is the same everywhere scores the region's share of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import cxrkit.attribution
+import cxrkit.data
+import cxrkit.metrics
+from cxrkit import grid
+from cxrkit.attribution.api import device_of
+from cxrkit.errors import ParameterError
+from cxrkit.study import report, runs
+from cxrkit.study.parameters import JudgeParameters
+from cxrkit.train.loop import chosen_device, target_table
+
+__all__ = [
+    "WORLDS",
+    "Bench",
+    "Scene",
+    "bench",
+    "case",
+    "effects",
+    "maps_of",
+    "panel",
+    "scenes",
+    "score",
+    "settings_of",
+    "side_by_side",
+    "verdicts",
+]
+
+WORLDS = ("none", "marker", "dark_borders")
+_EVERY = {
+    "marker": {"marker": {"rate": 1.0, "rate_without": 1.0}},
+    "dark_borders": {"dark_borders": {"share": 1.0, "share_without": 1.0}},
+    "none": {},
+}
+_SHORTCUTS = {"marker", "dark_borders"}
+_SLOW = {"scorecam"}  # as many forward passes as the layer has channels
+_CHUNK = 16
+
+
+@dataclass
+class Bench:
+    """A trained network on the phantom, with the methods and labels to judge."""
+
+    run: runs.Run
+    parameters: JudgeParameters
+    model: nn.Module
+    methods: list[str]
+    labels: list[str]
+
+
+@dataclass
+class Scene:
+    """Positives of one label in one world, [B, ...]: as they are, without the finding, and without the shortcut."""
+
+    world: str
+    label: str
+    images: Tensor
+    without: dict[str, Tensor]  # region: the same images drawn without it
+    regions: dict[str, Tensor]  # region: bool [B, H, W]
+    image_ids: list[str]
+    patient_ids: list[str]
+
+
+def bench(parameters: JudgeParameters) -> Bench:
+    """Load the run that `parameters` name; an empty name stands for one of the study.
+
+    Raises ParameterError for a run on another data set, an unknown method or label, and for a seed whose images the
+    network was trained on.
+    """
+    run = runs.find(parameters.run, parameters.results) if parameters.run else _of_the_study(parameters)
+    options = run.parameters.dataset_options
+    if run.parameters.dataset != "phantom":
+        raise ParameterError(f"run {run.key} saw {run.parameters.dataset}; only the phantom knows what is true")
+    if options.get("seed", 0) == parameters.seed:
+        raise ParameterError(
+            f"seed {parameters.seed} draws the patients that run {run.key} was trained on; take another"
+        )
+    model = run.network(chosen_device(parameters))
+    drawn = [label for label in model.labels if options.get("prevalence", {}).get(label, 1) > 0]
+    labels = list(parameters.labels or drawn)
+    if unknown := [label for label in (*labels, *parameters.shortcuts.values()) if label not in model.labels]:
+        raise ParameterError(f"labels {unknown} are unknown to run {run.key}; it knows {list(model.labels)}")
+    able = [card.name for card in cxrkit.attribution.methods(model)]
+    methods = list(parameters.methods or able)
+    if unfit := [name for name in parameters.methods if name not in able]:
+        raise ParameterError(f"methods {unfit} can't explain {run.key}; those that can: {', '.join(able)}")
+    return Bench(run, parameters.model_copy(update={"run": run.key}), model, methods, labels)
+
+
+def _of_the_study(parameters: JudgeParameters) -> runs.Run:
+    """The first network with the largest images among those of the grid that the pages show: without planted
+    shortcuts, and a B-cos network only where methods ask for one.
+    """
+    bcos = any(cxrkit.attribution.card(name).family == "inherent" for name in parameters.methods)
+    trained = [
+        run
+        for run in report.runs_of(grid.shown("benchmark"))
+        if run.kind == "train" and run.parameters.dataset == "phantom"
+    ]
+    fit = [run for run in trained if run.parameters.model.startswith("bcos_") == bcos]
+    clean = [run for run in fit if not _SHORTCUTS & set(run.parameters.dataset_options)]
+    return max(clean or fit or trained, key=lambda run: run.parameters.size)
+
+
+def scenes(bench: Bench) -> Iterator[Scene]:
+    """Every label in the world without shortcut; in the others the label that the shortcut goes with."""
+    for label in bench.labels:
+        yield _scene(bench, "none", label)
+    for world, label in bench.parameters.shortcuts.items():
+        yield _scene(bench, world, label)
+
+
+def _scene(bench: Bench, world: str, label: str) -> Scene:
+    data = _drawn(bench, world)
+    column = data.labels.index(label)
+    positive = np.flatnonzero(target_table(data)[:, column].numpy() > 0.5)
+    rows = positive[: bench.parameters.images].tolist()
+    if not rows:
+        raise ParameterError(f"no image of the phantom shows {label!r}; raise its prevalence in run {bench.run.key}")
+    batch = data.batch(rows)
+    regions = {"finding": batch.truth[:, column]}
+    without = {"finding": _drawn(bench, world, conspicuity=0.0).batch(rows).images}
+    if world != "none":
+        regions["shortcut"] = batch.shortcut & ~regions["finding"]
+        without["shortcut"] = _drawn(bench, "none").batch(rows).images
+    return Scene(world, label, batch.images, without, regions, list(batch.image_ids), list(batch.patient_ids))
+
+
+def _drawn(bench: Bench, world: str, **changes) -> cxrkit.data.Dataset:
+    trained = bench.run.parameters
+    kept = {k: v for k, v in trained.dataset_options.items() if k not in (*_SHORTCUTS, "crop", "images")}
+    many = 40 * bench.parameters.images  # only those that are looked at are drawn
+    options = {**kept, "seed": bench.parameters.seed, "images": many, **_EVERY[world], **changes}
+    return cxrkit.data.load("phantom", size=trained.size, **options)
+
+
+def score(bench: Bench, hear: Callable[[str], None] | None = None) -> pd.DataFrame:
+    """A row per image, method and region: world, label, share of the map's positive mass, chance, effect, logit.
+
+    `share` is nan for a map without positive mass; `effect` is by how much the logit falls without the region.
+    """
+    parts = []
+    for scene in scenes(bench):
+        told = _told(bench, scene)
+        for method in bench.methods:
+            few = bench.parameters.slow_images if method in _SLOW else len(scene.images)
+            maps = maps_of(bench, method, scene.images[:few], scene.label)
+            for region, mask in scene.regions.items():
+                share = cxrkit.metrics.energy_pointing_game(maps, mask[:few], kind="precision")
+                chance = cxrkit.metrics.chance_level(mask[:few])
+                facts = told[region] | {"method": method, "share": share.numpy(), "chance": chance.numpy()}
+                parts.append(pd.DataFrame({k: v if isinstance(v, str) else v[:few] for k, v in facts.items()}))
+        if hear is not None:
+            hear(f"{scene.world}, {scene.label}")
+    return pd.concat(parts, ignore_index=True)
+
+
+def _told(bench: Bench, scene: Scene) -> dict[str, dict]:
+    """What doesn't depend on the method, by region."""
+    logits = _logits(bench, scene.images, scene.label)
+    common = {"world": scene.world, "label": scene.label, "image_id": scene.image_ids, "patient_id": scene.patient_ids}
+    return {
+        region: common
+        | {"region": region, "logit": logits, "effect": logits - _logits(bench, scene.without[region], scene.label)}
+        for region in scene.regions
+    }
+
+
+def _logits(bench: Bench, images: Tensor, label: str) -> np.ndarray:
+    column = list(bench.model.labels).index(label)
+    device = device_of(bench.model, images)
+    with torch.no_grad():
+        parts = [bench.model(part.to(device))[:, column].cpu() for part in images.split(_CHUNK)]
+    return torch.cat(parts).numpy()
+
+
+def maps_of(bench: Bench, method: str, images: Tensor, label: str) -> Tensor:
+    """Maps [B, H, W] of one label, at the settings of the benchmark."""
+    device = device_of(bench.model, images)
+    options = settings_of(method, bench.parameters.n_steps, images.shape[-1])
+    maps = cxrkit.attribute(bench.model, images.to(device), method=method, labels=[label], **options)
+    return maps[:, 0].float().cpu()
+
+
+def settings_of(method: str, n_steps: int, size: int) -> dict:
+    """Options of a method at the size of the benchmark."""
+    if "n_steps" in (names := cxrkit.attribution.card(method).options):
+        return {"n_steps": n_steps}
+    if "n_samples" in names:
+        return {"n_samples": n_steps}
+    if method == "occlusion":
+        return {"window": max(size // 5, 2), "stride": max(size // 10, 1)}
+    return {}
+
+
+def effects(scores: pd.DataFrame, by: tuple[str, ...] = ("world", "label", "region")) -> pd.DataFrame:
+    """What the networks used: mean fall of the logit without a region, with 95 % interval, for each group of `by`."""
+    first = scores[scores["method"] == scores.groupby(list(by))["method"].transform("first")]
+    rows = []
+    for names, part in first.groupby(list(by), sort=False):
+        mean, low, high = cxrkit.metrics.bootstrap(part["effect"], part["patient_id"])
+        found = {"effect": mean, "low": low, "high": high, "images": len(part)}
+        rows.append(dict(zip(by, names, strict=True)) | found)
+    return pd.DataFrame(rows)
+
+
+def verdicts(scores: pd.DataFrame, by: tuple[str, ...] = ("world", "region", "method")) -> pd.DataFrame:
+    """Mean share of positive mass with its 95 % interval beside chance, and the mean effect, for each group of `by`.
+
+    `times_chance` is share / chance. Degenerate maps are counted, not averaged.
+    """
+    columns = [*by, "share", "low", "high", "chance", "times_chance", "effect", "maps", "degenerate"]
+    if scores.empty:
+        return pd.DataFrame(columns=columns)
+    gathered = cxrkit.metrics.Accumulator()
+    found = cxrkit.metrics.LocalisationScores(*({"share": scores[name].to_numpy()} for name in ("share", "chance")))
+    gathered.add(found, scores["patient_id"].to_numpy(), **{name: scores[name] for name in by})
+    table = gathered.table().rename(columns={"mean": "share"}).set_index(list(by))
+    # Chance and effect are those of all images, also where a map has no positive mass.
+    table[["chance", "effect"]] = scores.groupby(list(by), sort=False)[["chance", "effect"]].mean()
+    table["times_chance"], table["maps"] = table["share"] / table["chance"], table["n"] + table["degenerate"]
+    return table.reset_index()[columns]
+
+
+def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of `verdicts` with a row per method and a column per network and world: share [interval] in percent."""
+
+    def cell(row) -> str:
+        if np.isnan(row["share"]):
+            return "no map"
+        interval = "" if np.isnan(row["low"]) else f" [{row['low']:.1%}, {row['high']:.1%}]"  # of one patient: none
+        return f"{row['share']:.1%}{interval}"
+
+    columns = {}
+    for (network, world), part in table.groupby(["network", "world"], sort=False):
+        place = network if world == "none" else f"{network}; {world.replace('_', ' ')}"
+        title = f"{place} (chance {part['chance'].iloc[0]:.1%}, effect {part['effect'].iloc[0]:.1f})"
+        columns[title] = part.set_index("method").apply(cell, axis=1)
+    return pd.DataFrame(columns).reindex(table["method"].unique()).fillna("–")
+
+
+def case(bench: Bench, world: str = "none", label: str | None = None) -> Scene:
+    """One image of a world: of the label's positives the one that leans most on its shortcut, or on its finding."""
+    label = label or bench.parameters.shortcuts.get(world, bench.labels[0])
+    scene = _scene(bench, world, label)
+    region = "finding" if world == "none" else "shortcut"
+    row = int(np.argmax(_told(bench, scene)[region]["effect"]))
+    return Scene(
+        world,
+        label,
+        scene.images[row : row + 1],
+        {name: images[row : row + 1] for name, images in scene.without.items()},
+        {name: mask[row : row + 1] for name, mask in scene.regions.items()},
+        scene.image_ids[row : row + 1],
+        scene.patient_ids[row : row + 1],
+    )
+
+
+def panel(bench: Bench, scene: Scene, maps: Mapping[str, Tensor] | None = None) -> dict:
+    """The first image of a scene with maps {title: [H, W]} (None: by each method), ready for `figures.show_maps`."""
+    if maps is None:
+        maps = {name: maps_of(bench, name, scene.images[:1], scene.label)[0] for name in bench.methods}
+    region = "shortcut" if "shortcut" in scene.regions else "finding"
+    told = _told(bench, scene)[region]
+    gone = f"{told['effect'][0]:.1f} of it gone without the {region}"
+    return {
+        "image": scene.images[0, 0],
+        "maps": torch.stack(list(maps.values())),
+        "titles": list(maps),
+        "mask": scene.regions[region][0],
+        "truth": scene.regions["finding"][0],
+        "caption": f"{scene.label}: logit {told['logit'][0]:.1f}, {gone}",
+    }
+
+
+def of_grid(name: str) -> pd.DataFrame:
+    """Scores of every judged network of a grid, with the columns `network` and `planted` (learnt from shortcuts)."""
+    parts = []
+    for trained, run in report.pairs(name, "judge"):
+        shortcuts = _SHORTCUTS & set(trained.parameters.dataset_options)
+        network = f"{report.variant(trained.parameters)}, {'shortcuts' if shortcuts else 'clean'}"
+        parts.append(run.frame("scores").assign(network=network, planted=bool(shortcuts)))
+    if not parts:
+        raise ParameterError(f"grid {name!r} judges no network; `cxrkit grid run benchmark` does")
+    return pd.concat(parts, ignore_index=True)
+
+
+def planted(name: str) -> Bench:
+    """The first judged network of a grid that learnt from images with shortcuts; else the first."""
+    judged = report.pairs(name, "judge")
+    _, run = next((pair for pair in judged if _SHORTCUTS & set(pair[0].parameters.dataset_options)), judged[0])
+    return bench(run.parameters)
+
+
+def questions(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The three tables of the benchmark, by network and method: `verdicts` of what `of_grid` gives.
+
+    A shortcut counts as used where the interval of its effect lies above 0.
+    """
+    clean, shortcut = ~scores["planted"], scores["region"] == "shortcut"
+    by = ("network", "world", "region")
+    idle = effects(scores, by).query("effect <= 0 or low <= 0")
+    idle = pd.MultiIndex.from_frame(scores[list(by)]).isin(pd.MultiIndex.from_frame(idle[list(by)]))
+    asked = {
+        "finds the lesion": clean & (scores["world"] == "none"),
+        "finds the shortcut that was used": ~clean & shortcut & ~idle,
+        # Dark borders move the grey scale of the whole image, so even a network that never met them answers to them.
+        "shows what no one used": clean & shortcut & (scores["world"] == "marker"),
+    }
+    by = ("network", "world", "method")
+    return {question: verdicts(scores[rows], by) for question, rows in asked.items()}

@@ -1,0 +1,292 @@
+"""The parameters of an experiment: named, typed, bounded, and checked before anything runs."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import types
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cxrkit.errors import ParameterError, meant
+
+__all__ = [
+    "Parameters",
+    "SearchParameters",
+    "TrainParameters",
+    "check_dataset_options",
+    "given",
+]
+
+# What a notebook's namespace holds besides its parameters.
+_NOTEBOOK_NAMES = {"In", "Out"}
+# Parameters that go with the data set, and so with a notebook's own only.
+OF_DATASET = ("dataset_options", "root")
+_LITERALS = (str, int, float, bool, list, tuple, dict, types.NoneType)
+
+
+class Parameters(BaseModel):
+    """What both kinds of experiment share. Unknown names are refused; the message lists near misses.
+
+    `results` (where runs are kept) and `device` say where an experiment runs, not what it is: they take no part in a
+    run's key.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    kind: ClassVar[str]
+    placement: ClassVar[frozenset[str]] = frozenset({"results", "device", "threads"})
+
+    results: str = Field("results", min_length=1, description="folder that holds the runs")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="where to compute")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 leaves torch's own choice")
+
+    def __init__(self, **values: Any):
+        refuse_none_as_text(self.kind, values)
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ParameterError(_explain(error, type(self))) from None
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> Parameters:
+        """The parameters as a notebook's namespace holds them.
+
+        In a fresh kernel everything public that is plain data must be a parameter, so that a misspelt name given from
+        outside stops the notebook in its first cells. In a kernel that has run for a while a reader's own variables
+        are let be, unless one looks like a misspelt parameter. Options and folder that an earlier cell set for another
+        data set are left out with a warning. Raises ParameterError.
+        """
+        parameters = cls(**given(namespace, cls.model_fields))
+        check_dataset_options(parameters, "this notebook, or what was given to it from outside")
+        return parameters
+
+    def identity(self) -> dict[str, Any]:
+        """The parameters that decide the result, JSON-able, in a fixed order."""
+        values = self.model_dump(mode="json")
+        return {name: values[name] for name in sorted(values) if name not in self.placement}
+
+
+def refuse_none_as_text(kind: str, values: Mapping[str, Any]) -> None:
+    """Raise ParameterError where a value, also one within a mapping, is the word None, which YAML doesn't know."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            refuse_none_as_text(f"{name} of {kind}", value)
+    if names := [name for name, value in values.items() if isinstance(value, str) and value == "None"]:
+        raise ParameterError(f"parameters {names} for {kind}: None is text in YAML; write null")
+
+
+def given(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """What a notebook's namespace holds of the `known` parameters, and what looks like a misspelt one; see
+    `Parameters.from_notebook`."""
+    fresh = len(namespace.get("In", [])) <= 4  # IPython keeps one entry per executed cell
+    values = {}
+    for name, value in namespace.items():
+        if name in known:
+            values[name] = value  # whatever it is: who checks them judges it
+            continue
+        hidden = name.startswith("_") or name in _NOTEBOOK_NAMES or not isinstance(value, _LITERALS)
+        if not hidden and (fresh or difflib.get_close_matches(name, known, 1, 0.85)):
+            values[name] = value
+    for name, other in _left_over(namespace.get("In", [])).items():
+        if values.pop(name, None):
+            text = f"{name} was set for data set {other!r} and is left out for {values.get('dataset')!r}"
+            warnings.warn(text, stacklevel=3)
+    return values
+
+
+def _left_over(cells: Sequence[str]) -> dict[str, str]:
+    """Which of `OF_DATASET` the executed cells set before they named another data set, and for which one that was."""
+    dataset, owner = None, {}
+    for cell in cells:
+        assigned = {}
+        with contextlib.suppress(SyntaxError, ValueError):  # magics are no Python
+            for node in ast.parse(cell).body:
+                target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+                if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name):
+                    assigned[target.id] = node.value
+        if isinstance(named := assigned.get("dataset"), ast.Constant):
+            dataset = named.value
+        owner |= {name: dataset for name in OF_DATASET if name in assigned}
+    return {name: other for name, other in owner.items() if other not in (None, dataset)}
+
+
+def check_dataset_options(parameters: Parameters, origin: str | Mapping[str, str]) -> None:
+    """Refuse `dataset_options` that the data set named beside them lacks: ParameterError, which says their `origin`.
+
+    `origin`: where parameters come from, all of them or by name; what isn't listed comes from the preset or default.
+    """
+    from cxrkit.data.sources import SOURCES, check_options
+
+    if isinstance(parameters, SearchParameters):
+        parameters = parameters.trial({})
+    name, options = getattr(parameters, "dataset", None), getattr(parameters, "dataset_options", {})
+    if name in SOURCES:
+        known = (*SOURCES[name].options(), "preprocessing", "seed", "cache_bits")
+        try:
+            check_options(name, known, options)
+        except ParameterError as error:
+            of = dict.fromkeys(("dataset_options", "dataset"), origin) if isinstance(origin, str) else origin
+            told = [f"{name} from {of.get(name, 'the preset or default')}" for name in ("dataset_options", "dataset")]
+            raise ParameterError(f"{error}. Origin: {', '.join(told)}") from None
+
+
+class TrainParameters(Parameters):
+    """Parameters of `train.ipynb`: data, network, and how it learns. `preset` gives those of the papers."""
+
+    kind: ClassVar[str] = "train"
+    placement: ClassVar[frozenset[str]] = Parameters.placement | {"workers", "checkpoint_seconds"}
+
+    dataset: str = Field("phantom", min_length=1, description="a source name of cxrkit.data")
+    root: str | None = Field(None, description="folder of a downloaded source; none for the phantom")
+    dataset_options: dict[str, Any] = Field(default_factory=dict, description="options of the source")
+    healthy_class: str = Field("", description="name of an added class: images without any finding; empty: none")
+    size: int = Field(64, ge=32, le=2048, description="side of the square input, pixels")
+    cache: str = Field(
+        "none",
+        min_length=1,
+        description="images drawn once for all runs, at 8 bits: none, auto, or a folder",
+    )
+    model: str = Field("bcos_resnet18", min_length=1, description="a network name of cxrkit.models")
+    antialias: Literal["none", "flc", "flc_authors", "blur"] = "none"
+    antialias_stem: bool = Field(False, description="the first layers too, which the papers left aliased")
+    auxiliary: bool = Field(False, description="train with the auxiliary head, where the network has one")
+    protocol: Literal["corrected", "paper", "authors"] = "corrected"
+    weights: str | None = Field(None, description="'imagenet', a file, or none for a random start")
+    copy_weights: bool = Field(False, description="copy weights into the convolutions that anti-aliasing replaces")
+    augment: Literal["none", "light", "heavy"] = "none"
+    augment_reference: Literal["auto", "after_resize", "original"] = Field(
+        "auto",
+        description="width that the shift of 32 pixels refers to: 224, or original: 1024; auto: that for B-cos "
+        "networks with protocol 'authors'",
+    )
+    oversample: bool = False
+    fold: int = Field(0, ge=0, le=4)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    epochs: int = Field(2, ge=1, le=10_000)
+    batch_size: int = Field(16, ge=1, le=65_536, description="images per step, over all processes and parts")
+    accumulate: int = Field(1, ge=1, le=4096, description="parts in which a step's images are computed (memory)")
+    loss: Literal["bce", "bce_uniform_off", "cross_entropy"] = "bce"
+    class_weights: Literal["none", "balanced"] = "none"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="L2 in the gradient (adam, sgd) or decoupled (adamw)")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    schedule: Literal["plateau", "constant", "step", "cosine", "one_cycle", "inverse_time"] = "plateau"
+    patience: int = Field(3, ge=0, description="epochs without a lower loss before the rate falls (plateau)")
+    schedule_factor: float = Field(0.1, gt=0, lt=1, description="of each fall (plateau, step)")
+    schedule_epochs: int = Field(5, ge=1, description="epochs between two falls (step)")
+    schedule_decay: float = Field(0.0, ge=0, lt=1, description="d of rate / (1 + d t) after t steps (inverse_time)")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the rate rises from 0")
+    clip_norm: float = Field(0.0, ge=0, description="largest norm of a step's gradient; 0: any")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the running mean of weights that is kept; 0: none")
+    selection: Literal["auto", "validation", "test"] = Field(
+        "auto", description="split that chooses the epoch and the rate; auto: test with protocol 'authors'"
+    )
+    criterion: Literal["auc", "f1", "accuracy", "loss"] = Field("auc", description="by which the epoch is chosen")
+    stop_patience: int = Field(0, ge=0, description="epochs without a better criterion before training ends; 0: never")
+    workers: int = Field(0, ge=0, le=256, description="processes that load images, kept in memory where they fit")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    compiled: bool = Field(False, description="torch.compile: a slow first step, then faster ones")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="between two checkpoints; 0: after every step")
+
+    def identity(self) -> dict[str, Any]:
+        """As of all parameters; of the cache counts that it rounds, not where it lies."""
+        values = super().identity()
+        # What is as it was before there was a choice says nothing, so that earlier runs keep their names.
+        if values.pop("cache") != "none":
+            values["cache"] = "8 bits"
+        del values["augment_reference"]
+        if self.augment != "none" and self.shifted_on != "after_resize":
+            values["augment_reference"] = self.shifted_on
+        return dict(sorted(values.items()))
+
+    @property
+    def shifted_on(self) -> str:
+        """The `reference` of the augmentation: "original" as in the papers' code for B-cos networks, else not."""
+        if self.augment_reference != "auto":
+            return self.augment_reference
+        theirs = self.protocol == "authors" and self.model.startswith("bcos_")
+        return "original" if theirs else "after_resize"
+
+    @property
+    def selected_on(self) -> str:
+        """The split that chooses: "validation", or "test" as the code of paper `bcos` did."""
+        if self.selection != "auto":
+            return self.selection
+        return "test" if self.protocol == "authors" else "validation"
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> TrainParameters:
+        """The parameters of a paper's experiment, such as "bcos/rsna/bcos_resnet50", with `changes` on top.
+
+        `train.presets.table()` lists them with their sources. Raises ParameterError for an unknown name.
+        """
+        from cxrkit.train import presets
+
+        return cls(**presets.values(name, protocol=changes.get("protocol", "corrected")) | changes)
+
+
+class SearchParameters(Parameters):
+    """Parameters of `search.ipynb`: which training parameters are tried, and how many times (paper `bcos`, 1.7)."""
+
+    kind: ClassVar[str] = "search"
+    placement: ClassVar[frozenset[str]] = Parameters.placement | {"workers"}
+
+    training: dict[str, Any] = Field(default_factory=dict, description="fixed training parameters, by name")
+    space: dict[str, list[Any]] = Field(
+        default_factory=lambda: {
+            "learning_rate": [1e-7, 1e-6, 1e-5, 1e-4],
+            "weight_decay": [0.0, 1e-6, 1e-5, 1e-4, 1e-3],
+            "patience": [3, 5, 10],
+        },
+        min_length=1,
+        description="training parameter: the values to try",
+    )
+    folds: list[int] = Field([0], min_length=1, description="folds whose scores are averaged")
+    evaluations: int = Field(10, ge=1, le=10_000, description="settings that are tried in all")
+    min_epochs: int = Field(1, ge=1, description="epochs of the cheapest trial")
+    max_epochs: int = Field(30, ge=2, description="epochs of the dearest trial")
+    eta: int = Field(3, ge=2, le=10, description="one in so many settings goes on to so many times the epochs")
+    criterion: Literal["auc", "f1", "accuracy", "loss"] = "f1"
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    workers: int = Field(0, ge=0, le=256, description="processes that load images; 0 keeps the images in memory")
+
+    @model_validator(mode="after")
+    def _trainable(self) -> SearchParameters:
+        own = {"epochs", "fold", "criterion", *Parameters.model_fields, "workers"}
+        if wrong := own & (set(self.training) | set(self.space)):
+            raise ValueError(f"{sorted(wrong)} can't stand in training or space: the search sets them itself")
+        if self.max_epochs <= self.min_epochs:
+            raise ValueError(f"max_epochs {self.max_epochs} must exceed min_epochs {self.min_epochs}")
+        for name, choices in self.space.items():
+            if not choices:
+                raise ValueError(f"space names no value for {name!r}")
+            for choice in choices:
+                self.trial({name: choice})
+        for fold in self.folds:
+            self.trial({}, fold=fold)
+        return self
+
+    def trial(self, choices: dict[str, Any], epochs: int = 1, fold: int = 0) -> TrainParameters:
+        """The training parameters of one trial. Raises ParameterError for names or values that don't fit."""
+        shared = {"criterion": self.criterion, "results": self.results, "device": self.device}
+        own = {"epochs": epochs, "fold": fold, "workers": self.workers, "threads": self.threads}
+        return TrainParameters(**self.training | choices | shared | own)
+
+
+def _explain(error: ValidationError, cls: type[Parameters]) -> str:
+    known = sorted(cls.model_fields)
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown parameter {name!r} for {cls.kind}; {meant(name, known)}")
+        elif not name:  # several parameters together
+            lines.append(f"{cls.kind}: {problem['msg'].removeprefix('Value error, ')}")
+        else:
+            lines.append(f"parameter {name!r} for {cls.kind}: {problem['msg']} (got {problem.get('input')!r})")
+    return "; ".join(lines)

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from cxrkit import ParameterError, study, train
 from cxrkit.study import comparing, runs
+from cxrkit.study.study import Study
 
 
 def predictions(shift, images=40):
@@ -93,15 +94,14 @@ def test_runs_that_trained_nothing_are_refused(pair, tmp_path):
         comparing.pair(pair[0].key, runs.key(parameters), results=str(tmp_path))
 
 
-def test_choices_are_named_by_what_changed(tmp_path, monkeypatch):
+def test_choices_are_named_by_what_changed(tmp_path):
     made = []
     for changes in ({}, {"augment": "light"}, {"model": "vgg16"}):
         parameters = train.TrainParameters(**{"model": "resnet18", "results": str(tmp_path)} | changes)
         with runs.writing(parameters) as writer:
             writer.frame("predictions", predictions(2.0))
         made.append(runs.find(runs.key(parameters), tmp_path))
-    monkeypatch.setattr(comparing.report, "runs_of", lambda name: made)
-    table = comparing.choices("any")
+    table = comparing.choices(Study("any", tuple(made)))
     assert table["choice"].tolist() == ["as it is", "augment: light", "as it is"]
     assert table["network"].tolist() == ["resnet18", "resnet18", "vgg16"]
     assert table["AUC"].nunique() == 1
@@ -123,7 +123,7 @@ def test_a_network_is_judged_once_for_all_claims_about_it(monkeypatch):
     monkeypatch.setattr(bcos_claims, "cells", lambda name: {place: [("run", "explained")]})
     monkeypatch.setattr(bcos_claims, "predictions", lambda run: pd.DataFrame({"run": [run]}))
     monkeypatch.setattr(bcos_claims, "too_little", lambda frame: judged.append(frame) or "it missed every positive")
-    study_ = bcos_claims.Study("grid", "folder")
+    study_ = bcos_claims.View("grid", "folder")
     assert study_.barred(("B-cos", "bcos")) == study_.barred(("B-cos", "layercam", "plain"))
     assert study_.barred(("B-cos", "bcos")) == "B-cos (plain) learnt too little: it missed every positive"
     assert len(judged) == 1

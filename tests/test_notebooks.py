@@ -266,5 +266,5 @@ def test_nbval_notices_lost_tags_and_empty_pictures_and_widgets(run_nbval):
 def test_no_text_from_data_becomes_markup(path):
     """A book page holds what Markdown and HTML objects say as it is: only functions that escape may fill them."""
     calls = re.findall(r"\b(?:Markdown|HTML|Latex)\(\s*(.*)", "\n".join(cell.source for cell in code_cells(read(path))))
-    safe = r"report\.notice\(grid\)\)|effort\.commands\(.\w+.\)\)|\w+\.caption\)\)"
+    safe = r"(?:study|loaded)\.notice\)|effort\.commands\(.\w+.\)\)|\w+\.caption\)\)"
     assert [call for call in calls if not re.match(safe, call)] == []

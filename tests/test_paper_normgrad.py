@@ -16,6 +16,7 @@ from cxrkit.study import report, runs
 from cxrkit.study.measuring import normgrad as measuring
 from cxrkit.study.notebook import parameters_for
 from cxrkit.study.papers import checklist, normgrad, normgrad_code, normgrad_maps, published
+from cxrkit.study.study import Study
 
 SIZE = 48
 
@@ -249,9 +250,8 @@ def test_smoothing_and_claims_find_what_was_put_in(grid):
 
 
 def test_a_grid_without_scores_says_how_to_make_them(monkeypatch):
-    monkeypatch.setattr(report, "runs_of", lambda name: [])
     with pytest.raises(ParameterError, match="grid run normgrad"):
-        normgrad.pairs("empty")
+        normgrad.pairs(Study("empty", ()))
 
 
 def test_mean_over_seeds_in_closed_form():

@@ -12,6 +12,7 @@ import yaml
 from cxrkit import ParameterError, grid
 from cxrkit.study import comparing, report, runs
 from cxrkit.study.papers import bcos, bcos_claims, claims, published
+from cxrkit.study.study import Study
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 PRECISION = {"resnet18": 0.2, "none": 0.3, "flc": 0.5, "blur": 0.3}
@@ -46,7 +47,7 @@ def scores(precision: float, method: str) -> pd.DataFrame:
 
 
 @pytest.fixture
-def made(tmp_path) -> str:
+def made(tmp_path) -> Study:
     """A grid of four networks on the binary view with explanations of known scores."""
     common = {"results": str(tmp_path / "results")}
     cases = [
@@ -78,7 +79,7 @@ def made(tmp_path) -> str:
                 bcos = network.model != "resnet18"
                 name = network.antialias if bcos else network.model
                 writer.frame("scores", scores(PRECISION[name], "bcos" if bcos else "layercam"))
-    return str(path)
+    return grid.finished(path)
 
 
 def test_summary_holds_macro_means_intervals_chance_and_counts(made):

@@ -25,7 +25,7 @@ from cxrkit.study import run_key
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Event", "make_settings", "retry", "run", "shown"]
+__all__ = ["Event", "make_settings", "retry", "run"]
 
 _REPEATED = {"killed", "start", "cancelled", "lost"}  # not the run's own doing: it is tried again
 _TICK = 0.5
@@ -92,16 +92,6 @@ def run(
 def retry(file: str | Path, workers: int = 1, report: Report | None = None, **options) -> pd.DataFrame:
     """`run`, the failed ones included."""
     return run(file, workers, report, retry=True, **options)
-
-
-def shown(name: str = "quick", otherwise: str = "smoke") -> str:
-    """The grid whose results a page shows: `name` when all of it is done; else the tiny grid `otherwise`, run now."""
-    if all(state.name == "done" for state in states(plan(name))):
-        return name
-    state = run(otherwise, retry=True)
-    if (failed := state[state["state"] != "done"]).size:
-        raise DataError(f"runs of the grid {otherwise!r} failed: {', '.join(failed['key'])}; see results/failed")
-    return otherwise
 
 
 def make_settings(threads: int = 0) -> Settings:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 from torch import nn
 
-from cxrkit import grid
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Interval
 from cxrkit.metrics.statistics import resampled_rows
 from cxrkit.study import ensembles, report, runs
+from cxrkit.study.study import Study
 from cxrkit.train import scoring
 
 __all__ = ["area", "choices", "differences", "networks", "pair", "scores"]
@@ -19,14 +21,16 @@ __all__ = ["area", "choices", "differences", "networks", "pair", "scores"]
 Pair = tuple[runs.Run, runs.Run]
 
 
-def pair(first: str = "", second: str = "", results: str = "results") -> Pair:
-    """Two training runs by key or folder; empty names take the first and the last of the grid that the pages show.
+def pair(first: str = "", second: str = "", results: str = "results", load: Callable[[], Study] | None = None) -> Pair:
+    """Two training runs by key or folder; empty names take the first and the last of the study `load()`.
 
     Raises DataError for a run that isn't there, ParameterError for one that trained nothing.
     """
     found = [runs.find(name, results) if name else None for name in (first, second)]
     if None in found:
-        trained = [run for run in report.runs_of(grid.shown()) if run.kind == "train"]
+        if load is None:
+            raise ParameterError("first or second is empty; give the keys of two training runs")
+        trained = load().trained
         found = [run or trained[place] for run, place in zip(found, (0, -1), strict=True)]
     if other := [run.key for run in found if run.kind != "train"]:
         raise ParameterError(f"runs {other} trained no network; give the keys of training runs")
@@ -100,17 +104,17 @@ def _areas(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
     return np.array([*own, scoring.macro_auc(targets, logits)])
 
 
-def choices(name: str) -> pd.DataFrame:
+def choices(study: Study) -> pd.DataFrame:
     """What each choice of a grid does: a row per training run and method of its explanation, in the grid's order.
 
     Columns: network, choice (the parameters in which the run differs from the grid's first run of that network), AUC
     (macro, test images), method, EPG (precision, macro) with its 95 % interval, chance, and how many maps it rests on,
     are degenerate, or left out for another method (see `report.pointing_table`).
     """
-    explained = {train.key: explain for train, explain in report.pairs(name)}
+    explained = {train.key: explain for train, explain in study.pairs()}
     first: dict[str, dict] = {}
     rows = []
-    for run in (run for run in report.runs_of(name) if run.kind == "train"):
+    for run in study.trained:
         own = run.parameters.identity()
         base = first.setdefault(own["model"], own)
         changed = [f"{key}: {value}" for key, value in own.items() if base.get(key) != value]

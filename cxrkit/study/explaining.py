@@ -13,10 +13,10 @@ from torch import nn
 import cxrkit.attribution
 import cxrkit.data
 import cxrkit.metrics
-from cxrkit import grid
 from cxrkit.errors import DataError, ParameterError
-from cxrkit.study import report, runs
+from cxrkit.study import runs
 from cxrkit.study.parameters import ExplainParameters
+from cxrkit.study.study import Study
 from cxrkit.train.loop import chosen_device, load_data, target_table
 from cxrkit.train.losses import probabilities
 from cxrkit.train.scoring import activation_of
@@ -48,13 +48,13 @@ class Subject:
         return self.cutoffs.get(label, np.nan if self.cutoffs else 0.5)
 
 
-def subject(parameters: ExplainParameters) -> Subject:
-    """Load what `parameters` name; empty ones are filled in.
+def subject(parameters: ExplainParameters, load: Callable[[], Study] | None = None) -> Subject:
+    """Load what `parameters` name; empty ones are filled in, an empty run by the first B-cos run of `load()`.
 
     Raises ParameterError for an unknown method or label, DataError for a run whose data have changed since or have no
     boxes.
     """
-    run = runs.find(parameters.run, parameters.results) if parameters.run else _of_the_study()
+    run = runs.find(parameters.run, parameters.results) if parameters.run else _of_study(load)
     if run.parameters.root and not run.stale and runs.key(run.parameters) != run.key:
         raise DataError(f"run {run.key}: the tables in {run.parameters.root} have changed since; train it again")
     model = run.network(chosen_device(parameters))
@@ -85,9 +85,10 @@ def _cutoffs(run: runs.Run) -> dict[str, float]:
         return {}
 
 
-def _of_the_study() -> runs.Run:
-    """The first B-cos run of the grid that the pages show, so that a page explains the same network at every build."""
-    trained = [run for run in report.runs_of(grid.shown()) if run.kind == "train"]
+def _of_study(load: Callable[[], Study] | None) -> runs.Run:
+    if load is None:
+        raise ParameterError("run is empty; give the key or the folder of a training run")
+    trained = load().trained
     return next((run for run in trained if run.parameters.model.startswith("bcos_")), trained[0])
 
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 import cxrkit.attribution
 import cxrkit.data
 import cxrkit.metrics
-from cxrkit import grid
 from cxrkit.attribution.api import device_of
 from cxrkit.errors import ParameterError
 from cxrkit.study import report, runs
 from cxrkit.study.parameters import JudgeParameters
+from cxrkit.study.study import Study
 from cxrkit.train.loop import chosen_device, target_table
 
 __all__ = [
@@ -77,13 +77,13 @@ class Scene:
     patient_ids: list[str]
 
 
-def bench(parameters: JudgeParameters) -> Bench:
-    """Load the run that `parameters` name; an empty name stands for one of the study.
+def bench(parameters: JudgeParameters, load: Callable[[str], Study] | None = None) -> Bench:
+    """Load the run that `parameters` name; an empty name stands for one of the study `load("benchmark")`.
 
     Raises ParameterError for a run on another data set, an unknown method or label, and for a seed whose images the
     network was trained on.
     """
-    run = runs.find(parameters.run, parameters.results) if parameters.run else _of_the_study(parameters)
+    run = runs.find(parameters.run, parameters.results) if parameters.run else _of_study(parameters, load)
     options = run.parameters.dataset_options
     if run.parameters.dataset != "phantom":
         raise ParameterError(f"run {run.key} saw {run.parameters.dataset}; only the phantom knows what is true")
@@ -103,16 +103,14 @@ def bench(parameters: JudgeParameters) -> Bench:
     return Bench(run, parameters.model_copy(update={"run": run.key}), model, methods, labels)
 
 
-def _of_the_study(parameters: JudgeParameters) -> runs.Run:
-    """The first network with the largest images among those of the grid that the pages show: without planted
-    shortcuts, and a B-cos network only where methods ask for one.
+def _of_study(parameters: JudgeParameters, load: Callable[[str], Study] | None) -> runs.Run:
+    """The first network with the largest images: without planted shortcuts, and a B-cos network only where methods
+    ask for one.
     """
     bcos = any(cxrkit.attribution.card(name).family == "inherent" for name in parameters.methods)
-    trained = [
-        run
-        for run in report.runs_of(grid.shown("benchmark"))
-        if run.kind == "train" and run.parameters.dataset == "phantom"
-    ]
+    if load is None:
+        raise ParameterError("run is empty; give the key or the folder of a training run on the phantom")
+    trained = [run for run in load("benchmark").trained if run.parameters.dataset == "phantom"]
     fit = [run for run in trained if run.parameters.model.startswith("bcos_") == bcos]
     clean = [run for run in fit if not _SHORTCUTS & set(run.parameters.dataset_options)]
     return max(clean or fit or trained, key=lambda run: run.parameters.size)
@@ -289,21 +287,21 @@ def panel(bench: Bench, scene: Scene, maps: Mapping[str, Tensor] | None = None) 
     }
 
 
-def of_grid(name: str) -> pd.DataFrame:
+def of_grid(study: Study) -> pd.DataFrame:
     """Scores of every judged network of a grid, with the columns `network` and `planted` (learnt from shortcuts)."""
     parts = []
-    for trained, run in report.pairs(name, "judge"):
+    for trained, run in study.pairs("judge"):
         shortcuts = _SHORTCUTS & set(trained.parameters.dataset_options)
         network = f"{report.variant(trained.parameters)}, {'shortcuts' if shortcuts else 'clean'}"
         parts.append(run.frame("scores").assign(network=network, planted=bool(shortcuts)))
     if not parts:
-        raise ParameterError(f"grid {name!r} judges no network; `cxrkit grid run benchmark` does")
+        raise ParameterError(f"grid {study.name!r} judges no network; `cxrkit grid run benchmark` does")
     return pd.concat(parts, ignore_index=True)
 
 
-def planted(name: str) -> Bench:
+def planted(study: Study) -> Bench:
     """The first judged network of a grid that learnt from images with shortcuts; else the first."""
-    judged = report.pairs(name, "judge")
+    judged = study.pairs("judge")
     _, run = next((pair for pair in judged if _SHORTCUTS & set(pair[0].parameters.dataset_options)), judged[0])
     return bench(run.parameters)
 

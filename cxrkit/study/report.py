@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cxrkit import grid
-from cxrkit.data import Dataset, cards
+from cxrkit.data import Dataset
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Accumulator, LocalisationScores, classification_report
 from cxrkit.study import runs
+from cxrkit.study.study import Study
 from cxrkit.train.loop import load_data
 from cxrkit.train.parameters import TrainParameters
 
@@ -24,16 +24,11 @@ __all__ = [
     "images_of",
     "kept_of",
     "names",
-    "notice",
-    "origin",
     "own_method",
-    "pairs",
     "pointing_table",
     "readable",
-    "runs_of",
     "summary",
     "surest",
-    "synthetic",
     "variant",
     "view",
 ]
@@ -67,24 +62,12 @@ def view(parameters) -> str:
     )
 
 
-def runs_of(name: str) -> list[runs.Run]:
-    """The finished runs of a grid, in its order."""
-    return [runs.Run(task.place) for task in grid.plan(name) if task.done]
-
-
-def pairs(name: str, kind: str = "explain") -> list[tuple[runs.Run, runs.Run]]:
-    """The finished pairs (training run, its run of that kind) of a grid."""
-    found = runs_of(name)
-    trained = {run.key: run for run in found if run.kind == "train"}
-    return [(trained[run.parameters.run], run) for run in found if run.kind == kind and run.parameters.run in trained]
-
-
-def summary(name: str, digits: int | None = None) -> pd.DataFrame:
+def summary(study: Study, digits: int | None = None) -> pd.DataFrame:
     """One row per trained network and method: AUC of the test fold, EPG with its 95 % interval, chance, and what the
     EPG rests on (see :func:`pointing_table`)."""
     rows = []
-    explained = {train.key: explain for train, explain in pairs(name)}
-    for run in (run for run in runs_of(name) if run.kind == "train"):
+    explained = {train.key: explain for train, explain in study.pairs()}
+    for run in study.trained:
         base = {"view": view(run.parameters), "network": variant(run.parameters), "AUC": test_auc(run)}
         if run.key not in explained:
             rows.append(base)
@@ -235,35 +218,6 @@ def curves(scores: pd.DataFrame) -> pd.DataFrame:
     :func:`comparable` has it."""
     by_label = comparable(scores).groupby(["method", "threshold", "label"], sort=False)[["precision", "recall"]].mean()
     return by_label.groupby(["method", "threshold"], sort=False).mean().reset_index()
-
-
-def notice(name: str) -> str:
-    """A sentence of Markdown that says which grid a page's numbers come from, and what they may be used for."""
-    found = [run for run in runs_of(name) if run.kind == "train"]
-    size, epochs = found[0].parameters.size, sorted({run.parameters.epochs for run in found})
-    finished = max(run.card["finished"] for run in found)
-    origins = cards.escaped(", ".join(sorted(set(map(origin, found)))))
-    text = (
-        f"From the grid '{cards.escaped(name)}': {len(found)} networks, {size} x {size} pixels, "
-        f"{' or '.join(map(str, epochs))} epochs, {origins}; finished {finished}."
-    )
-    if name == "smoke":
-        text = "NOT A RESULT. These networks are barely trained: `make book` runs the grid 'quick' first. " + text
-    return text
-
-
-def synthetic(name: str) -> bool:
-    """Whether every network of a grid was trained on the phantom: then only the direction of a claim can be judged."""
-    return all(run.parameters.dataset == "phantom" for run in runs_of(name) if run.kind == "train")
-
-
-def origin(run: runs.Run) -> str:
-    """What a run's images are, for captions."""
-    return (
-        "synthetic radiographs"
-        if run.parameters.dataset == "phantom"
-        else f"images of the source {run.parameters.dataset!r}"
-    )
 
 
 def names(pairs: list[tuple[runs.Run, runs.Run]]) -> list[str]:

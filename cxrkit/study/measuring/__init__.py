@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from cxrkit import grid
-from cxrkit.study import report
 from cxrkit.study.notebook import NotebookParameters, parameters_for
 
 __all__ = ["parameters_of"]
@@ -19,5 +18,5 @@ def parameters_of(paper: str, namespace: Mapping[str, Any]) -> NotebookParameter
     parameters = check.from_notebook(namespace)
     if parameters.run:
         return parameters
-    first = next(run for run in report.runs_of(grid.shown(paper)) if run.kind == "train")
+    first = grid.load(paper).trained[0]
     return check(**parameters.values | {"run": first.key})

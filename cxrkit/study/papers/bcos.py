@@ -16,10 +16,10 @@ from cxrkit.study.report import (
     classification_of,
     own_method,
     pointing_table,
-    runs_of,
     variant,
     view,
 )
+from cxrkit.study.study import Study
 
 __all__ = [
     "REGIMES",
@@ -62,11 +62,11 @@ def network(parameters) -> str:
     return "B-cos ViT" if parameters.model == "bcos_vit_c_b" else variant(parameters)
 
 
-def overview(name: str) -> pd.DataFrame:
+def overview(study: Study) -> pd.DataFrame:
     """A row per view, network, regime and explanation of the paper: AUC, EPG and recall with intervals and chance, and
     what they rest on (see `report.pointing_table`); all folds and seeds of a cell together (patients are resampled)."""
     rows = []
-    for place, pairs in cells(name).items():
+    for place, pairs in cells(study).items():
         auc = _macro(pd.concat([predictions(train) for train, _ in pairs]))["auc"]
         scores = pd.concat([explain.frame("scores").assign(run=train.key) for train, explain in pairs])
         table_ = pointing_table(scores[scores["method"].isin(EXPLANATIONS.values())])
@@ -77,10 +77,10 @@ def overview(name: str) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def cells(name: str) -> dict[tuple[str, str, str], list[tuple[runs.Run, runs.Run]]]:
+def cells(study: Study) -> dict[tuple[str, str, str], list[tuple[runs.Run, runs.Run]]]:
     """The explained networks of a grid by (view, network, regime): pairs of training run and explanation."""
     found: dict[tuple[str, str, str], list[tuple[runs.Run, runs.Run]]] = {}
-    for train, explain in report.pairs(name):
+    for train, explain in study.pairs():
         p = train.parameters
         found.setdefault((view(p), network(p), regime(p)), []).append((train, explain))
     return found
@@ -103,14 +103,14 @@ def regime_of(cell: Mapping[str, object]) -> str:
     return REGIMES[{(False, False): 0, (False, True): 1, (True, False): 2, (True, True): 3}[switches]]
 
 
-def classification(name: str, published_table: str, view_name: str) -> pd.DataFrame:
+def classification(study: Study, published_table: str, view_name: str) -> pd.DataFrame:
     """A published table of accuracy beside the same cells of a grid, "paper / ours" in percent in each cell.
 
     Ours: test images of all folds and seeds together, cut at 0.5, macro mean over labels (accuracy: share of all
     decisions). A dash: the paper's text lacks the number, or the grid has no such network.
     """
     trained: dict[tuple[str, str], list[runs.Run]] = {}
-    for run in runs_of(name):
+    for run in study.runs:
         if run.kind == "train" and view(run.parameters) == view_name:
             trained.setdefault((network(run.parameters), regime(run.parameters)), []).append(run)
     rows = []
@@ -159,11 +159,11 @@ def beside(ours: pd.DataFrame, published_table: str, view_name: str, metric: str
     return frame.astype({"maps": "Int64", "left out": "Int64"}) if "maps" in frame else frame
 
 
-def per_label(name: str, view_name: str = "multilabel") -> pd.DataFrame:
+def per_label(study: Study, view_name: str = "multilabel") -> pd.DataFrame:
     """EPG of each label on the plain B-cos network beside the authors' notebook: paper, ours, chance (percent)."""
     published = table("ext_bcos_vinbig_epg_per_class_authors_notebook")
     plain = published.query("variant == 'B-cos' and aug == 'No' and oversampling == 'No' and metric == 'precision'")
-    parts = [explain.frame("scores") for _, explain in cells(name).get((view_name, "B-cos", "plain"), [])]
+    parts = [explain.frame("scores") for _, explain in cells(study).get((view_name, "B-cos", "plain"), [])]
     columns = ["label", "paper", "ours", "low", "high", "chance"]
     if not parts:
         return pd.DataFrame(columns=columns)
@@ -178,26 +178,26 @@ def per_label(name: str, view_name: str = "multilabel") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def curves(name: str, view_name: str, method: str = "own") -> pd.DataFrame:
+def curves(study: Study, view_name: str, method: str = "own") -> pd.DataFrame:
     """EPG precision and recall against the threshold, of plainly trained networks (paper `bcos`, Fig. 3).
 
     `method`: "own" takes each network's own (LayerCAM for the baseline), a method's name that one for all. Column
     `method` holds the network's name.
     """
     parts = []
-    for (seen, title, how), pairs in cells(name).items():
+    for (seen, title, how), pairs in cells(study).items():
         if (seen, how) != (view_name, "plain"):
             continue
         wanted = own_method(pairs[0][0].parameters) if method == "own" else method
         scores = pd.concat([explain.frame("scores") for _, explain in pairs])
         parts.append(report.curves(scores[scores["method"] == wanted]).assign(method=title))
     if not parts:
-        raise ParameterError(f"grid {name!r} has no explained network of the view {view_name!r}")
+        raise ParameterError(f"grid {study.name!r} has no explained network of the view {view_name!r}")
     return pd.concat(parts, ignore_index=True)
 
 
 def difference(
-    name: str,
+    study: Study,
     view_name: str,
     a: Sequence[str],
     b: Sequence[str],
@@ -211,34 +211,34 @@ def difference(
     ParameterError where the grid has no such network.
     """
     sides = zip((a, b), thresholds, strict=True)
-    parts = [scores_of(name, view_name, place, threshold)[[column, "patient_id"]] for place, threshold in sides]
+    parts = [scores_of(study, view_name, place, threshold)[[column, "patient_id"]] for place, threshold in sides]
     both = parts[0].join(parts[1], lsuffix="_a", rsuffix="_b", how="inner")
     return measured((both[f"{column}_a"] - both[f"{column}_b"]).to_numpy(), both["patient_id_a"].to_numpy())
 
 
-def scores_of(name: str, view_name: str, place: Sequence[str], threshold: float = 0.0) -> pd.DataFrame:
+def scores_of(study: Study, view_name: str, place: Sequence[str], threshold: float = 0.0) -> pd.DataFrame:
     """The scores of (network, method) or (network, method, regime), plain when not said, at one threshold; a row per
     image, label, fold and seed. Raises ParameterError where the grid has no such network."""
     title, method, how = (*place, "plain")[:3]
     found = []
-    for train, explain in cells(name).get((view_name, title, how), []):
+    for train, explain in cells(study).get((view_name, title, how), []):
         scores = explain.frame("scores")
         scores = scores[(scores["method"] == method) & np.isclose(scores["threshold"], threshold)]
         found.append(scores.assign(fold=train.parameters.fold, seed=train.parameters.seed))
     if not found:
-        raise ParameterError(f"grid {name!r} has no explained {title!r} ({how}) on {view_name!r}")
+        raise ParameterError(f"grid {study.name!r} has no explained {title!r} ({how}) on {view_name!r}")
     together = pd.concat(found).set_index(["image_id", "label", "fold", "seed"])
     return together.assign(excess=together["grid"] - together["smooth"])
 
 
-def grid_energies(name: str) -> pd.DataFrame:
+def grid_energies(study: Study) -> pd.DataFrame:
     """Share of the maps' spectral energy on the coarse grid (periods from 8 pixels on), plainly trained networks.
 
     `grid`: mean share with its 95 % interval; `without a grid`: the share that the same maps would have if their
     spectrum were smooth; `ratio`: one by the other, 1 where there is no grid.
     """
     rows = []
-    for (seen, title, how), pairs in cells(name).items():
+    for (seen, title, how), pairs in cells(study).items():
         if how != "plain":
             continue
         scores = pd.concat([explain.frame("scores") for _, explain in pairs])
@@ -251,13 +251,13 @@ def grid_energies(name: str) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["view", "method"], kind="stable")
 
 
-def reversed_labels(name: str, view_name: str = "binary") -> pd.DataFrame:
+def reversed_labels(study: Study, view_name: str = "binary") -> pd.DataFrame:
     """What becomes of the metrics when 0 and 1 change places, as the paper suspects of a compared work: percent.
 
     A row per plainly trained network and encoding; the predictions are the same in both rows.
     """
     rows = []
-    for (seen, title, how), pairs in cells(name).items():
+    for (seen, title, how), pairs in cells(study).items():
         if (seen, how) != (view_name, "plain"):
             continue
         given = pd.concat([predictions(train) for train, _ in pairs])

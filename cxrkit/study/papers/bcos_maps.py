@@ -17,7 +17,8 @@ from cxrkit.attribution.inherent import bcos_rgba
 from cxrkit.data import Dataset
 from cxrkit.errors import ParameterError
 from cxrkit.study.papers.bcos import network, regime
-from cxrkit.study.report import runs_of, view
+from cxrkit.study.report import view
+from cxrkit.study.study import Study
 from cxrkit.train.loop import fit, load_data, make_model
 from cxrkit.train.parameters import TrainParameters
 
@@ -48,14 +49,14 @@ class Gallery(NamedTuple):
     data: Dataset
 
 
-def gallery(name: str, view_name: str) -> Gallery:
+def gallery(study: Study, view_name: str) -> Gallery:
     """The networks of a grid that saw one view: plain regime, first fold and seed. Raises ParameterError for none."""
     found = {}
-    for run in runs_of(name):
+    for run in study.runs:
         if run.kind == "train" and view(run.parameters) == view_name and regime(run.parameters) == "plain":
             found.setdefault(network(run.parameters), run)
     if not found:
-        raise ParameterError(f"grid {name!r} has no plainly trained network of the view {view_name!r}")
+        raise ParameterError(f"grid {study.name!r} has no plainly trained network of the view {view_name!r}")
     test = load_data(next(iter(found.values())).parameters).split("test")
     networks = {title: run.network() for title, run in found.items()}
     return Gallery(networks, test.select(range(min(len(test), _SEEN))).cached())

@@ -16,11 +16,12 @@ from cxrkit.data.covid_labels import HIERARCHY, LABELS
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Interval, bootstrap
 from cxrkit.metrics.statistics import by_patient, resampled_ratios
-from cxrkit.study import ensembles, report, runs
+from cxrkit.study import ensembles, runs
 from cxrkit.study.measuring import covid as measuring
 from cxrkit.study.papers import published
 from cxrkit.study.papers.claims import Measured
 from cxrkit.study.run_key import project_folder
+from cxrkit.study.study import Study
 
 __all__ = [
     "MEASURES",
@@ -68,10 +69,10 @@ MEASURES: Mapping[str, tuple[Callable, Callable]] = {
 # Votes
 
 
-def predictions(name: str, cutoff: float = measuring.CUTOFF) -> dict[str, pd.DataFrame]:
+def predictions(study: Study, cutoff: float = measuring.CUTOFF) -> dict[str, pd.DataFrame]:
     """What every network of a grid said of its test images, over all splits, and their two ensembles where there are
     several networks: {network: frame with fold and `found` (the decision)}."""
-    trained = [run for run in report.runs_of(name) if run.kind == "train"]
+    trained = study.trained
     found: dict[str, list[pd.DataFrame]] = {}
     for run in trained:
         frame = run.frame("predictions").assign(fold=run.parameters.fold, seed=run.parameters.seed)
@@ -125,11 +126,11 @@ def _interval(value: float, drawn: np.ndarray) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def micro_table(name: str) -> pd.DataFrame:
+def micro_table(study: Study) -> pd.DataFrame:
     """The paper's Table 2 beside a grid's: a row per network and micro measure, in percent; `paper` is mean ± standard
     deviation over its five splits, ours has a 95 % interval over the patients of `splits` splits."""
     printed = published.table("covid_tab2_micro_metrics").set_index("model")
-    tables, rows = predictions(name), []
+    tables, rows = predictions(study), []
     taken = {PAPER_NAMES.get(network, "") for network in tables} | ({"Ensemble"} if SOFT in tables else set())
     for network, table in tables.items():
         row = "Ensemble" if network in (SOFT, HARD) else PAPER_NAMES.get(network, "")
@@ -156,20 +157,20 @@ def _percent(found: Interval, table: pd.DataFrame) -> dict:
     return {"ours": ours, "95 %": interval, "splits": str(table["fold"].nunique())}
 
 
-def bars(name: str, measures: Sequence[str] = ("precision", "recall", "F1")) -> pd.DataFrame:
+def bars(study: Study, measures: Sequence[str] = ("precision", "recall", "F1")) -> pd.DataFrame:
     """Rows for `charts.grouped_bars`: network, measure, value, low, high; micro."""
     rows = []
-    for network, table in predictions(name).items():
+    for network, table in predictions(study).items():
         for measure in measures:
             value, low, high = rate(table, measure)
             rows.append({"network": network, "measure": measure, "value": value, "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
-def label_rates(name: str, labels: Sequence[str] = (), measure: str = "F1") -> pd.DataFrame:
+def label_rates(study: Study, labels: Sequence[str] = (), measure: str = "F1") -> pd.DataFrame:
     """A measure per network and label, with interval and the number of positives. Empty `labels`: those of the paper's
     Fig. 3, or the five most frequent where the grid knows others."""
-    tables, rows = predictions(name), []
+    tables, rows = predictions(study), []
     first = next(iter(tables.values()))
     own = ("COVID-19", "Pneumonia", "Viral Pneumonia", "Bacterial Pneumonia", "No Finding")
     counts = first[first["target"] > 0.5]["label"].value_counts()
@@ -184,13 +185,13 @@ def label_rates(name: str, labels: Sequence[str] = (), measure: str = "F1") -> p
     return pd.DataFrame(rows)
 
 
-def copredicted(name: str, first: str, second: str, cutoff: float = measuring.CUTOFF) -> pd.DataFrame:
+def copredicted(study: Study, first: str, second: str, cutoff: float = measuring.CUTOFF) -> pd.DataFrame:
     """Two labels at once: images that have both, of these found both; images found both; of these without both.
 
     Where the grid doesn't know the labels the table is empty.
     """
     rows = []
-    for network, table in predictions(name, cutoff).items():
+    for network, table in predictions(study, cutoff).items():
         wide = {
             column: table.pivot_table(
                 index=["image_id", "fold", "seed"], columns="label", values=column, aggfunc="first"
@@ -205,9 +206,9 @@ def copredicted(name: str, first: str, second: str, cutoff: float = measuring.CU
     return pd.DataFrame(rows, columns=["network", "have both", "found", "called both", "without having both"])
 
 
-def majority_against_mean(name: str) -> pd.DataFrame:
+def majority_against_mean(study: Study) -> pd.DataFrame:
     """How often the two votes decide differently: rows (majority, mean, decisions) over all images and labels."""
-    tables = predictions(name)
+    tables = predictions(study)
     if SOFT not in tables:
         return pd.DataFrame(columns=["majority", "mean", "decisions"])
     words = {True: "found", False: "not found"}
@@ -218,27 +219,27 @@ def majority_against_mean(name: str) -> pd.DataFrame:
 # What the runs of the step `scores` keep
 
 
-def measured(name: str, frame: str) -> pd.DataFrame:
+def measured(study: Study, frame: str) -> pd.DataFrame:
     """A frame of every measured network of a grid with the column `network`. Raises ParameterError where none is."""
-    parts = [run.frame(frame).assign(network=network) for network, _, run in scored(name)]
+    parts = [run.frame(frame).assign(network=network) for network, _, run in scored(study)]
     if not parts:
-        raise ParameterError(f"grid {name!r} measures no network of paper covid; `cxrkit grid run covid` does")
+        raise ParameterError(f"grid {study.name!r} measures no network of paper covid; `cxrkit grid run covid` does")
     filled = [part for part in parts if len(part)]
     return pd.concat(filled or parts[:1], ignore_index=True)
 
 
-def scored(name: str) -> list[tuple[str, runs.Run, runs.Run]]:
+def scored(study: Study) -> list[tuple[str, runs.Run, runs.Run]]:
     """The measured networks of a grid: (network, training run, measuring run)."""
-    pairs = report.pairs(name, "covid_scores")
+    pairs = study.pairs("covid_scores")
     several = {train.parameters.model for train, _ in pairs}
     plain = len(several) == len(pairs)
     title = (lambda p: p.model) if plain else (lambda p: f"{p.model}, split {p.fold}, seed {p.seed}")
     return [(title(train.parameters), train, run) for train, run in pairs]
 
 
-def located(name: str, by: Sequence[str] = ("network", "method")) -> pd.DataFrame:
+def located(study: Study, by: Sequence[str] = ("network", "method")) -> pd.DataFrame:
     """Share of the shown maps in the region, with interval, chance and number of maps, for each group of `by`."""
-    table, rows = measured(name, "methods"), []
+    table, rows = measured(study, "methods"), []
     for names, part in table.groupby(list(by), sort=False):
         share = bootstrap(part["share"], part["patient_id"])
         row = dict(zip(by, names, strict=True)) | {"share": share.mean, "low": share.low, "high": share.high}
@@ -250,10 +251,10 @@ def located(name: str, by: Sequence[str] = ("network", "method")) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def dead(name: str) -> pd.DataFrame:
+def dead(study: Study) -> pd.DataFrame:
     """Dead feature maps of the middle layer, published and ours, in percent; `zero` of them are 0 throughout."""
     printed = published.scalars("covid")
-    table = measured(name, "inactive")
+    table = measured(study, "inactive")
     rows = []
     for row in table[table["middle"]].itertuples():
         paper = PAPER_NAMES.get(row.network.split(",")[0], "")
@@ -272,9 +273,9 @@ def dead(name: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def borders(name: str) -> pd.DataFrame:
+def borders(study: Study) -> pd.DataFrame:
     """How strong profiles are at the border of the image against everywhere, per network and layer (top maps)."""
-    table = measured(name, "profiles")
+    table = measured(study, "profiles")
     found = table.groupby(["network", "layer"], sort=False)["border"].agg(["mean", "min", "max", "size"]).reset_index()
     return found.rename(columns={"mean": "border", "min": "lowest", "max": "highest", "size": "maps"})
 

@@ -8,20 +8,20 @@ import numpy as np
 import pandas as pd
 
 from cxrkit.metrics import bootstrap
-from cxrkit.study import report
 from cxrkit.study.papers import published
 from cxrkit.study.papers.claims import Claim, Measured
 from cxrkit.study.papers.claims import measured as from_patients
 from cxrkit.study.papers.claims import table as claim_table
 from cxrkit.study.papers.covid import HARD, SOFT, difference, measured, predictions, rate
+from cxrkit.study.study import Study
 
 __all__ = ["claims"]
 
 
-def claims(name: str) -> pd.DataFrame:
+def claims(study: Study) -> pd.DataFrame:
     """The paper's claims beside ours, in points (percent): verdicts on single sentences of its text."""
     printed = published.table("covid_tab2_micro_metrics").set_index("model")["micro_f1_mean"]
-    synthetic, tables = report.synthetic(name), predictions(name)
+    synthetic, tables = study.synthetic, predictions(study)
     dense = next((network for network in ("densenet161", "densenet121") if network in tables), "densenet161")
     singles = [network for network in tables if network not in (SOFT, HARD)]
     best = max(singles, key=lambda network: rate(tables[network], "F1").mean)
@@ -47,7 +47,7 @@ def claims(name: str) -> pd.DataFrame:
         ),
     ]
     found.append(_both(tables, claim))
-    return claim_table([*found, *_map_claims(name, dense, claim)])
+    return claim_table([*found, *_map_claims(study, dense, claim)])
 
 
 _ABSENT = "the grid lacks one of the networks"
@@ -69,8 +69,8 @@ def _both(tables: dict[str, pd.DataFrame], claim: Callable[..., Claim], pair=("C
     return claim(text, 1, _mean(by_image - 0.5), "all")
 
 
-def _map_claims(name: str, dense: str, claim: Callable[..., Claim]) -> list[Claim]:
-    methods, nested, bands = (measured(name, frame) for frame in ("methods", "nested", "bands"))
+def _map_claims(study: Study, dense: str, claim: Callable[..., Claim]) -> list[Claim]:
+    methods, nested, bands = (measured(study, frame) for frame in ("methods", "nested", "bands"))
     inner = methods["label"].iloc[0]
     of_inner = methods[methods["label"] == inner]
     wide = of_inner.pivot_table(index=["image_id", "patient_id", "network"], columns="method", values="share")
@@ -80,7 +80,7 @@ def _map_claims(name: str, dense: str, claim: Callable[..., Claim]) -> list[Clai
     moved = (bands["with_bands"] - bands["without_bands"]).abs()
     bands = bands.assign(moved=moved.astype(float))[bands["label"] == inner]
     drawn_again = "only the phantom can be drawn again without bands"
-    dead_maps = _dead_difference(name, dense)
+    dead_maps = _dead_difference(study, dense)
     return [
         claim("DenseNet has more dead maps in the middle than ResNet18", 50.8, dead_maps, "99.22 against 48.44"),
         claim(
@@ -106,7 +106,7 @@ def _map_claims(name: str, dense: str, claim: Callable[..., Claim]) -> list[Clai
             drawn_again if not len(bands) else _ABSENT,
         ),
         claim(
-            "Profiles of groups differ at the border, where the bands are", 1, _at_border(name), _TEXT, "no profiles"
+            "Profiles of groups differ at the border, where the bands are", 1, _at_border(study), _TEXT, "no profiles"
         ),
     ]
 
@@ -122,15 +122,15 @@ def _paired(table: pd.DataFrame, column: str, a: str, b: str) -> Measured | None
     return _mean(wide[a] - wide[b]) if {a, b} <= set(wide) else None
 
 
-def _at_border(name: str) -> Measured | None:
+def _at_border(study: Study) -> Measured | None:
     """Strength of the profiles at the border beyond that everywhere; the strongest feature maps are the sample."""
-    beyond = measured(name, "profiles")["border"].astype(float).to_numpy() - 1
+    beyond = measured(study, "profiles")["border"].astype(float).to_numpy() - 1
     return from_patients(beyond, np.arange(len(beyond))) if np.isfinite(beyond).any() else None
 
 
-def _dead_difference(name: str, dense: str) -> Measured | None:
+def _dead_difference(study: Study, dense: str) -> Measured | None:
     """Share of dead maps of the two middle layers; the interval takes the feature maps as the sample."""
-    table = measured(name, "inactive").query("middle").set_index("network")
+    table = measured(study, "inactive").query("middle").set_index("network")
     if not {dense, "resnet18"} <= set(table.index):
         return None
     a, b = (

@@ -13,16 +13,17 @@ from cxrkit.errors import ParameterError
 from cxrkit.study import report, runs
 from cxrkit.study.measuring import covid as measuring
 from cxrkit.study.papers.covid import scored
+from cxrkit.study.study import Study
 
 __all__ = ["course", "failure", "gallery", "nested", "profiles"]
 
 Scored = list[tuple[str, runs.Run, runs.Run]]
 
 
-def gallery(name: str, place: int = 0) -> dict[str, Any]:
+def gallery(study: Study, place: int = 0) -> dict[str, Any]:
     """One image, a row per network and a column per method, for the nested label at `place` (0: innermost, -1:
     outermost). Of integrated gradients the map with most steps."""
-    found, image_id = _first(name), None
+    found, image_id = _first(study), None
     networks = [(network, train, report.kept_of(run, "maps")) for network, train, run in found]
     methods = [method for method in _columns(networks[0][2]) if all(method in kept["methods"] for *_, kept in networks)]
     label, image_id = str(networks[0][2]["labels"][place]), networks[0][2]["image_ids"][0]
@@ -43,10 +44,10 @@ def gallery(name: str, place: int = 0) -> dict[str, Any]:
     }
 
 
-def failure(name: str, suspect: str = "densenet") -> dict[str, Any]:
+def failure(study: Study, suspect: str = "densenet") -> dict[str, Any]:
     """Occlusion maps of the image on which the suspected network falls furthest behind the others in the probability of
     the innermost label: a column per network. Without that network, or without others: the least sure image."""
-    found = _first(name)
+    found = _first(study)
     kept = {network: report.kept_of(run, "maps") for network, _, run in found}
     sure = np.stack([one["probabilities"][:, 0] for one in kept.values()])
     own = [place for place, network in enumerate(kept) if suspect in network]
@@ -68,9 +69,9 @@ def failure(name: str, suspect: str = "densenet") -> dict[str, Any]:
     }
 
 
-def course(name: str) -> dict[str, Any]:
+def course(study: Study) -> dict[str, Any]:
     """The images of one patient, a row each, with the occlusion map of every network."""
-    found = _first(name)
+    found = _first(study)
     kept = [report.kept_of(run, "maps") for *_, run in found]
     table = found[0][2].frame("series")
     images, truth = pictures(found[0][1], kept[0]["series_ids"], str(kept[0]["labels"][0]))
@@ -86,9 +87,9 @@ def course(name: str) -> dict[str, Any]:
     }
 
 
-def nested(name: str) -> dict[str, Any]:
+def nested(study: Study) -> dict[str, Any]:
     """Occlusion maps of one image for the nested labels: a row per network, a column per label."""
-    found = _first(name)
+    found = _first(study)
     kept = [report.kept_of(run, "maps") for *_, run in found]
     labels = [str(label) for label in kept[0]["labels"]]
     image, truth = pictures(found[0][1], kept[0]["explained_ids"][:1], labels[0])
@@ -103,9 +104,9 @@ def nested(name: str) -> dict[str, Any]:
     }
 
 
-def profiles(name: str, network: str = "") -> dict[str, Any]:
+def profiles(study: Study, network: str = "") -> dict[str, Any]:
     """Average images of the groups with the profiles of the image, of two early and of two deep feature maps."""
-    found = {called: run for called, _, run in _first(name)}
+    found = {called: run for called, _, run in _first(study)}
     network = network if network in found else next(iter(found))
     kept = report.kept_of(found[network], "profiles")
     size = kept["average"].shape[-1]
@@ -132,11 +133,11 @@ def pictures(train: runs.Run, image_ids: Sequence[str], label: str) -> tuple[Ten
     return batch.images[:, 0], regions[:, test.labels.index(label)]
 
 
-def _first(name: str) -> Scored:
+def _first(study: Study) -> Scored:
     """The measured networks of the grid's first measured split and seed: they explain the same images."""
-    found = scored(name)
+    found = scored(study)
     if not found:
-        raise ParameterError(f"grid {name!r} measures no network of paper covid; `cxrkit grid run covid` does")
+        raise ParameterError(f"grid {study.name!r} measures no network of paper covid; `cxrkit grid run covid` does")
     place = [(train.parameters.fold, train.parameters.seed) for _, train, _ in found]
     return [one for one, here in zip(found, place, strict=True) if here == place[0]]
 

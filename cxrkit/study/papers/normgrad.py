@@ -15,6 +15,7 @@ from cxrkit.study.measuring.normgrad import METHODS, PIXEL_METHODS
 from cxrkit.study.papers.claims import Claim, Measured, measured
 from cxrkit.study.papers.claims import table as claim_table
 from cxrkit.study.papers.published import scalars, table
+from cxrkit.study.study import Study
 
 __all__ = [
     "SETS",
@@ -53,11 +54,11 @@ _STRIDES = {"layer2": 8, "layer3": 16, "layer4": 32}
 _REFERENCES = {"random place": "hit", "centre of the image": "centre"}
 
 
-def pairs(name: str) -> list[tuple[runs.Run, runs.Run]]:
+def pairs(study: Study) -> list[tuple[runs.Run, runs.Run]]:
     """The finished pairs (training run, its scores) of a grid. Raises ParameterError where there is none."""
-    if both := report.pairs(name, "normgrad_scores"):
+    if both := study.pairs("normgrad_scores"):
         return both
-    raise ParameterError(f"grid {name!r} holds no scores of this paper; `cxrkit grid run normgrad` makes them")
+    raise ParameterError(f"grid {study.name!r} holds no scores of this paper; `cxrkit grid run normgrad` makes them")
 
 
 def set_of(trained: runs.Run) -> str:
@@ -66,25 +67,25 @@ def set_of(trained: runs.Run) -> str:
     return SETS.get(view, view)
 
 
-def called(name: str, of: str) -> str:
+def called(study: Study, of: str) -> str:
     """How pages call a set of a grid: they say where the phantom stands in for it."""
-    own = any(set_of(trained) == of and trained.parameters.dataset != "phantom" for trained, _ in pairs(name))
+    own = any(set_of(trained) == of and trained.parameters.dataset != "phantom" for trained, _ in pairs(study))
     return of if own else f"the phantom, in place of {of}"
 
 
-def sets(name: str) -> list[str]:
+def sets(study: Study) -> list[str]:
     """The sets of a grid."""
-    return list(dict.fromkeys(set_of(trained) for trained, _ in pairs(name)))
+    return list(dict.fromkeys(set_of(trained) for trained, _ in pairs(study)))
 
 
 def network_of(trained: runs.Run) -> str:
     return trained.parameters.model + (", pre-trained" if trained.parameters.weights else "")
 
 
-def frames(name: str, which: str) -> pd.DataFrame:
+def frames(study: Study, which: str) -> pd.DataFrame:
     """A table of every scores run, with the columns set, network and seed before it."""
     parts = []
-    for trained, scored in pairs(name):
+    for trained, scored in pairs(study):
         facts = {"set": set_of(trained), "network": network_of(trained), "seed": trained.parameters.seed}
         if (scored.folder / f"{which}.csv").is_file():
             parts.append(scored.frame(which).assign(**facts))
@@ -113,10 +114,10 @@ def _shown(mean: float, std: float) -> str:
     return f"{mean:.3f}" if np.isnan(std) else f"{mean:.3f} ± {std:.3f}"
 
 
-def references(name: str, column: str = "hit_share") -> pd.DataFrame:
+def references(study: Study, column: str = "hit_share") -> pd.DataFrame:
     """What maps that know nothing would hit, by set: a maximum drawn evenly, one always in the middle; and the boxes'
     share of the image."""
-    found = frames(name, "chance")
+    found = frames(study, "chance")
     columns = {title: start + column.removeprefix("hit") for title, start in _REFERENCES.items()}
     columns |= {"boxes' share": "boxes"}
     means = found.groupby("set", sort=False)[list(columns.values())].mean()
@@ -141,12 +142,12 @@ def _paper(which: str, condition: str, arch: str | None = None) -> pd.Series:
     return cells.set_index("method")["pg_mean"]
 
 
-def smoothing(name: str, of: str, network: str | None = None, column: str = "hit_share") -> pd.DataFrame:
+def smoothing(study: Study, of: str, network: str | None = None, column: str = "hit_share") -> pd.DataFrame:
     """Table 2 on one set: hits of the raw and of the smoothed maps, and their difference with its 95 % interval.
 
     All networks and seeds together, or one network. No cell of the paper's table is in the text available.
     """
-    found = _of(frames(name, "scores"), of, network).query("state == 'trained'")
+    found = _of(frames(study, "scores"), of, network).query("state == 'trained'")
     known = cells(found, ["method", "smoothed"], column).set_index(["method", "smoothed"])["mean"]
     rows = []
     for method in METHODS:
@@ -174,11 +175,11 @@ def _paired(frame: pd.DataFrame, column: str, a: pd.Series, b: pd.Series) -> Mea
     return measured(both["a"] - both["b"], both["patient_id"])
 
 
-def randomisation(name: str, of: str, network: str, column: str = "hit_share") -> pd.DataFrame:
+def randomisation(study: Study, of: str, network: str, column: str = "hit_share") -> pd.DataFrame:
     """Tables 3 and 4 for one network: hits fully random (FR), with pre-trained features (SR) and trained, mean ± std
     over the seeds, beside the printed trained cells; low and high bound the trained mean.
     """
-    found = _of(frames(name, "scores"), of, network).query("smoothed")
+    found = _of(frames(study, "scores"), of, network).query("smoothed")
     known = cells(found, ["state", "method"], column).set_index(["state", "method"])
     paper = _paper(_TABLES[of]["random"], "trained") if of in _TABLES else pd.Series(dtype=float)
     rows = []
@@ -189,33 +190,33 @@ def randomisation(name: str, of: str, network: str, column: str = "hit_share") -
             row[f"ours, {state}"] = _shown(cell["mean"], cell["std"])
         trained = known.loc[("trained", method)]
         rows.append(row | {"low": trained["low"], "high": trained["high"]})
-    levels = references(name, column).set_index("set").loc[of]
+    levels = references(study, column).set_index("set").loc[of]
     rows += [{"method": title, "ours, trained": f"{levels[title]:.3f}"} for title in _REFERENCES]
     return pd.DataFrame(rows).fillna({"ours, FR": "–", "ours, SR": "–"})
 
 
-def tables_of(name: str) -> list[tuple[str, str]]:
+def tables_of(study: Study) -> list[tuple[str, str]]:
     """Every (set, network) of a grid that has scores, set by set."""
-    found = [(set_of(trained), network_of(trained)) for trained, _ in pairs(name)]
-    return sorted(dict.fromkeys(found), key=lambda pair: sets(name).index(pair[0]))
+    found = [(set_of(trained), network_of(trained)) for trained, _ in pairs(study)]
+    return sorted(dict.fromkeys(found), key=lambda pair: sets(study).index(pair[0]))
 
 
-def layer_kinds(name: str, column: str = "hit_share") -> pd.DataFrame:
+def layer_kinds(study: Study, column: str = "hit_share") -> pd.DataFrame:
     """Hits of NormGrad by the kind of the virtual layer and by what it is taken from: one layer, or the product of
     several; trained networks, smoothed, mean with its 95 % interval, by set."""
-    found = frames(name, "scores").query("smoothed and state == 'trained'")
+    found = frames(study, "scores").query("smoothed and state == 'trained'")
     table = cells(found[found["method"].isin(_NORMGRAD)], ["set", "method"], column)
     names = table["method"].str.split()
     kinds = {"layer": names.str[1].str.replace("x", " × "), "taken from": names.str[2]}
     return table.rename(columns={"mean": column}).assign(**kinds)
 
 
-def architectures(name: str, of: str, column: str = "hit_share") -> pd.DataFrame:
+def architectures(study: Study, of: str, column: str = "hit_share") -> pd.DataFrame:
     """Tables 5 and 6: hits on a ResNet and on an EfficientNet, and the difference of the means (DoM) with its interval.
 
     The paper prints no cell of them in the text available but its ResNet's, where Table 3 or 4 has it.
     """
-    found = _of(frames(name, "scores"), of, None).query("smoothed and state == 'trained'")
+    found = _of(frames(study, "scores"), of, None).query("smoothed and state == 'trained'")
     known = cells(found, ["network", "method"], column).set_index(["network", "method"])
     networks = sorted(found["network"].unique(), reverse=True)[:2]
     paper = _paper(_TABLES[of]["random"], "trained") if of in _TABLES else pd.Series(dtype=float)
@@ -239,12 +240,12 @@ def _dom(frame: pd.DataFrame, networks: Sequence[str], column: str) -> Interval:
     return reproducibility(both[networks[0]], both[networks[1]], both["patient_id"])
 
 
-def classifiers(name: str) -> pd.DataFrame:
+def classifiers(study: Study) -> pd.DataFrame:
     """Table 7: accuracy and AUC on the test images of every training; the paper's best trial of a ResNet beside it."""
     stated = scalars("normgrad")
     best = {"Object-CXR": "best_R34_objectcxr", "LVOT": "best_R50_lvot"}
     rows = []
-    for trained, _ in pairs(name):
+    for trained, _ in pairs(study):
         found = report.classification_of(trained.frame("predictions")).iloc[0]
         row = {"set": set_of(trained), "network": network_of(trained), "seed": trained.parameters.seed}
         row |= {"ours, accuracy": found["accuracy"], "ours, AUC": found["auc"]}
@@ -256,11 +257,11 @@ def classifiers(name: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def quirks(name: str, of: str, column: str = "hit_share") -> pd.DataFrame:
+def quirks(study: Study, of: str, column: str = "hit_share") -> pd.DataFrame:
     """What each way of the code does to the hits of the trained networks: a row per variant, over the methods that it
     touches: hits by the text, hits by the variant, and the difference with its 95 % interval.
     """
-    found = _of(frames(name, "quirks"), of, None)
+    found = _of(frames(study, "quirks"), of, None)
     rows = []
     for variant in (one for one in found["variant"].unique() if one not in ("text", "raw")):
         touched = found[found["method"].isin(found.loc[found["variant"] == variant, "method"].unique())]
@@ -281,11 +282,11 @@ def quirks(name: str, of: str, column: str = "hit_share") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def ties(name: str, column: str = "hit_share") -> pd.DataFrame:
+def ties(study: Study, column: str = "hit_share") -> pd.DataFrame:
     """What smoothing does to the three pixel maps, whole and cut at their 99th percentile: hits raw and smoothed, and
     the change with its 95 % interval, by set. A cut map has many equal maxima, of which the first one counts.
     """
-    found, rows = frames(name, "quirks"), []
+    found, rows = frames(study, "quirks"), []
     for of, part in found.groupby("set", sort=False):
         part = part[part["method"].isin(PIXEL_METHODS)]
         for maps, raw, smoothed in (("whole", "raw", "text"), ("cut", "clipped, raw", "clipped")):
@@ -296,7 +297,7 @@ def ties(name: str, column: str = "hit_share") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def claims(name: str, column: str = "hit_share") -> pd.DataFrame:
+def claims(study: Study, column: str = "hit_share") -> pd.DataFrame:
     """The paper's claims as differences of hits, ours with interval, and a verdict; percent of the images.
 
     Ours: an image's hits are averaged over networks and seeds first, patients are resampled. States are compared on the
@@ -305,7 +306,7 @@ def claims(name: str, column: str = "hit_share") -> pd.DataFrame:
     stated = scalars("normgrad")
     found = []
     for text, of, published, printed, ours in _claimed(stated):
-        scores = frames(name, "scores")
+        scores = frames(study, "scores")
         scores = scores[scores["set"] == of]
         if scores.empty:
             interval, why = None, f"the grid has no images for {of}"
@@ -313,7 +314,7 @@ def claims(name: str, column: str = "hit_share") -> pd.DataFrame:
             interval, why = ours(scores, column), ""
             if np.isnan(interval.mean):
                 interval, why = None, "no network of the grid has both"
-        found.append(Claim(text, published, interval, printed, why, synthetic=report.synthetic(name)))
+        found.append(Claim(text, published, interval, printed, why, synthetic=study.synthetic))
     return claim_table(found)
 
 

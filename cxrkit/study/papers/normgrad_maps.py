@@ -12,26 +12,27 @@ from cxrkit.errors import ParameterError
 from cxrkit.metrics import gaussian_smoothing, rank_correlation
 from cxrkit.study import report
 from cxrkit.study.papers.normgrad import SHORT, cells, frames, network_of, pairs, set_of
+from cxrkit.study.study import Study
 
 __all__ = ["agreement", "central", "panel", "similarity"]
 
 FEW = ("InputXGrad", "GuidedGradCAM", "GradCAM", "NormGrad Conv3x3 single", "NormGrad Conv3x3 multi")
 
 
-def similarity(name: str, of: str) -> pd.DataFrame:
+def similarity(study: Study, of: str) -> pd.DataFrame:
     """Rank correlation of the trained network's map with that of the same network fully random (FR) and before training
     (SR): mean with its 95 % interval, by state and method. 1: the map shows nothing that was learnt.
     """
-    found = frames(name, "similarity")
+    found = frames(study, "similarity")
     found = cells(found[found["set"] == of], ["state", "method"], "correlation")
     return found.rename(columns={"mean": "correlation"}).assign(method=found["method"].map(SHORT))
 
 
-def agreement(name: str, of: str) -> pd.DataFrame:
+def agreement(study: Study, of: str) -> pd.DataFrame:
     """How alike the kept maps of trained networks are: mean rank correlation between seeds of a network, and between
     networks, by method. The paper shows it in its Figures 4 and 6 and gives no number.
     """
-    kept = [(network_of(t), t.parameters.seed, report.kept_of(s)) for t, s in pairs(name) if set_of(t) == of]
+    kept = [(network_of(t), t.parameters.seed, report.kept_of(s)) for t, s in pairs(study) if set_of(t) == of]
     rows = []
     for place, (network, seed, one) in enumerate(kept):
         for other_network, other_seed, other in kept[place + 1 :]:
@@ -58,12 +59,12 @@ def _kept(kept: dict, method: str, state: str = "trained") -> np.ndarray:
     return kept["maps"][kept["states"].tolist().index(state), kept["methods"].tolist().index(method)]
 
 
-def central(name: str) -> pd.DataFrame:
+def central(study: Study) -> pd.DataFrame:
     """How often a kept map of a trained network has its maximum in the central ninth of the image, by set and method: a
     column per network, all seeds. By chance: one in nine.
     """
     rows = []
-    for trained, scored in pairs(name):
+    for trained, scored in pairs(study):
         kept = report.kept_of(scored)
         for method in kept["methods"].tolist():
             maps = _kept(kept, method)
@@ -76,11 +77,11 @@ def central(name: str) -> pd.DataFrame:
     return table.reset_index().rename_axis(None, axis=1)
 
 
-def panel(name: str, of: str, rows: str, methods: Sequence[str] = FEW, image: int = 0) -> dict:
+def panel(study: Study, of: str, rows: str, methods: Sequence[str] = FEW, image: int = 0) -> dict:
     """One image by several methods, ready for `figures.show_labels`: a row per "state", "seed" or "network", or the
     trained network's maps raw and smoothed ("smoothing"). Raises ParameterError for other rows.
     """
-    lines = [(title, kept, maps[:, image]) for title, kept, maps in _lines(name, of, rows, methods)]
+    lines = [(title, kept, maps[:, image]) for title, kept, maps in _lines(study, of, rows, methods)]
     return {
         "images": np.stack([kept["images"][image] for _, kept, _ in lines]),
         "maps": np.nan_to_num(np.stack([maps for *_, maps in lines])),
@@ -92,9 +93,9 @@ def panel(name: str, of: str, rows: str, methods: Sequence[str] = FEW, image: in
     }
 
 
-def _lines(name: str, of: str, rows: str, methods: Sequence[str]) -> list[tuple[str, dict, np.ndarray]]:
+def _lines(study: Study, of: str, rows: str, methods: Sequence[str]) -> list[tuple[str, dict, np.ndarray]]:
     """Title, kept file and maps [M, n, H, W] of every row."""
-    kept = [(trained, report.kept_of(scored)) for trained, scored in pairs(name) if set_of(trained) == of]
+    kept = [(trained, report.kept_of(scored)) for trained, scored in pairs(study) if set_of(trained) == of]
     first, file = kept[0]
 
     def of_state(file: dict, state: str = "trained") -> np.ndarray:

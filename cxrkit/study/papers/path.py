@@ -11,11 +11,12 @@ import torch
 from cxrkit.attribution.xrai import top_fraction
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Interval, bootstrap, classification_report
-from cxrkit.study import report, runs
+from cxrkit.study import runs
 from cxrkit.study.measuring.path import METHODS
 from cxrkit.study.papers.claims import Claim, Measured, measured
 from cxrkit.study.papers.claims import table as claim_table
 from cxrkit.study.papers.published import table
+from cxrkit.study.study import Study
 
 __all__ = [
     "agreement",
@@ -59,25 +60,25 @@ def name_of(run: runs.Run) -> str:
     return _PRINTED.get(run.parameters.model, run.parameters.model)
 
 
-def pairs(name: str) -> list[tuple[runs.Run, runs.Run]]:
+def pairs(study: Study) -> list[tuple[runs.Run, runs.Run]]:
     """The finished pairs (training run, its scores) of a grid. Raises ParameterError where there is none."""
-    if both := report.pairs(name, "path_scores"):
+    if both := study.pairs("path_scores"):
         return both
-    raise ParameterError(f"grid {name!r} holds no finished run of path_scores.ipynb")
+    raise ParameterError(f"grid {study.name!r} holds no finished run of path_scores.ipynb")
 
 
-def first_of_each(name: str) -> dict[str, runs.Run]:
+def first_of_each(study: Study) -> dict[str, runs.Run]:
     """The scores run of the first seed of each network, by the network's name."""
     found: dict[str, runs.Run] = {}
-    for train, scores in pairs(name):
+    for train, scores in pairs(study):
         found.setdefault(name_of(train), scores)
     return found
 
 
-def frames(name: str, frame: str) -> pd.DataFrame:
+def frames(study: Study, frame: str) -> pd.DataFrame:
     """One frame of every scores run of a grid, with its network and seed as columns."""
     parts = [
-        scores.frame(frame).assign(network=name_of(train), seed=train.parameters.seed) for train, scores in pairs(name)
+        scores.frame(frame).assign(network=name_of(train), seed=train.parameters.seed) for train, scores in pairs(study)
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -127,11 +128,11 @@ def exclusive_report(predictions: pd.DataFrame) -> pd.DataFrame:
     return classification_report(targets, chosen, order)
 
 
-def models(name: str) -> pd.DataFrame:
+def models(study: Study) -> pd.DataFrame:
     """The paper's Table 3 beside our networks: accuracy of ours in percent with its 95 % interval, and of the class
     that is most frequent; a row per published network, then others of the grid."""
     ours: dict[str, list] = {}
-    for train in [run for run in report.runs_of(name) if run.kind == "train"]:
+    for train in study.trained:
         ours.setdefault(name_of(train), []).append(train)
     rows = []
     for cell in [*table("path_tab3_models").to_dict("records"), *({"model": n} for n in ours if n not in NETWORKS)]:
@@ -156,7 +157,7 @@ def _interval(frame: pd.DataFrame, column: str) -> Interval:
 
 
 def per_method(
-    name: str, frame: str, value: str, by: Sequence[str] = ("network", "method"), **where: object
+    study: Study, frame: str, value: str, by: Sequence[str] = ("network", "method"), **where: object
 ) -> pd.DataFrame:
     """Mean of a column of one frame with its 95 % interval (patients resampled): a row per network and method.
 
@@ -164,7 +165,7 @@ def per_method(
     degenerate (without one), patients, spread (standard deviation over maps), and the means of area, kept, chance_iou
     and best_iou where the frame has them. Where the frame scores several outputs of a map, ask for one of them.
     """
-    found = frames(name, frame)
+    found = frames(study, frame)
     for column, wanted in where.items():
         near = np.isclose(found[column], wanted) if isinstance(wanted, float) else found[column] == wanted
         found = found[near]
@@ -215,16 +216,16 @@ def figure_columns(kept: Mapping[str, np.ndarray], fraction: float = 0.3) -> tup
     return columns, np.stack(maps, 1)
 
 
-def judged(name: str) -> dict[str, bool]:
+def judged(study: Study) -> dict[str, bool]:
     """What `per_method` asks of overlap: that the predicted class is right; nothing where no image was (barely trained
     networks)."""
-    return {"right": True} if frames(name, "overlap")["right"].any() else {}
+    return {"right": True} if frames(study, "overlap")["right"].any() else {}
 
 
-def separation(name: str) -> pd.DataFrame:
+def separation(study: Study) -> pd.DataFrame:
     """How well classes part before and after training: per network and stage the share of test images whose nearest
     image of another patient has the same class, with interval; `chance`: for classes dealt out at random."""
-    found = frames(name, "embedding")
+    found = frames(study, "embedding")
     rows = []
     for (network, stage), part in found.groupby(["network", "stage"], sort=False):
         mean, low, high = _interval(part, "same")
@@ -234,10 +235,10 @@ def separation(name: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def agreement(name: str) -> pd.DataFrame:
+def agreement(study: Study) -> pd.DataFrame:
     """Full against fast XRAI per network: correlation of the maps, IoU of their top 30 %, shares kept in percent,
     and seconds per image."""
-    found, cost = frames(name, "variants"), frames(name, "cost").groupby(["network", "method"])["seconds"].mean()
+    found, cost = frames(study, "variants"), frames(study, "cost").groupby(["network", "method"])["seconds"].mean()
     rows = []
     for network, part in found.groupby("network", sort=False):
         row = {"network": network, "images": len(part), "correlation": part["correlation"].mean()}
@@ -269,25 +270,25 @@ def difference(
     return measured((both["a"] - both["b"]).to_numpy(float), both.index.get_level_values("patient_id"))
 
 
-def claims(name: str) -> pd.DataFrame:
+def claims(study: Study) -> pd.DataFrame:
     """The paper's claims as differences of our numbers, in percent points, with intervals and plain verdicts.
 
     Overlap is taken where the predicted class is right: only then does the map explain the class that the mask is of.
     """
     why = "the shown grid has no such networks or images"
-    synthetic = report.synthetic(name)
+    synthetic = study.synthetic
     found = [
         Claim(text, sign, ours, printed, "" if ours else why, synthetic)
-        for text, printed, sign, ours in [*_claims_on_maps(name), *_claims_on_networks(name)]
+        for text, printed, sign, ours in [*_claims_on_maps(study), *_claims_on_networks(study)]
     ]
-    return claim_table([*found, *_claims_on_images(name, why, synthetic)])
+    return claim_table([*found, *_claims_on_images(study, why, synthetic)])
 
 
 _Said = tuple[str, str, int, Measured | None]  # the claim, what is printed, the sign expected, ours
 
 
-def _claims_on_maps(name: str) -> list[_Said]:
-    found = frames(name, "overlap").query("output == 'probability' and right")
+def _claims_on_maps(study: Study) -> list[_Said]:
+    found = frames(study, "overlap").query("output == 'probability' and right")
     top, third = (found[np.isclose(found["fraction"], share)] for share in (0.3, 0.35))
     each = ["network", "seed", "image_id"]
     said: list[_Said] = []
@@ -300,9 +301,9 @@ def _claims_on_maps(name: str) -> list[_Said]:
         both = both[both["network"] == "DenseNet121"]
     gain = both.assign(gain=both["iou"] - both["chance_iou"])
     said.append(("XRAI with Blur IG (35 %) finds the outline: IoU above chance", "by eye", 1, _mean(gain, "gain")))
-    moved = frames(name, "baselines").query("baseline != 'black'").assign(moved=lambda one: 1 - one["similarity"])
+    moved = frames(study, "baselines").query("baseline != 'black'").assign(moved=lambda one: 1 - one["similarity"])
     said.append(("The baseline changes the map: 1 - correlation", "in prose", 1, _mean(moved, "moved")))
-    stable = frames(name, "stability")
+    stable = frames(study, "stability")
     ours = difference(stable, "similarity", {"method": "guided_ig"}, {"method": "vanilla"}, each)
     said.append(("Guided IG withstands noise better than the vanilla gradient", "in prose", 1, ours))
     rest = [network for network in dict.fromkeys(stable["network"]) if network != "Xception"]
@@ -311,15 +312,15 @@ def _claims_on_maps(name: str) -> list[_Said]:
     return said
 
 
-def _claims_on_networks(name: str) -> list[_Said]:
-    space = frames(name, "embedding").assign(same=lambda one: one["same"].astype(float))
+def _claims_on_networks(study: Study) -> list[_Said]:
+    space = frames(study, "embedding").assign(same=lambda one: one["same"].astype(float))
     parted = difference(space, "same", {"stage": "trained"}, {"stage": "pixels"}, ["network", "seed", "image_id"])
     return [("Training parts the classes: right neighbours", "Figs. 6, 7", 1, parted)]
 
 
-def _claims_on_images(name: str, why: str, synthetic: bool) -> list[Claim]:
+def _claims_on_images(study: Study, why: str, synthetic: bool) -> list[Claim]:
     """Which network classifies best, on images of the kind that the paper says it of; the phantom's are radiographs."""
-    both = pairs(name)
+    both = pairs(study)
     mri = all(train.parameters.dataset == "brain_mri" for train, _ in both)
     parts = [decided(train.frame("predictions")).assign(network=name_of(train)) for train, _ in both]
     right = pd.concat(parts).astype({"right": float})

@@ -15,8 +15,9 @@ from cxrkit import grid
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Accumulator, Interval, LocalisationScores, bootstrap
 from cxrkit.metrics.statistics import resampled_rows
-from cxrkit.study import report, runs
+from cxrkit.study import runs
 from cxrkit.study.papers.published import table
+from cxrkit.study.study import Study
 from cxrkit.train import scoring
 
 __all__ = [
@@ -62,14 +63,14 @@ _NETWORKS = {
 
 def first_network() -> runs.Run:
     """The first trained network of the grid that the pages show."""
-    return next(run for run in report.runs_of(grid.shown("relevance")) if run.kind == "train")
+    return grid.load("relevance").trained[0]
 
 
-def scored(name: str) -> list[tuple[runs.Run, runs.Run]]:
+def scored(study: Study) -> list[tuple[runs.Run, runs.Run]]:
     """The finished pairs (training run, its scores) of a grid. Raises ParameterError where there is none."""
-    if both := report.pairs(name, "relevance_scores"):
+    if both := study.pairs("relevance_scores"):
         return both
-    raise ParameterError(f"grid {name!r} has no scores of notebook relevance_scores")
+    raise ParameterError(f"grid {study.name!r} has no scores of notebook relevance_scores")
 
 
 def network(parameters: Any) -> str:
@@ -126,10 +127,10 @@ def _area_of_each_box() -> pd.Series:
 # Ours
 
 
-def _gathered(name: str, percentile: float = 100.0) -> pd.DataFrame:
+def _gathered(study: Study, percentile: float = 100.0) -> pd.DataFrame:
     """Scores of all networks of a grid, with their name, whether they know two classes, and the paper's class."""
     parts = []
-    for train, run in scored(name):
+    for train, run in scored(study):
         frame = run.frame("scores")
         frame = frame[np.isclose(frame["percentile"], percentile)]
         parts.append(frame.assign(network=network(train.parameters), two=two_classes(train.parameters)))
@@ -137,18 +138,18 @@ def _gathered(name: str, percentile: float = 100.0) -> pd.DataFrame:
     return found.assign(empty=(1 - found["area"]) / 2, full=found["area"] / 2)
 
 
-def first_scores(name: str, two: bool = False, percentile: float = 100.0) -> pd.DataFrame:
+def first_scores(study: Study, two: bool = False, percentile: float = 100.0) -> pd.DataFrame:
     """The scores of the first network that knows many findings (or two classes); empty where there is none."""
-    found = _gathered(name, percentile)
+    found = _gathered(study, percentile)
     found = found[found["two"] == two]
     return found[found["network"] == found["network"].iloc[0]] if len(found) else found
 
 
-def table2(name: str, percentile: float = 100.0) -> pd.DataFrame:
+def table2(study: Study, percentile: float = 100.0) -> pd.DataFrame:
     """Table 2 in short: by method and threshold the mean over classes, two-class IoU published and ours with its
     interval, what an empty map scores on ours, and ours of the finding alone beside chance."""
     paper = table("relevance_tab2_miou").groupby(["method", "threshold"])["mean_iou"].mean()
-    ours = overlap_table(first_scores(name, percentile=percentile))
+    ours = overlap_table(first_scores(study, percentile=percentile))
     published = [paper.get((row.method, round(row.T, 3)), np.nan) for row in ours.itertuples()]
     ours.insert(2, "paper", published)
     return ours.rename(columns={"two classes": "ours"})
@@ -175,11 +176,11 @@ def overlap_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def cells(name: str, percentile: float = 100.0) -> pd.DataFrame:
+def cells(study: Study, percentile: float = 100.0) -> pd.DataFrame:
     """All cells of Table 2, a row per class, threshold and method: paper, ours (two classes) with its interval, empty
     (an empty map on ours), alone (the finding alone), network. Pneumonia is that of a network with two classes where
     no other knows it."""
-    frames = [first_scores(name, two, percentile) for two in (False, True)]
+    frames = [first_scores(study, two, percentile) for two in (False, True)]
     rows = []
     for cell in table("relevance_tab2_miou").to_dict("records"):
         row = {"class": cell["class"], "T": cell["threshold"], "method": cell["method"], "paper": cell["mean_iou"]}
@@ -206,11 +207,11 @@ def side_by_side(found: pd.DataFrame) -> pd.DataFrame:
     return wide.reset_index()
 
 
-def aurocs(name: str) -> pd.DataFrame:
+def aurocs(study: Study) -> pd.DataFrame:
     """Table 1, NIH: AUC by class, published and ours (first network, all its folds) with its interval; the last row is
     the mean over all labels."""
     published = table("relevance_tab1_auroc_nih").iloc[0]
-    trained = [train for train, _ in scored(name) if not two_classes(train.parameters)]
+    trained = [train for train, _ in scored(study) if not two_classes(train.parameters)]
     first = [train for train in trained if network(train.parameters) == network(trained[0].parameters)]  # its folds
     frame = pd.concat([train.frame("predictions") for train in first] or [pd.DataFrame(columns=["label"])])
     rows = []
@@ -227,11 +228,11 @@ def aurocs(name: str) -> pd.DataFrame:
     return pd.DataFrame([*rows, {"class": "mean of 14", "paper": published["mean14"], "our label": last, "ours": mean}])
 
 
-def aurocs_of_two(name: str) -> pd.DataFrame:
+def aurocs_of_two(study: Study) -> pd.DataFrame:
     """Table 1, RSNA: AUC for pneumonia of networks with two classes, and of one that learnt many findings."""
     published = table("relevance_tab1_auroc_rsna").set_index("model")["auroc"]
     rows = []
-    for train, run in scored(name):
+    for train, run in scored(study):
         if (run.folder / "predictions.csv").is_file():
             frame = run.frame("predictions")
             ours = _auc(frame["target"], frame["logit"], frame["patient_id"])

@@ -18,6 +18,7 @@ from cxrkit.study.papers.claims import Claim, Measured, measured
 from cxrkit.study.papers.claims import table as claim_table
 from cxrkit.study.papers.published import table
 from cxrkit.study.papers.relevance import METHODS, first_scores, network, scored, two_classes
+from cxrkit.study.study import Study
 
 __all__ = [
     "agreement",
@@ -34,11 +35,11 @@ __all__ = [
 ]
 
 
-def sanity(name: str) -> pd.DataFrame:
+def sanity(study: Study) -> pd.DataFrame:
     """By network, method and check: mean correlation of a map with that of another label or of random weights, with
     its interval, and the two-class IoU of both kinds of map."""
     rows = []
-    for train, run in scored(name):
+    for train, run in scored(study):
         for (method, check), part in run.frame("sanity").groupby(["method", "check"], sort=False):
             found = bootstrap(part["correlation"].to_numpy(), part["patient_id"].to_numpy(), n=500)
             row = {"network": network(train.parameters), "check": check, "method": METHODS[method]}
@@ -54,10 +55,10 @@ def sanity(name: str) -> pd.DataFrame:
 # What several networks look at
 
 
-def _intentions(name: str) -> list[tuple[str, runs.Run, dict[str, np.ndarray]]]:
+def _intentions(study: Study) -> list[tuple[str, runs.Run, dict[str, np.ndarray]]]:
     """Name, scores and kept maps of every network that was shown the same positive and normal images."""
     found = []
-    for train, run in scored(name):
+    for train, run in scored(study):
         if (run.folder / "intention.npz").is_file():
             found.append((network(train.parameters), run, report.kept_of(run, "intention")))
     return found
@@ -72,11 +73,11 @@ def shared_mass(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
         return np.minimum(both[0] / totals[0], both[1] / totals[1]).sum((-2, -1))
 
 
-def agreement(name: str) -> pd.DataFrame:
+def agreement(study: Study) -> pd.DataFrame:
     """By group of images, method and pair of networks: the share of the mass that both put in the same places of one
     image, with its interval; and of two images of the group, which tells how much of it is habit."""
     rows = []
-    for (first, _, a), (second, _, b) in combinations(_intentions(name), 2):
+    for (first, _, a), (second, _, b) in combinations(_intentions(study), 2):
         common = [i for i in range(len(a["image_ids"])) if a["image_ids"][i] in b["image_ids"]]
         there = [list(b["image_ids"]).index(a["image_ids"][i]) for i in common]
         for method in (m for m in a["methods"] if m in b["methods"]):
@@ -94,11 +95,11 @@ def agreement(name: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values(["images", "method"], ascending=[False, True], kind="stable")
 
 
-def inside_boxes(name: str) -> pd.DataFrame:
+def inside_boxes(study: Study) -> pd.DataFrame:
     """By network and method: the share of the positives' mass in the boxes, with its interval, beside the boxes'
     share of the image."""
     rows = []
-    for called, _, kept in _intentions(name):
+    for called, _, kept in _intentions(study):
         boxed = kept["masks"].any((1, 2))
         masks = torch.from_numpy(kept["masks"][boxed])
         for method, maps in zip(kept["methods"], kept["maps"], strict=True):
@@ -115,12 +116,12 @@ def _share(called: str, method: str, share: np.ndarray, patients: np.ndarray, ch
     return row | {"chance": float(chance)} | counts
 
 
-def inside_lungs(name: str) -> pd.DataFrame:
+def inside_lungs(study: Study) -> pd.DataFrame:
     """By network, method and group: the share of a map's positive mass in the clear lung (on positives without the
     box), beside that area's share of the image. Only the phantom knows its lungs: empty for other images."""
     rows = []
-    for called, _, kept in _intentions(name):
-        data = seen_by_all(name)
+    for called, _, kept in _intentions(study):
+        data = seen_by_all(study)
         if data.name != "phantom":
             continue
         places = [data.image_ids.index(one) for one in kept["image_ids"]]
@@ -146,19 +147,19 @@ def lung_mask(data: Dataset, row: int) -> np.ndarray:
     return (Grid(case.anatomy, case.frame, centres, centres).edges > 0).all(0)
 
 
-def seen_by_all(name: str, least: int = 0) -> Dataset:
+def seen_by_all(study: Study, least: int = 0) -> Dataset:
     """The data set whose positive and normal images every network of the grid was shown, of at least `least` pixels."""
-    train, run = next(pair for pair in scored(name) if (pair[1].folder / "intention.npz").is_file())
+    train, run = next(pair for pair in scored(study) if (pair[1].folder / "intention.npz").is_file())
     return report.drawn_finer(train.parameters, least, **run.parameters.other_images)
 
 
 # Pictures
 
 
-def pictures(name: str, of: str = "gallery", least: int = 192) -> dict:
+def pictures(study: Study, of: str = "gallery", least: int = 192) -> dict:
     """Images with their maps, drawn finer than the network saw them: images [n, H, W], maps [n, M, H, W], rows
     (labels), columns (methods), masks [n, H, W], logits [n]. `of`: "gallery", the first network's surest positives."""
-    train, run = scored(name)[0]
+    train, run = scored(study)[0]
     kept, data = report.kept_of(run, of), report.drawn_finer(train.parameters, least)
     places = [data.image_ids.index(one) for one in kept["image_ids"]]
     samples = [data[place] for place in places]
@@ -173,14 +174,14 @@ def pictures(name: str, of: str = "gallery", least: int = 192) -> dict:
     }
 
 
-def networks_side_by_side(name: str, method: str = "lrp", positives: int = 1, normals: int = 2, least: int = 192):
+def networks_side_by_side(study: Study, method: str = "lrp", positives: int = 1, normals: int = 2, least: int = 192):
     """The same images by every network: what `figures.show_labels` takes, a column per network (Fig. 4), and which
     label each explains: a table with a row per image."""
-    shown = [one for one in _intentions(name) if method in one[2]["methods"]]
+    shown = [one for one in _intentions(study) if method in one[2]["methods"]]
     kept = shown[0][2]
     groups = (np.flatnonzero(kept["groups"] == name) for name in ("positive", "normal"))
     rows = [row for found, most in zip(groups, (positives, normals), strict=True) for row in found[:most]]
-    data = seen_by_all(name, least)
+    data = seen_by_all(study, least)
     samples = [data[data.image_ids.index(kept["image_ids"][row])] for row in rows]
     maps = np.stack([one["maps"][list(one["methods"]).index(method)][rows] for _, _, one in shown], 1)
     first = {group: int(np.flatnonzero(kept["groups"] == group)[0]) for group in set(kept["groups"])}
@@ -226,22 +227,22 @@ def _published(a: tuple[str, float], b: tuple[str, float]) -> tuple[float, str]:
     return first - second, f"{100 * first:.1f} against {100 * second:.1f}"
 
 
-def claims(name: str) -> pd.DataFrame:
+def claims(study: Study) -> pd.DataFrame:
     """The paper's claims as differences of two-class IoU (percent) on the same images, with verdicts; then what it
     says of the networks with two classes."""
-    frame, synthetic = first_scores(name), report.synthetic(name)
+    frame, synthetic = first_scores(study), study.synthetic
     found = []
     for text, a, b in _STEPS:
         number, printed = _published(a, b)
         known = len(frame) and {a[0], b[0]} <= set(frame["method"])
         ours = _paired(frame, a, b) if known else None
         found.append(Claim(text, number, ours, printed, "no such network in this grid", synthetic))
-    return claim_table([*found, *_of_intention(name, synthetic)])
+    return claim_table([*found, *_of_intention(study, synthetic)])
 
 
-def _of_intention(name: str, synthetic: bool) -> list[Claim]:
-    kept = {called: one for called, _, one in _intentions(name)}
-    two = [network(train.parameters) for train, run in scored(name) if two_classes(train.parameters)]
+def _of_intention(study: Study, synthetic: bool) -> list[Claim]:
+    kept = {called: one for called, _, one in _intentions(study)}
+    two = [network(train.parameters) for train, run in scored(study) if two_classes(train.parameters)]
     many = [called for called in kept if called not in two]
     why = "needs networks with two classes and one with many findings"
     ours = None
@@ -250,7 +251,7 @@ def _of_intention(name: str, synthetic: bool) -> list[Claim]:
         ours = _less_inside(kept[one], kept[many[0]])
     text = "With two classes, LRP lies less in the box than with many findings"
     claims = [Claim(text, -1, ours, "shown, no number", why, synthetic)]
-    lungs = inside_lungs(name)
+    lungs = inside_lungs(study)
     part = lungs[(lungs["images"] == "normal") & lungs["network"].isin(two)]
     for method in ("LRP", "RAP"):
         rows = part[part["method"] == method].to_dict("records")
@@ -280,10 +281,10 @@ def _less_inside(a: dict[str, np.ndarray], b: dict[str, np.ndarray], method: str
     return measured(shares[0] - shares[1], patients)
 
 
-def surviving(name: str) -> pd.DataFrame:
+def surviving(study: Study) -> pd.DataFrame:
     """What is left of "LRP and RAP beat CAM" by the reading of the IoU: difference of the methods at each threshold for
     two classes and for the finding alone (percent), with its interval."""
-    frame = first_scores(name)
+    frame = first_scores(study)
     rows = []
     for column, reading in (("two_class", "two classes"), ("foreground", "the finding alone")):
         for method in ("lrp", "rap"):

@@ -31,6 +31,7 @@ from cxrkit.study.papers import (
     relevance,
     relevance_maps,
 )
+from cxrkit.study.study import Study
 
 __all__ = ["Kept", "keep", "of"]
 
@@ -38,24 +39,24 @@ NOTICE = "Not a medical device; not for clinical use."
 _FEW = 1000  # test patients below which the caption warns
 
 # By paper: what is kept of a grid, by title. A table that a grid can't give is left out.
-TABLES: Mapping[str, Mapping[str, Callable[[str], pd.DataFrame]]] = {
-    "bcos": {"Networks and methods": bcos.overview, "Claims": lambda name: _of_views(bcos_claims.claims, name)},
+TABLES: Mapping[str, Mapping[str, Callable[[Study], pd.DataFrame]]] = {
+    "bcos": {"Networks and methods": bcos.overview, "Claims": lambda study: _of_views(bcos_claims.claims, study)},
     "normgrad": {"Networks": normgrad.classifiers, "Claims": normgrad.claims},
     "covid": {
-        "Networks": lambda name: covid.micro_table(name).dropna(subset="ours"),
+        "Networks": lambda study: covid.micro_table(study).dropna(subset="ours"),
         "Where maps lie": covid.located,
         "Claims": covid_claims.claims,
     },
     "path": {
-        "Networks": lambda name: path.models(name).dropna(subset="ours"),
-        "Precision of the strongest 30 %": lambda name: path.per_method(
-            name, "overlap", "precision", fraction=0.3, output="probability", **path.judged(name)
+        "Networks": lambda study: path.models(study).dropna(subset="ours"),
+        "Precision of the strongest 30 %": lambda study: path.per_method(
+            study, "overlap", "precision", fraction=0.3, output="probability", **path.judged(study)
         ),
         "Claims": path.claims,
     },
     "relevance": {
         "Classes": relevance.aurocs,
-        "Overlap with boxes": lambda name: relevance.overlap_table(relevance.first_scores(name)),
+        "Overlap with boxes": lambda study: relevance.overlap_table(relevance.first_scores(study)),
         "Claims": relevance_maps.claims,
     },
 }
@@ -99,15 +100,15 @@ def keep(paper: str, name: str, source: str = "") -> Path:
         raise DataError(
             f"{len(waiting)} runs of the grid {name!r} aren't done, first {waiting[0]}; run `{_command(name)}`"
         )
-    found = report.runs_of(name)
-    card = _card(name, [run for run in found if run.kind == "train"], found, source)
+    study = grid.finished(name)
+    card = _card(study, source)
     tables = {}
-    own = any(run.parameters.dataset == "folder" for run in found if run.kind == "train")
+    own = any(run.parameters.dataset == "folder" for run in study.trained)
     for title, make in TABLES[paper].items():
         if title == "Claims" and own:
             continue  # a verdict needs the paper's images, or the phantom's, of which only directions are said
         try:
-            tables[title] = make(name)
+            tables[title] = make(study)
         except ParameterError as error:  # the grid holds no such networks
             card.setdefault("left_out", {})[title] = str(error)
     return _write(runs.project_folder() / "book" / "results" / f"{paper}-{_called(name)}", tables, card)
@@ -143,7 +144,8 @@ def _write(place: Path, tables: Mapping[str, pd.DataFrame], card: dict[str, Any]
     return place
 
 
-def _card(name: str, trained: Sequence[runs.Run], found: Sequence[runs.Run], source: str) -> dict[str, Any]:
+def _card(study: Study, source: str) -> dict[str, Any]:
+    name, trained, found = study.name, study.trained, study.runs
     parameters = [run.parameters for run in trained]
     tested = pd.concat([run.frame("predictions")[["image_id", "patient_id"]] for run in trained])
     return {
@@ -203,9 +205,9 @@ def _called(name: str) -> str:
     return Path(name.rsplit(":", 1)[-1]).stem
 
 
-def _of_views(claims: Callable[[str, str], pd.DataFrame], name: str) -> pd.DataFrame:
-    views = dict.fromkeys(report.view(run.parameters) for run in report.runs_of(name) if run.kind == "train")
-    return pd.concat([claims(name, view).assign(view=view) for view in views], ignore_index=True)
+def _of_views(claims: Callable[[Study, str], pd.DataFrame], study: Study) -> pd.DataFrame:
+    views = dict.fromkeys(report.view(run.parameters) for run in study.trained)
+    return pd.concat([claims(study, view).assign(view=view) for view in views], ignore_index=True)
 
 
 def _slug(title: str) -> str:

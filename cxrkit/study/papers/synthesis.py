@@ -15,6 +15,7 @@ from cxrkit.study.measuring.synthesis import CALLED
 from cxrkit.study.papers import PAPERS
 from cxrkit.study.papers.claims import TOO_FEW
 from cxrkit.study.report import pairs, variant
+from cxrkit.study.study import Study
 
 __all__ = ["BETTER", "against", "agreement", "claims", "costs", "counted", "means", "overview", "scores"]
 
@@ -24,15 +25,17 @@ _CLAIMS = {"bcos": "bcos_claims", "covid": "covid_claims", "relevance": "relevan
 BETTER = {name: -1 if name in ("deletion", "likeness to random") else 1 for name in CALLED.values()}
 
 
-def scores(name: str) -> pd.DataFrame:
+def scores(study: Study) -> pd.DataFrame:
     """A row per network, image, label, method and score of a grid; scores as pages call them. Raises ParameterError."""
     parts = []
-    for train, run in pairs(name, "synthesis_scores"):
+    for train, run in pairs(study, "synthesis_scores"):
         of = train.parameters
         network = f"{of.model}, {variant(of)}, seed {of.seed}" if of.seed else f"{of.model}, {variant(of)}"
         parts.append(run.frame("scores").assign(network=network))
     if not parts:
-        raise ParameterError(f"grid {name!r} has no run of synthesis_scores; `cxrkit grid run synthesis` makes some")
+        raise ParameterError(
+            f"grid {study.name!r} has no run of synthesis_scores; `cxrkit grid run synthesis` makes some"
+        )
     frame = pd.concat(parts, ignore_index=True)
     return frame.assign(score=frame["score"].replace(CALLED))
 
@@ -145,7 +148,7 @@ def claims() -> pd.DataFrame:
     parts = []
     for paper in PAPERS:
         module = importlib.import_module(f"cxrkit.study.papers.{_CLAIMS.get(paper, paper)}")
-        parts.append(module.claims(grid.shown(paper)).assign(source=paper))
+        parts.append(module.claims(grid.load(paper)).assign(source=paper))
     frame = pd.concat(parts, ignore_index=True)
     columns = ["claim", "ours", "low", "high", "n", "verdict"]
     return frame[["source", *columns]].rename(columns={"source": "paper"})

@@ -15,6 +15,7 @@ from sklearn.metrics import jaccard_score
 
 from cxrkit import metrics
 from cxrkit.data import geometry
+from cxrkit.data.preprocessing import preprocessing
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import scores as one_pass
 
@@ -315,10 +316,11 @@ def test_missed_findings_are_explained_by_another_label_in_the_authors_protocol(
 
 def test_boxes_scaled_without_the_crop_miss_what_the_map_sees():
     finding = [[256, 256, 512, 512]]  # of 1024 pixels
-    true, astray = (geometry.box_masks(geometry.crop_boxes(finding, p), 224)[0] for p in ("corrected", "authors"))
+    moved = {p: preprocessing("bcos/rsna", p).boxes(finding, (1024, 1024), 224) for p in ("corrected", "authors")}
+    true, astray = (geometry.box_masks(boxes, 224)[0] for boxes in moved.values())
     assert metrics.energy_pointing_game(true.float(), true).item() == 1
     assert metrics.energy_pointing_game(true.float(), astray).item() == pytest.approx(56**2 / 64**2)
-    np.testing.assert_allclose(geometry.crop_boxes(finding, "authors"), 0.21875 * np.array(finding))
+    np.testing.assert_allclose(moved["authors"], 0.21875 * np.array(finding))
 
 
 def test_class_agnostic_masks_raise_score_and_chance():

@@ -14,7 +14,8 @@ from scipy.ndimage import gaussian_filter
 
 import cxrkit
 from cxrkit.data import geometry
-from cxrkit.data.intensity import EightBit, Levels, Percentiles, PixelStandardisation
+from cxrkit.data import preprocessing as preprocessing_module
+from cxrkit.data.intensity import EightBit, Levels, Percentiles
 from cxrkit.data.preprocessing import (
     SQUASH,
     Chain,
@@ -25,9 +26,8 @@ from cxrkit.data.preprocessing import (
     Squash,
     Toned,
     preprocessing,
-    preprocessings,
 )
-from cxrkit.errors import DataError, ParameterError
+from cxrkit.errors import ParameterError
 
 GEOMETRIES = {
     "squash": SQUASH,
@@ -184,7 +184,7 @@ def off_target(change, frame, box, size):
     image[y0:y1, x0:x1] = 1
     small = change.image(image, size)
     low_x, low_y, high_x, high_y = change.boxes([box], frame, size)[0]
-    if small.max() < 0.02:
+    if small.max() < 0.02 or low_x >= high_x or low_y >= high_y:
         return None
     rows, columns = (small > small.max() / 2).nonzero(as_tuple=True)
     # Where an image is enlarged, one source pixel is the resolution; moved edges tell by how much.
@@ -324,19 +324,6 @@ def test_percentiles_of_each_image():
         Percentiles(5, 101)
 
 
-def test_percentiles_of_a_dataset():
-    rng = np.random.default_rng(3)
-    eight = rng.integers(0, 200, (5, 1, 31, 17))
-    for low, high in ((5, 95), (0, 100), (33.3, 50)):
-        levels = Percentiles(low, high).over(torch.from_numpy(eight / np.float32(255)))
-        expected = np.percentile(eight, [low, high]) / 255
-        np.testing.assert_allclose([levels.low, levels.high], expected, atol=1e-12)
-    # Halfway between two values that are held equally often.
-    assert Percentiles(0, 50).over([torch.tensor([[0.0, 0.0, 1.0, 1.0]])]) == Levels(0, 0.5)
-    with pytest.raises(DataError, match="at least one image"):
-        Percentiles().over([])
-
-
 def test_black_bands_move_the_percentiles_unless_corrected():
     """A narrow image and a square one of the same pixels: corrected gives both the same grey, the text does not."""
     square = noise(96, 96)
@@ -368,29 +355,10 @@ def test_eight_bits_between_extremes():
     assert EightBit()(torch.full((3, 3), 0.7)).sum() == 0
 
 
-def test_standardisation_per_pixel():
-    images = torch.rand(20, 1, 6, 5)
-    images[..., 0, 0] = 0.4
-    fitted = PixelStandardisation.fit(images.split(7))
-    flat = images[:, 0].double().numpy()
-    np.testing.assert_allclose(fitted.mean, flat.mean(0), atol=1e-12)
-    np.testing.assert_allclose(fitted.std, flat.std(0), atol=1e-12)
-    standard = fitted(images)
-    assert (standard[..., 0, 0] == 0).all()
-    expected = (flat - flat.mean(0)) / np.where(flat.std(0) > 1e-9, flat.std(0), np.inf)
-    np.testing.assert_allclose(standard[:, 0], expected, atol=1e-5)
-    # Fitted with the test images, training images come out otherwise: that is the leak.
-    assert not torch.allclose(PixelStandardisation.fit(images[:15])(images), standard)
-    with pytest.raises(ParameterError, match=r"\(6, 5\)"):
-        fitted(torch.rand(1, 5, 6))
-    with pytest.raises(DataError, match="at least one image"):
-        PixelStandardisation.fit([])
-
-
 # Names
 
 
-@pytest.mark.parametrize("name", preprocessings())
+@pytest.mark.parametrize("name", preprocessing_module._NAMED)
 @pytest.mark.parametrize("protocol", ["paper", "authors", "corrected"])
 def test_every_name_works(name, protocol):
     change = preprocessing(name, protocol=protocol)

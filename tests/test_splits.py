@@ -1,14 +1,23 @@
-"""The splits of paper `bcos`, and the carving of a validation part. The package's folds are tested with the dataset."""
+"""Folds of images, the carving of a validation part, and patients on two sides of a split.
+
+The folds of patients are tested with the dataset.
+"""
 
 from __future__ import annotations
+
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from sklearn.model_selection import train_test_split
 
+import cxrkit
 from cxrkit.data import splits
+from cxrkit.data.splits import patient_overlap, refuse_shared_patients
 from cxrkit.errors import DataError, ParameterError
 
 
@@ -78,3 +87,75 @@ def test_with_validation():
 def test_out_of_range(call, words):
     with pytest.raises(ParameterError, match=words):
         call()
+
+
+# Patients on two sides
+
+SPLIT = ["train"] * 4 + ["validation"] * 2 + ["test"] * 2
+
+
+def rows(patients, split=SPLIT):
+    ids = [f"i{k}" for k in range(len(patients))]
+    return pd.DataFrame({"image_id": ids, "patient_id": patients, "split": split})
+
+
+def test_patients_are_compared_as_text():
+    """METHODS 3.9: ids that are numbers in one row and text in another are the same patient."""
+    refuse_shared_patients("held", rows([0, 1, 2, 3, 4, 5, 6, 8]))
+    with pytest.raises(DataError) as caught:
+        refuse_shared_patients("held", rows([7, 1, 2, 3, 4, 5, "7 ", 8]))
+    assert str(caught.value) == "held: train and test share patients (1): '7' ('i0' in train and 'i6' in test)"
+
+
+def test_message_names_a_few_and_counts_the_rest():
+    leaking = rows(list("abcdef") + list("abcdea"), ["train"] * 6 + ["test"] * 6)
+    with pytest.raises(
+        DataError, match=r"patients \(5\): 'a' \('i0' in train and 'i6' in test, 1 more images\).*and 2 more"
+    ):
+        refuse_shared_patients("held", leaking)
+
+
+def test_images_in_no_part_are_not_looked_at():
+    refuse_shared_patients("held", rows(list("abcdabef"), ["train"] * 4 + ["unused", "", "test", "test"]))
+
+
+def test_patient_overlap():
+    patients = ["a", "a", "b", "c", "c", 7, "7"]
+    split = ["train", "test", "test", "train", "test", "train", "test"]
+    assert patient_overlap(patients, split).to_dict() == {"patients": 3, "images": 3, "share": 0.75}
+    assert np.isnan(patient_overlap(patients, ["train"] * 7)["share"])
+
+
+def test_image_wise_splits_of_nih_leak():
+    """From the real table: four of five test images are of a patient who was trained on."""
+    spec = find_spec("torchxrayvision")
+    if spec is None:
+        pytest.skip("torchxrayvision, which carries the table, is not installed")
+    path = f"{spec.submodule_search_locations[0]}/data/Data_Entry_2017_v2020.csv.gz"
+    patients = pd.read_csv(path, usecols=["Patient ID"])["Patient ID"]
+    assert len(patients) == 112_120
+    assert patients.nunique() == 30_805
+    split = np.full(len(patients), "train", dtype=object)
+    split[train_test_split(np.arange(len(patients)), test_size=0.2, random_state=0)[1]] = "test"
+    leaked = patient_overlap(patients, split)
+    assert leaked["patients"] == 7977
+    assert leaked["share"] == pytest.approx(0.8285, abs=1e-4)
+
+
+def test_load_refuses_a_leaking_split_unless_it_was_asked_for(tmp_path, monkeypatch):
+    split = ["train"] * 3 + ["validation", "test", "test"]
+    lines = []
+    for index in range(6):
+        noise = np.random.default_rng(index).integers(0, 256, (40, 48), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{index}.png")
+        lines.append(f"i{index},{index}.png,{'abcdef'[index]},A,{split[index]}\n")
+    (tmp_path / "images.csv").write_text("image_id,file,patient_id,labels,split\n" + "".join(lines))
+    whole = cxrkit.data.load("folder", root=tmp_path, size=48)
+    assert len(whole) == 6
+    whole.table["patient_id"] = list("abcdea")
+    monkeypatch.setattr("cxrkit.data.folder.load_folder", lambda root, size, seed: whole)
+    with pytest.raises(DataError, match=r"train and test share patients \(1\): 'a'"):
+        cxrkit.data.load("folder", root=tmp_path)
+    whole.leak = "Slices were dealt, not patients."
+    with pytest.warns(UserWarning, match=r"folder: Slices were dealt, not patients. Of the test images, 1 \(50%\) are"):
+        assert len(cxrkit.data.load("folder", root=tmp_path, split="test")) == 2

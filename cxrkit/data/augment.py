@@ -1,4 +1,4 @@
-"""The papers' augmentation, on batches and on whatever device holds them: images, masks and boxes together.
+"""The papers' augmentation, on batches of images and on whatever device holds them.
 
 All geometric steps of an image become one homography and one interpolation, so nothing is blurred twice. That, and a
 draw for each image of a batch, is why this is not a chain of torchvision's transforms: those interpolate at each step
@@ -7,20 +7,16 @@ and draw once a call. On one image they agree, as the tests show.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cxrkit.data.dataset import Batch
 from cxrkit.errors import ParameterError
 
-__all__ = ["Augmentation", "augmentation", "augmentation_seeds", "warp", "warp_boxes", "warp_masks"]
+__all__ = ["Augmentation", "augmentation", "warp"]
 
 
 @dataclass(frozen=True)
@@ -60,38 +56,15 @@ class Augmentation:
         if self.perspective >= 1:
             raise ParameterError(f"perspective={self.perspective} is out of range; it must be below 1")
 
-    @overload
-    def __call__(self, given: Tensor, generator: torch.Generator | None = None, *, seeds=None) -> Tensor: ...
-    @overload
-    def __call__(self, given: Batch, generator: torch.Generator | None = None, *, seeds=None) -> Batch: ...
-    def __call__(self, given, generator=None, *, seeds=None):
-        """``given``, float images ``[B, C, H, W]`` in [0, 1] or a Batch, each image changed by a draw of its own.
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Float images ``[B, C, H, W]`` in [0, 1], each changed by a draw of its own; what comes in from outside is 0.
 
-        Give a ``generator``, whose draws go through the batch as it comes, or ``seeds``, one for each image (see
-        :func:`augmentation_seeds`): then nothing but its seed decides what happens to an image. Drawn on the
-        generator's device, or with seeds on the CPU, and used on the images' own. What comes in from outside is 0.
-
-        Of a Batch, masks, truth and shortcut move with the images (:func:`warp_masks`); its targets stay, also where a
-        finding has left the image: then its mask is empty.
+        Drawn on the generator's device, used on the images' own.
         """
-        images = given.images if isinstance(given, Batch) else given
-        draw = _drawing(images, generator, seeds)
-        homographies = self.homographies(images, draw)
-        images = self._grey_values(warp(images, homographies), draw)
-        if not isinstance(given, Batch):
-            return images
-        moved = {name: getattr(given, name) for name in ("masks", "truth", "shortcut")}
-        moved = {name: None if mask is None else warp_masks(mask, homographies) for name, mask in moved.items()}
-        return replace(given, images=images, **moved)
-
-    def boxes(self, boxes: Tensor, of_image: Sequence[int], images: Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
-        """Where the boxes ``[M, 4]`` of these images go under these seeds; ``of_image`` says whose each box is.
-
-        In pixels of the images. Each is the upright box around the four moved corners, clipped to the image; a box that
-        has left it ends with no area, and is kept in its place. Rotated boxes grow: masks do not, and are exact.
-        """
-        homographies = self.homographies(images, _drawing(images, None, seeds))
-        return warp_boxes(boxes, homographies[torch.as_tensor(of_image, dtype=torch.long)], images.shape[-2:])
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ParameterError(f"images must be float [B, C, H, W], got {images.dtype} {tuple(images.shape)}")
+        draw = _Draw(len(images), generator)
+        return self._grey_values(warp(images, self.homographies(images, draw)), draw)
 
     def _grey_values(self, images: Tensor, draw: _Draw) -> Tensor:
         if self.gamma:
@@ -166,19 +139,8 @@ def augmentation(name: str = "light", reference: str = "after_resize") -> Augmen
     return replace(strengths[name], translate=_TRANSLATE[reference])
 
 
-def augmentation_seeds(seed: int, epoch: int, keys: Iterable[object]) -> Tensor:
-    """A seed for each image of an epoch, int64 ``[B]``, told by ``seed``, ``epoch`` and the image's key alone.
-
-    ``keys``: image ids, or positions in the order of the epoch where an image may be drawn twice. A resumed run,
-    another number of workers or processes and another batch size then give the same augmentations.
-    """
-    digests = (hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=8).digest() for key in keys)
-    # One bit less than eight bytes: torch keeps signed numbers.
-    return torch.tensor([int.from_bytes(digest, "little") >> 1 for digest in digests], dtype=torch.int64)
-
-
-def warp(images: Tensor, homographies: Tensor, mode: str = "bilinear") -> Tensor:
-    """Move each image by its 3 x 3 matrix: ``mode`` "bilinear" or "nearest", zero outside.
+def warp(images: Tensor, homographies: Tensor) -> Tensor:
+    """Move each image by its 3 x 3 matrix, bilinear, zero outside.
 
     ``images``: ``[B, C, H, W]``; ``homographies``: ``[B, 3, 3]`` from old to new coordinates, which run from
     -1 to 1 over the image (pixel centres inside, as ``align_corners=False``). Identity returns the images
@@ -195,63 +157,7 @@ def warp(images: Tensor, homographies: Tensor, mode: str = "bilinear") -> Tensor
     target = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(1, -1, 3)
     source = target @ torch.linalg.inv(homographies).transpose(1, 2)
     grid = (source[..., :2] / source[..., 2:]).reshape(-1, height, width, 2)
-    return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
-
-
-def warp_masks(masks: Tensor, homographies: Tensor) -> Tensor:
-    """Move the masks of each image by its matrix (see :func:`warp`); bool ``[B, H, W]`` or ``[B, L, H, W]``.
-
-    A pixel is in when its centre comes from a pixel that was in. A thin mask that no centre hits keeps the pixel under
-    its middle, so that no finding vanishes unless it leaves the image.
-    """
-    layers = masks if masks.ndim == 4 else masks[:, None]
-    moved = torch.zeros_like(layers)
-    # Most labels of most images have no finding: their empty masks are left alone.
-    image, label = layers.flatten(2).any(-1).nonzero(as_tuple=True)
-    if len(image):
-        held = layers[image, label][:, None].to(homographies.dtype)
-        moved[image, label] = warp(held, homographies[image], "nearest")[:, 0] > 0.5
-    lost = layers.flatten(2).any(-1) & ~moved.flatten(2).any(-1)
-    height, width = masks.shape[-2:]
-    for image, label in lost.nonzero().tolist():
-        middle = layers[image, label].nonzero().to(homographies).mean(0).flip(0) + 0.5
-        column, row = _moved_points(middle[None], homographies[image], (height, width))[0].floor().long().tolist()
-        if 0 <= row < height and 0 <= column < width:
-            moved[image, label, row, column] = True
-    return moved.reshape(masks.shape)
-
-
-def warp_boxes(boxes: Tensor, homographies: Tensor, shape: Sequence[int]) -> Tensor:
-    """The upright boxes around moved boxes, clipped; a box that has left the image ends with no area.
-
-    ``boxes``: ``[M, 4]`` as x_min, y_min, x_max, y_max in pixels of images of ``shape`` (height, width);
-    ``homographies``: ``[M, 3, 3]``, each box's own (see :func:`warp`). Returns ``[M, 4]`` of their type.
-    """
-    boxes = torch.as_tensor(boxes).to(homographies).reshape(-1, 4)
-    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    moved = _moved_points(corners, homographies, shape)
-    limit = moved.new_tensor([shape[1], shape[0]])
-    return torch.cat([end.clamp(min=0).minimum(limit) for end in (moved.amin(1), moved.amax(1))], dim=1)
-
-
-def _moved_points(points: Tensor, homographies: Tensor, shape: Sequence[int]) -> Tensor:
-    """Points ``[..., P, 2]`` as x, y in pixels, after matrices ``[..., 3, 3]``."""
-    side = points.new_tensor([shape[1], shape[0]])
-    inside = 2 * points / side - 1
-    moved = torch.cat([inside, torch.ones_like(inside[..., :1])], dim=-1) @ homographies.transpose(-1, -2)
-    return (moved[..., :2] / moved[..., 2:] + 1) / 2 * side
-
-
-def _drawing(images: Tensor, generator: torch.Generator | None, seeds: Sequence[int] | Tensor | None) -> _Draw:
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ParameterError(f"images must be float [B, C, H, W], got {images.dtype} {tuple(images.shape)}")
-    if (generator is None) == (seeds is None):
-        raise ParameterError("give either a generator or seeds, one for each image")
-    if seeds is None:
-        return _Draw(len(images), generator)
-    if len(seeds) != len(images):
-        raise ParameterError(f"{len(seeds)} seeds were given for {len(images)} images; one for each is needed")
-    return _SeededDraw(seeds)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 class _Draw:
@@ -268,19 +174,6 @@ class _Draw:
     def normal(self, like: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         drawn = torch.randn(self.count, *shape, generator=self.generator, device=self.generator.device)
         return drawn.to(like)
-
-
-class _SeededDraw(_Draw):
-    """Each image draws from a stream of its own, so that its neighbours in the batch do not matter."""
-
-    def __init__(self, seeds: Sequence[int] | Tensor):
-        self.streams = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-
-    def uniform(self, like: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-        return torch.stack([torch.rand(shape, generator=stream) for stream in self.streams]).to(like)
-
-    def normal(self, like: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-        return torch.stack([torch.randn(shape, generator=stream) for stream in self.streams]).to(like)
 
 
 def _matrix(like: Tensor, rows: list[list[Tensor | float]]) -> Tensor:

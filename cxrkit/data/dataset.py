@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -316,21 +315,10 @@ class Dataset(torch.utils.data.Dataset):
         part.table = self.table.assign(split=list(split))
         return part
 
-    def cached(self, workers: int | None = None, precision: str = "float32") -> Dataset:
-        """The same dataset, keeping each image it has drawn, because training reads every image many times.
-
-        ``workers=None`` draws on first use; a number draws everything now in so many threads.
-        ``precision="uint8"`` takes a quarter of the memory and rounds pixels to 1/255. Costs
-        ``4 * size * size`` bytes an image (or 1), plus the truth where there is one.
-        """
-        if precision not in ("float32", "uint8"):
-            raise ParameterError(f"precision {precision!r} is unknown; use 'float32' or 'uint8'")
+    def cached(self) -> Dataset:
+        """The same dataset, keeping each image that it has drawn: ``4 * size * size`` bytes, and its exact masks."""
         part = self._copy()
-        part.renderer = _CachedRenderer(self.renderer, precision)
-        if workers is not None:
-            with ThreadPoolExecutor(max(1, workers)) as pool:
-                for _ in pool.map(part.draw, range(len(part))):
-                    pass
+        part.renderer = _CachedRenderer(self.renderer)
         return part
 
     def _copy(self) -> Dataset:
@@ -342,23 +330,16 @@ class Dataset(torch.utils.data.Dataset):
 class _CachedRenderer:
     """Keeps what another renderer drew."""
 
-    def __init__(self, renderer: Renderer, precision: str):
+    def __init__(self, renderer: Renderer):
         self.renderer = renderer
-        self.precision = precision
-        self._kept: dict[tuple[int, int], Rendered] = {}
+        self._drawn: dict[tuple[int, int], Rendered] = {}
 
     def render(self, row: int, size: int) -> Rendered:
-        kept = self._kept.get((row, size))
-        if kept is None:
-            kept = self.renderer.render(row, size)
-            # A NaN can't be kept as uint8: leave it as it is, so that the dataset refuses it by name.
-            if self.precision == "uint8" and torch.isfinite(kept.image).all():
-                kept = replace(kept, image=(kept.image * 255).round().to(torch.uint8))
-            self._kept[row, size] = kept
-        if kept.image.dtype == torch.uint8:
-            return replace(kept, image=kept.image.to(torch.float32) / 255)
-        # A caller may write into its sample; the kept copy must not change with it.
-        return replace(kept, image=kept.image.clone())
+        if (row, size) not in self._drawn:
+            self._drawn[row, size] = self.renderer.render(row, size)
+        drawn = self._drawn[row, size]
+        # A caller may write into its sample; the image in memory must not change with it.
+        return replace(drawn, image=drawn.image.clone())
 
 
 def _coded(column: pd.Series) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The one transform that image and boxes share: resize to a square, or resize and centre-crop."""
+"""Resizing images, and boxes with them; and the masks of boxes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cxrkit.errors import ParameterError
 
-__all__ = ["INTERPOLATIONS", "box_masks", "crop_boxes", "resize", "resize_and_crop", "scale_boxes", "union_masks"]
+__all__ = ["INTERPOLATIONS", "box_masks", "resize", "scale_boxes", "union_masks"]
 
 
 INTERPOLATIONS = ("bilinear", "bicubic", "aliased", "gaussian", "lanczos")
@@ -54,49 +54,6 @@ def _gaussian(image: Tensor, target: tuple[int, int]) -> Tensor:
     from skimage.transform import resize as skimage_resize
 
     return torch.from_numpy(skimage_resize(image.numpy(), target, anti_aliasing=True))
-
-
-def resize_and_crop(images: Tensor, resized: int = 256, crop: int = 224) -> Tensor:
-    """Resize to ``resized`` squared and cut out the central ``crop`` squared, as B-cos networks are tested.
-
-    ``images``: float ``[..., H, W]``; returns ``[..., crop, crop]``. Boxes follow with :func:`crop_boxes`.
-    Raises ParameterError unless ``crop <= resized`` and their difference is even. Source: paper `bcos`, its
-    published code.
-    """
-    margin = _margin(resized, crop)
-    small = resize(images, resized)
-    return small[..., margin : margin + crop, margin : margin + crop]
-
-
-def crop_boxes(
-    boxes: np.ndarray,
-    protocol: str = "corrected",
-    frame: tuple[float, float] = (1024, 1024),
-    resized: int = 256,
-    crop: int = 224,
-) -> np.ndarray:
-    """Boxes after :func:`resize_and_crop`, clipped to the crop.
-
-    ``boxes``: ``[M, 4]`` as x_min, y_min, x_max, y_max in pixels of ``frame`` (width, height); returns
-    float64 ``[M, 4]`` in pixels of the crop. ``"corrected"`` (and ``"paper"``, whose text claims nothing
-    else) sends them through the image's own transform; ``"authors"`` scales by crop / frame and forgets the
-    margin, which misplaces a box by up to ``(resized - crop) / 2`` pixels at the border. A box wholly outside
-    the crop ends with zero area. Source: paper `bcos`, published code against its own image transform.
-    """
-    if protocol not in ("paper", "authors", "corrected"):
-        raise ParameterError(f"protocol {protocol!r} is unknown; use 'paper', 'authors' or 'corrected'")
-    margin = _margin(resized, crop)
-    forgotten = protocol == "authors"
-    moved = scale_boxes(boxes, frame, crop) if forgotten else scale_boxes(boxes, frame, resized) - margin
-    return moved.clip(0, crop)
-
-
-def _margin(resized: int, crop: int) -> int:
-    if crop > resized or crop < 1 or (resized - crop) % 2:
-        raise ParameterError(
-            f"crop={crop} does not fit resized={resized}; the difference must be even and not negative"
-        )
-    return (resized - crop) // 2
 
 
 def scale_boxes(boxes: np.ndarray, frame: tuple[float, float], size: int) -> np.ndarray:

@@ -30,7 +30,6 @@ __all__ = [
     "Squash",
     "Toned",
     "preprocessing",
-    "preprocessings",
 ]
 
 Frame = tuple[float, float]
@@ -244,11 +243,6 @@ _NAMED: dict[str, dict[str, Preprocessing]] = {
 }
 
 
-def preprocessings() -> tuple[str, ...]:
-    """Every name that :func:`preprocessing` knows, without its protocol."""
-    return tuple(_NAMED)
-
-
 def preprocessing(name: str, protocol: str | None = None) -> Preprocessing:
     """A paper's pre-processing by name, such as ``"bcos/rsna"`` or, with its protocol, ``"bcos/rsna/authors"``.
 
@@ -262,8 +256,7 @@ def preprocessing(name: str, protocol: str | None = None) -> Preprocessing:
     - ``normgrad``: squash, Lanczos.
     - ``covid``: padded to a square, bicubic; grey values clipped to the image's 1st and 95th percentiles (paper: with
       the black bands counted; corrected: without), or to 0 and 207 of 255 for every image (authors).
-    - ``path``: squash; the authors' has no anti-aliasing. Per-pixel standardisation is a step of its own:
-      :class:`cxrkit.data.intensity.PixelStandardisation`.
+    - ``path``: squash; the authors' has no anti-aliasing.
     - ``relevance``: 256, then the central 224, as CheXNet; ``relevance/maps``: squash.
 
     Raises ParameterError for other names and protocols.

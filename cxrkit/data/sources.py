@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cxrkit.data.dataset import SPLITS, Dataset
-from cxrkit.data.leakage import check_split, patient_overlap
 from cxrkit.data.preprocessing import Preprocessing
 from cxrkit.data.preprocessing import preprocessing as named_preprocessing
-from cxrkit.data.splits import FOLDS, fold_split
+from cxrkit.data.splits import FOLDS, fold_split, patient_overlap, refuse_shared_patients
 from cxrkit.errors import CxrkitError, DataError, ParameterError
 
 __all__ = ["load", "sources"]
@@ -200,7 +199,7 @@ def _refuse_shared_patients(dataset: Dataset) -> None:
     if "split" not in dataset.table.columns:
         return
     try:
-        check_split(dataset)
+        refuse_shared_patients(dataset.name, dataset.table)
     except DataError:
         if not dataset.leak:
             raise

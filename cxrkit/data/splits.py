@@ -1,13 +1,15 @@
-"""Patient-wise, label-stratified folds, no patient on two sides; and those of paper `bcos`, which may leak."""
+"""Patient-wise, label-stratified folds; folds of images, which may leak; and the check for patients on two sides."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from sklearn.model_selection import StratifiedKFold
 
+from cxrkit.data.dataset import SPLITS
 from cxrkit.errors import DataError, ParameterError
 
 __all__ = [
@@ -15,14 +17,17 @@ __all__ = [
     "fold_split",
     "multilabel_folds",
     "patient_folds",
+    "patient_overlap",
+    "refuse_shared_patients",
     "stratified_folds",
     "with_validation",
 ]
 
 FOLDS = 5
-PAPER_SEED = 42
+IMAGE_SEED = 42
 # One eighth of what is not test chooses thresholds and checkpoints, so that no fold both chooses and reports.
 _VALIDATION_PARTS = 8
+_SHOWN = 3
 
 
 def patient_folds(patients: Sequence[str], targets: np.ndarray, folds: int = FOLDS, seed: int = 0) -> np.ndarray:
@@ -84,11 +89,11 @@ def with_validation(is_test: np.ndarray, patients: Sequence[str], targets: np.nd
     return split
 
 
-# Those of paper `bcos`
+# Folds of images
 
 
 def stratified_folds(
-    classes: Sequence[int], ids: Sequence[str] | None = None, folds: int = FOLDS, seed: int = PAPER_SEED
+    classes: Sequence[int], ids: Sequence[str] | None = None, folds: int = FOLDS, seed: int = IMAGE_SEED
 ) -> np.ndarray:
     """The fold in which each image is tested, int ``[N]``, by scikit-learn's StratifiedKFold, shuffled.
 
@@ -101,7 +106,7 @@ def stratified_folds(
 
 
 def multilabel_folds(
-    targets: np.ndarray, ids: Sequence[str] | None = None, folds: int = FOLDS, seed: int = PAPER_SEED
+    targets: np.ndarray, ids: Sequence[str] | None = None, folds: int = FOLDS, seed: int = IMAGE_SEED
 ) -> np.ndarray:
     """The fold in which each image is tested, int ``[N]``, by iterative stratification of ``targets`` ``[N, L]``.
 
@@ -150,3 +155,46 @@ def _stratify(positive: np.ndarray, parts: int, seed: int) -> np.ndarray:
         largest = np.bincount(part_of, minlength=parts).argmax()
         part_of[np.flatnonzero(part_of == largest)[-1]] = part
     return part_of
+
+
+# Patients on two sides
+
+
+def patient_overlap(patients: Sequence[str], split: Sequence[str], of: str = "test", to: str = "train") -> pd.Series:
+    """How much of part ``of`` belongs to patients of part ``to``, from the table alone.
+
+    ``patients``, ``split``: of N images. Returns ``patients`` (in both parts), ``images`` (of these, in ``of``) and
+    ``share`` (of all images in ``of``; nan when there are none). Ids are compared as text.
+    """
+    patients = pd.Series(np.asarray(patients, dtype=str)).str.strip()
+    split = np.asarray(split, dtype=object)
+    inside = patients[split == of]
+    shared = inside.isin(patients[split == to])
+    share = float(shared.mean()) if len(inside) else float("nan")
+    return pd.Series({"patients": inside[shared].nunique(), "images": int(shared.sum()), "share": share}, dtype=object)
+
+
+def refuse_shared_patients(name: str, table: pd.DataFrame) -> None:
+    """Raise DataError, naming patients and images, where train, validation and test images share patients.
+
+    ``table``: image_id, patient_id and split; images in none of the three parts are not looked at. Ids are compared as
+    text: a number in one row and the same as text in another are one patient.
+    """
+    rows = table.loc[table["split"].isin(SPLITS), ["image_id", "patient_id", "split"]]
+    rows = rows.assign(patient_id=rows["patient_id"].astype(str).str.strip())
+    both = rows[["patient_id", "split"]].drop_duplicates()["patient_id"]
+    leaking = rows[rows["patient_id"].isin(both[both.duplicated()])].sort_values("patient_id", kind="stable")
+    if leaking.empty:
+        return
+    shown = []
+    for patient, images in list(leaking.groupby("patient_id", sort=False))[:_SHOWN]:
+        pair = images.drop_duplicates("split").head(2)
+        where = " and ".join(
+            f"{image!r} in {part}" for image, part in zip(pair["image_id"], pair["split"], strict=True)
+        )
+        more = f", {len(images) - 2} more images" if len(images) > 2 else ""
+        shown.append(f"{patient!r} ({where}{more})")
+    count = leaking["patient_id"].nunique()
+    more = f"; and {count - _SHOWN} more" if count > _SHOWN else ""
+    parts = " and ".join(leaking["split"].unique())
+    raise DataError(f"{name}: {parts} share patients ({count}): {'; '.join(shown)}{more}")

@@ -13,6 +13,8 @@ book: $(VENV)/.user
 test: $(VENV)/.developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --config ruff-notebooks.toml $$(find notebooks -name '*.ipynb' -not -path '*/.*')
+	$(BIN)/ruff format --check --config ruff-notebooks.toml $$(find notebooks -name '*.ipynb' -not -path '*/.*')
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax tests notebooks
 
 lab: $(VENV)/.user
@@ -39,6 +41,7 @@ $(VENV)/bin/python:
 $(VENV)/.user: $(VENV)/bin/python requirements.txt pyproject.toml jupyter/cxrkit.json
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@printf '%s\n' '$(CURDIR)' '$(CURDIR)/notebooks' > $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/cxrkit-checkout.pth
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.user requirements-dev.txt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from cxrkit.cli_data import data_app
 from cxrkit.cli_grid import Workers, grid_app, run_grid
 from cxrkit.errors import CxrkitError
+from cxrkit.project import project_folder
 from cxrkit.terminal import console
 
 app = typer.Typer(
@@ -38,7 +40,8 @@ def build_book(
     ] = False,
 ) -> None:
     """Run the grids that the pages show where they aren't done, then build the book where anything changed."""
-    from cxrkit import book
+    sys.path.insert(0, str(project_folder()))
+    from book.tools import build as book
 
     run_grid(book.GRIDS, workers, again=True)
     index = book.build()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cxrkit.errors import ParameterError
+from cxrkit.project import project_folder
 from cxrkit.terminal import console, print_frame
 
 if TYPE_CHECKING:
@@ -125,7 +127,8 @@ def grid_keep(
     source: Annotated[str, typer.Option(help="whose images they are and on what terms, in a sentence")] = "",
 ) -> None:
     """Keep the tables of a finished grid in book/results, for a book that is built without it."""
-    from cxrkit.study.papers import stored_results
+    sys.path.insert(0, str(project_folder()))
+    from book.tools import stored_results
 
     place = stored_results.keep(paper, f"{paper}:{profile}" if profile else paper, source)
     console.print(f"Kept in {place.relative_to(place.parents[2])}; the page of the paper's study shows it.")

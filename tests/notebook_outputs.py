@@ -35,6 +35,11 @@ def expected() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(TABLE.read_text(encoding="utf-8"))
 
 
+def name_of(notebook: Path) -> str:
+    """The path of a notebook below `notebooks`, without its ending."""
+    return notebook.relative_to(TABLE.parents[1] / "notebooks").with_suffix("").as_posix()
+
+
 def remedy(name: str, found: dict[str, Any]) -> str:
     line = ", ".join(f"{kind}: {found[kind]}" for kind in KINDS if found.get(kind))
     return f"if that is meant, the line in tests/{TABLE.name} is\n  {name}: {{{line}}}"
@@ -129,7 +134,7 @@ class Contents(pytest.Item):
     """The last item of a notebook: what was checked and shown, against the table."""
 
     def runtest(self) -> None:
-        file, name = self.parent, self.parent.path.stem
+        file, name = self.parent, name_of(self.parent.path)
         if file.cells_run < file.cells_collected:
             pytest.skip("not all cells of this notebook were run")
         wanted, found = expected().get(name, {}), file.found

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from cxrkit.book import as_one
+from book.tools.build import as_one
 
 PROJECT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.browser

@@ -117,7 +117,7 @@ def test_one_patient_has_no_interval():
 
 
 def test_a_network_is_judged_once_for_all_claims_about_it(monkeypatch):
-    from cxrkit.study.papers import bcos_claims
+    from papers.bcos import claims as bcos_claims
 
     judged, place = [], ("folder", "B-cos", "plain")
     monkeypatch.setattr(bcos_claims, "cells", lambda name: {place: [("run", "explained")]})

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from cxrkit import pages
+from book.tools import pages
 from cxrkit.view import charts, figures, interactive
 from cxrkit.view.style import COLOURS, to_html
 

@@ -10,10 +10,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from book.tools import stored_results
 from cxrkit import DataError, ParameterError, grid
 from cxrkit.cli import app
-from cxrkit.study import runs
-from cxrkit.study.papers import PAPERS, bcos, stored_results
+from cxrkit.study import published, runs
+from papers.bcos import tables as bcos
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 SCORES = {
@@ -138,7 +139,7 @@ def test_the_command_keeps_a_profile(monkeypatch, tmp_path):
     assert "book/results/bcos-full" in found.output.replace("\n", "")
 
 
-@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("paper", published.papers())
 def test_what_the_project_keeps_is_whole_and_small(paper):
     for found in stored_results.of(paper):
         assert all(len(frame) for frame in found.tables.values())

@@ -22,7 +22,7 @@ from cxrkit.train.parameters import SearchParameters, TrainParameters
 from cxrkit.view.viewer import Bundle
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+NOTEBOOKS = sorted(path for path in FOLDER.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 CHECKED = "nbval-check-output"
 
 
@@ -43,17 +43,17 @@ def literals(source: str) -> dict:
 
 
 def test_there_are_notebooks():
-    assert {path.stem for path in NOTEBOOKS} >= {"train", "explain", "compare", "explore", "bcos_study"}
+    assert {path.stem for path in NOTEBOOKS} >= {"train", "explain", "compare", "explore", "study"}
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_first_code_cell_holds_plain_parameters(path):
     first = code_cells(read(path))[0]
     assert "parameters" in first.metadata.get("tags", [])
     assert literals(first.source)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_outputs_are_stripped_but_for_checked_text(path):
     for cell in code_cells(read(path)):
         if CHECKED in cell.metadata.get("tags", []):
@@ -65,7 +65,7 @@ def test_outputs_are_stripped_but_for_checked_text(path):
             assert cell.execution_count is None
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_notebook_checks_something_and_says_what_it_is_not(path):
     notebook = read(path)
     assert any(CHECKED in cell.metadata.get("tags", []) for cell in code_cells(notebook))
@@ -74,7 +74,7 @@ def test_every_notebook_checks_something_and_says_what_it_is_not(path):
     assert "> **Not a medical device.** Nothing here is for clinical use." in prose
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_prose_reads_in_jupyterlab_too(path):
     """It knows no directives: it shows their options as text, and takes the name in the first line away."""
     prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
@@ -94,19 +94,19 @@ def checked(path: Path) -> int:
     return sum(CHECKED in cell.metadata.get("tags", []) for cell in code_cells(read(path)))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_no_checked_cell_is_lost(path):
     """The count of checked cells is written down; `NOTEBOOK::contents` compares it with what nbval collects."""
-    wanted, found = notebook_outputs.expected().get(path.stem, {}), checked(path)
+    wanted, found = notebook_outputs.expected().get(notebook_outputs.name_of(path), {}), checked(path)
     assert wanted.get("texts") == found, (
-        f"{path.stem}: {found} cells are tagged {CHECKED}, tests/{notebook_outputs.TABLE.name} says "
-        f"{wanted.get('texts')}; {notebook_outputs.remedy(path.stem, wanted | {'texts': found})}"
+        f"{path.name}: {found} cells are tagged {CHECKED}, tests/{notebook_outputs.TABLE.name} says "
+        f"{wanted.get('texts')}; {notebook_outputs.remedy(notebook_outputs.name_of(path), wanted | {'texts': found})}"
     )
 
 
 def test_the_table_names_no_notebook_that_is_gone():
     table = notebook_outputs.expected()
-    assert set(table) == {path.stem for path in NOTEBOOKS}
+    assert set(table) == {notebook_outputs.name_of(path) for path in NOTEBOOKS}
     for name, entry in table.items():
         assert set(entry) <= {*notebook_outputs.KINDS, "shows"}, name
 
@@ -262,7 +262,7 @@ def test_nbval_notices_lost_tags_and_empty_pictures_and_widgets(run_nbval):
     assert "small: {texts: 1, pictures: 1, widgets: 1}" in told, "the remedy is a line to copy"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_no_text_from_data_becomes_markup(path):
     """A book page holds what Markdown and HTML objects say as it is: only functions that escape may fill them."""
     calls = re.findall(r"\b(?:Markdown|HTML|Latex)\(\s*(.*)", "\n".join(cell.source for cell in code_cells(read(path))))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from cxrkit import book, pages
+from book.tools import build as book
+from book.tools import pages
 
 
 def notebook(folder, source="seed = 0\nname = '<b>'  # text\n"):

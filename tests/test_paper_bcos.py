@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import cxrkit
-from cxrkit.study.papers import bcos_maps
+from papers.bcos import maps as bcos_maps
 
 
 def tile(period: int, size: int = 64) -> torch.Tensor:

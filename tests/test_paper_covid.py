@@ -11,13 +11,16 @@ import torch
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 import cxrkit
+from book.tools import checklist
 from cxrkit import train
 from cxrkit.data.covid_labels import LABELS
 from cxrkit.errors import ParameterError
 from cxrkit.study import report
-from cxrkit.study.measuring import covid as measuring
-from cxrkit.study.measuring import covid_layers
-from cxrkit.study.papers import checklist, covid, covid_claims, covid_maps
+from papers.covid import claims as covid_claims
+from papers.covid import layers as covid_layers
+from papers.covid import maps as covid_maps
+from papers.covid import measure as measuring
+from papers.covid import tables as covid
 
 CHAIN = ("COVID-19", "Viral Pneumonia", "Pneumonia")
 
@@ -87,7 +90,7 @@ def made(monkeypatch):
         )
         profiles = pd.DataFrame({"layer": "image", "map": range(4), "strength": 1.0, "border": 1.4 + 0.1 * place})
         frames = {"methods": methods, "nested": nested, "bands": bands, "inactive": inactive, "profiles": profiles}
-        runs += [trained, MadeRun("covid_scores", frames, run=trained.key)]
+        runs += [trained, MadeRun("covid_measure", frames, run=trained.key)]
     monkeypatch.setattr(report, "runs_of", lambda name: runs)
     return runs
 

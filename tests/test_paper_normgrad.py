@@ -8,21 +8,24 @@ import pytest
 import torch
 
 import cxrkit
+from book.tools import checklist
 from cxrkit import study, train
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.metrics import pointing_game
 from cxrkit.phantom.source import load_phantom
-from cxrkit.study import report, runs
-from cxrkit.study.measuring import normgrad as measuring
+from cxrkit.study import published, report, runs
 from cxrkit.study.notebook import parameters_for
-from cxrkit.study.papers import checklist, normgrad, normgrad_code, normgrad_maps, published
 from cxrkit.study.study import Study
+from papers.normgrad import code as normgrad_code
+from papers.normgrad import maps as normgrad_maps
+from papers.normgrad import measure as measuring
+from papers.normgrad import tables as normgrad
 
 SIZE = 48
 
 
 def parameters(**values):
-    return parameters_for("notebooks/normgrad_scores.ipynb")(**values)
+    return parameters_for("notebooks/papers/normgrad/measure.ipynb")(**values)
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +344,7 @@ def test_the_grid_is_right_in_all_profiles():
     for profile, trainings in ((None, 8), ("full", 12), ("object_cxr", 6)):
         tasks = grids.plan("normgrad", profile=profile)
         kinds = [task.notebook.stem for task in tasks]
-        assert kinds.count("train") == kinds.count("normgrad_scores") == trainings
+        assert kinds.count("train") == kinds.count("normgrad_measure") == trainings
 
 
 def test_ties_and_the_middle_in_closed_form(grid, monkeypatch):

@@ -16,16 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cxrkit
+from book.tools import checklist, stored_results
 from cxrkit import ParameterError, grid
 from cxrkit.attribution.xrai import top_fraction
-from cxrkit.study import runs
-from cxrkit.study.measuring import path as measuring
-from cxrkit.study.measuring import path_features
+from cxrkit.study import published, runs
 from cxrkit.study.notebook import parameters_for
-from cxrkit.study.papers import checklist, path, path_code, published, stored_results
 from cxrkit.train import TrainParameters, load_data, make_model
 from cxrkit.train import loop as trainer
 from cxrkit.view import path_figures
+from papers.path import code as path_code
+from papers.path import features as path_features
+from papers.path import measure as measuring
+from papers.path import tables as path
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 SMALL = {"images": 4, "stable_images": 2, "n_steps": 3, "n_samples": 2, "blur_steps": 2, "xrai_steps": 2}
@@ -145,7 +147,7 @@ def subject(tmp_path_factory):
     with runs.writing(parameters) as store:
         store.frame("predictions", trainer.predict(model, data.split("test")))
         cxrkit.models.save(model, store.folder / "model.safetensors")
-    check = parameters_for("notebooks/path_scores.ipynb")
+    check = parameters_for("notebooks/papers/path/measure.ipynb")
     return measuring.subject(check(run=runs.key(parameters), results=results, device="cpu", **SMALL))
 
 
@@ -249,7 +251,7 @@ def _measured(subject):
 
 
 def test_where_it_computes_is_no_part_of_a_measurement():
-    check = parameters_for("notebooks/path_scores.ipynb")
+    check = parameters_for("notebooks/papers/path/measure.ipynb")
     assert check(run="a", device="cpu", threads=1).identity() == check(run="a", device="cuda").identity()
     assert not {"device", "threads"} & set(check(run="a").identity())
 
@@ -264,7 +266,7 @@ def test_where_it_computes_is_no_part_of_a_measurement():
 )
 def test_numbers_out_of_range_are_refused(change, message):
     with pytest.raises(ParameterError, match=message):
-        measuring.subject(parameters_for("notebooks/path_scores.ipynb")(**change))
+        measuring.subject(parameters_for("notebooks/papers/path/measure.ipynb")(**change))
 
 
 def test_an_unknown_method_is_refused(subject):
@@ -356,7 +358,11 @@ def made(tmp_path) -> str:
             "parameters": common | options,
             "product": {"model": ["densenet121", "xception"]},
         },
-        "scores": {"notebook": str(NOTEBOOKS / "path_scores.ipynb"), "after": "train", "parameters": common},
+        "scores": {
+            "notebook": str(NOTEBOOKS / "papers" / "path" / "measure.ipynb"),
+            "after": "train",
+            "parameters": common,
+        },
     }
     file = tmp_path / "made.yaml"
     file.write_text(yaml.safe_dump(steps, sort_keys=False))
@@ -472,7 +478,7 @@ def test_a_grid_without_scores_is_refused(made):
 
 @pytest.mark.parametrize(("column", "smallest", "count"), [("top1_brain", 632, 8), ("top1_covid", 978, 9)])
 def test_every_printed_accuracy_is_a_multiple_of_one_fraction(column, smallest, count):
-    values = published.table("path_tab3_models")[column].dropna()
+    values = published.table("path/tab3_models")[column].dropna()
     assert len(values) == count
     found = path_code.denominators(values)
     assert found[0] == smallest
@@ -579,7 +585,7 @@ def test_real_slices_are_measured(shared_data, tmp_path):
     model.card["activation"] = "softmax"
     with runs.writing(parameters) as store:
         cxrkit.models.save(model, store.folder / "model.safetensors")
-    check = parameters_for("notebooks/path_scores.ipynb")
+    check = parameters_for("notebooks/papers/path/measure.ipynb")
     subject = measuring.subject(check(run=runs.key(parameters), results=parameters.results, **SMALL | {"images": 2}))
     found = measuring.overlap(subject, measuring.explain(subject, ["vanilla", "guided_ig", "xrai", "blur_ig"]))
     assert found["area"].between(0.001, 0.5).all()

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import cxrkit
+from book.tools import checklist
 from cxrkit.errors import DataError, ParameterError
-from cxrkit.study.measuring import relevance as measuring
-from cxrkit.study.papers import checklist, relevance, relevance_maps
 from cxrkit.train.parameters import TrainParameters
+from papers.relevance import maps as relevance_maps
+from papers.relevance import measure as measuring
+from papers.relevance import tables as relevance
 
 OPTIONS = {"view": "multilabel", "images": 60, "conspicuity": 2.0}
 LABELS = ["Cardiomegaly", "Pleural effusion"]
@@ -218,7 +220,7 @@ def grid(tmp_path, monkeypatch):
         train = Made(folder, str(place), "train", trained, {"predictions": predictions})
         frames = {"scores": made_scores(label), "sanity": checks, "predictions": predictions}
         parameters = SimpleNamespace(run=str(place), other_images={})
-        pairs.append((train, Made(folder, f"s{place}", "relevance_scores", parameters, frames)))
+        pairs.append((train, Made(folder, f"s{place}", "relevance_measure", parameters, frames)))
     monkeypatch.setattr(relevance.report, "runs_of", lambda name: [run for pair in pairs for run in pair])
     monkeypatch.setattr(relevance_maps, "seen_by_all", lambda name: SimpleNamespace(name="nih"))
     return "made"

@@ -11,11 +11,13 @@ import second_device
 import torch
 
 import cxrkit.models
+from book.tools import checklist, effort
 from cxrkit import ParameterError, data
-from cxrkit.study.measuring import parameters_of
-from cxrkit.study.measuring import synthesis as scoring
-from cxrkit.study.papers import PAPERS, checklist, effort, published, synthesis
-from cxrkit.study.papers.claims import FEWEST, Claim, Measured, measured, table, verdict
+from cxrkit.study import published
+from cxrkit.study.claims import FEWEST, Claim, Measured, measured, table, verdict
+from cxrkit.study.notebook import parameters_of
+from synthesis import measure as scoring
+from synthesis import tables as synthesis
 
 
 @pytest.mark.parametrize(
@@ -70,20 +72,22 @@ def test_patients_without_a_value_do_not_count():
 
 def test_single_numbers_of_a_paper_are_read_by_key():
     assert float(published.scalars("covid")["threshold"]) == 0.51
-    with pytest.raises(ParameterError, match="there is no paper table 'nobody_scalars'"):
+    with pytest.raises(ParameterError, match="there is no published table 'nobody/scalars'"):
         published.scalars("nobody")
 
 
 @pytest.mark.parametrize("paper", ["normgrad", "covid", "path", "relevance", "synthesis"])
 def test_parameters_of_scores_are_those_of_the_notebook_and_no_others(paper):
     fresh = {"In": ["", "parameters", "this"], "run": "some-key", "images": 7, "_hidden": 1}
-    found = parameters_of(paper, fresh)
-    assert (found.run, found.images, found.kind) == ("some-key", 7, f"{paper}_scores")
-    with pytest.raises(ParameterError, match=r"unknown parameter 'imagess' for \w+_scores; did you mean 'images'"):
-        parameters_of(paper, fresh | {"imagess": 3})
+    notebook = f"{'' if paper == 'synthesis' else 'papers/'}{paper}/measure.ipynb"
+    found = parameters_of(notebook, fresh)
+    kind = "measure" if paper == "synthesis" else f"{paper}_measure"
+    assert (found.run, found.images, found.kind) == ("some-key", 7, kind)
+    with pytest.raises(ParameterError, match=rf"unknown parameter 'imagess' for {kind}; did you mean 'images'"):
+        parameters_of(notebook, fresh | {"imagess": 3})
 
 
-@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("paper", published.papers())
 def test_every_item_of_a_checklist_is_made_or_explained(paper):
     assert len(checklist.items(paper)) >= 8
     assert checklist.problems(paper) == []
@@ -91,8 +95,9 @@ def test_every_item_of_a_checklist_is_made_or_explained(paper):
 
 def write(folder, text, cells):
     (folder / "notebooks" / "grids").mkdir(parents=True)
-    (folder / "book" / "bcos").mkdir(parents=True)
-    (folder / "book" / "bcos" / "checklist.yaml").write_text(text)
+    (folder / "book").mkdir(parents=True)
+    (folder / "notebooks" / "papers" / "bcos").mkdir(parents=True)
+    (folder / "notebooks" / "papers" / "bcos" / "checklist.yaml").write_text(text)
     (folder / "book" / "page.md").write_text("".join(f"```{{code-cell}}\n:tags: [{cell}]\n1\n```\n" for cell in cells))
 
 
@@ -109,15 +114,15 @@ def test_a_checklist_and_its_cells_must_agree(tmp_path, monkeypatch):
     assert found.count("|") == 2
     shown = checklist.page("bcos")
     assert "2 of 5 items are made; 1 (◐) are whole in the profile `full` of the grid only; of the others" in shown
-    assert "| ◐ | E | [page](../../book/page.md) | a large network; slow |" in shown
-    assert "| ✓ | A | [page](../../book/page.md) |  |" in shown
+    assert "| ◐ | E | [page](../../../book/page.md) | a large network; slow |" in shown
+    assert "| ✓ | A | [page](../../../book/page.md) |  |" in shown
     assert "| – | B |  | no data |" in shown
 
 
 def test_an_item_without_a_text_is_refused(tmp_path, monkeypatch):
     write(tmp_path, "- {id: one}\n", [])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ParameterError, match=r"book/bcos/checklist.yaml, item 1: has \['id'\]"):
+    with pytest.raises(ParameterError, match=r"notebooks/papers/bcos/checklist.yaml, item 1: has \['id'\]"):
         checklist.items("bcos")
     with pytest.raises(ParameterError, match="'nobody' has no checklist"):
         checklist.items("nobody")
@@ -147,7 +152,7 @@ def test_a_set_of_unknown_size_leaves_the_others_of_its_profile_their_costs():
     assert both["trainings"].tolist() == both["other runs"].tolist() == [6, 6]
 
 
-@pytest.mark.parametrize("paper", [*PAPERS, "synthesis"])
+@pytest.mark.parametrize("paper", [*published.papers(), "synthesis"])
 def test_the_commands_of_a_paper_name_profiles_and_sources_that_exist(paper):
     shown = effort.commands(paper).splitlines()
     assert shown[0] == "```bash"

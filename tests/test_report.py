@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from cxrkit import ParameterError, grid
-from cxrkit.study import comparing, report, runs
-from cxrkit.study.papers import bcos, bcos_claims, claims, published
+from cxrkit.study import claims, comparing, published, report, runs
 from cxrkit.study.study import Study
+from papers.bcos import claims as bcos_claims
+from papers.bcos import tables as bcos
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 PRECISION = {"resnet18": 0.2, "none": 0.3, "flc": 0.5, "blur": 0.3}
@@ -177,7 +178,7 @@ def test_curves_follow_the_threshold():
 
 
 def test_published_cells_stand_beside_ours(made):
-    table = bcos.beside(bcos.overview(made), "bcos_tab3_rsna_epg_antialiasing", "binary")
+    table = bcos.beside(bcos.overview(made), "bcos/tab3_rsna_epg_antialiasing", "binary")
     table = table.set_index(["network", "regime", "explanation"])
     assert table.loc[("B-cos + FLC", "plain", "Inherent"), "paper"] == 28.25
     assert table.loc[("B-cos + FLC", "plain", "Inherent"), "ours"] == pytest.approx(55.0)
@@ -233,11 +234,11 @@ def test_what_learning_too_little_is():
 
 
 def test_recall_stands_beside_its_own_chance_and_interval(made):
-    table = bcos.beside(bcos.overview(made), "bcos_tab5_rsna_epg_recall", "binary", metric="recall")
+    table = bcos.beside(bcos.overview(made), "bcos/tab5_rsna_epg_recall", "binary", metric="recall")
     row = table.set_index(["network", "regime"]).loc[("B-cos + FLC", "plain")]
     assert row[["ours", "low", "high", "chance"]].astype(float).tolist() == pytest.approx([100, 100, 100, 60])
     assert row[["maps", "left out"]].tolist() == [25, 0]  # of the degenerate map's EPG is undefined, not its recall
-    table = bcos.beside(bcos.overview(made), "bcos_tab3_rsna_epg_antialiasing", "binary")
+    table = bcos.beside(bcos.overview(made), "bcos/tab3_rsna_epg_antialiasing", "binary")
     row = table.set_index(["network", "regime", "explanation"]).loc[("B-cos + FLC", "plain", "Inherent")]
     assert row[["maps", "left out"]].tolist() == [24, 1]
     older = scores(0.3, "bcos").drop(columns="chance_recall")
@@ -258,8 +259,8 @@ def test_verdicts(interval, expected, verdict):
 
 
 def test_an_unknown_table_names_the_known():
-    with pytest.raises(ParameterError, match="bcos_tab3"):
-        published.table("bcos_tab99")
+    with pytest.raises(ParameterError, match="bcos/tab3"):
+        published.table("bcos/tab99")
 
 
 def test_enlarged_maps_keep_every_value():

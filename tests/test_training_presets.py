@@ -14,13 +14,14 @@ from cxrkit.data.sources import SOURCES
 from cxrkit.train import presets
 from cxrkit.train.parameters import TrainParameters
 
-PAPERS = Path(__file__).resolve().parents[1] / "book" / "papers"
+PAPERS = Path(__file__).resolve().parents[1] / "notebooks" / "papers"
 
 
 def cell(source: str, parameter: str) -> str:
     """The text that a source "table.csv, row[, column]" points at."""
     table, row, *column = [part.strip() for part in source.split(",")]
-    with (PAPERS / table).open(encoding="utf-8", newline="") as file:
+    paper, _, name = table.partition("_")
+    with (PAPERS / paper / "published" / name).open(encoding="utf-8", newline="") as file:
         rows = {next(iter(line.values())): line for line in csv.DictReader(file)}
     return rows[row][column[0] if column else parameter]
 

@@ -211,7 +211,7 @@ class _Loop:
             work=str(store.work / name),
             claim=str(claim.path),
             heartbeat=str(store.runners / self.runner.name),
-            own_run=task.notebook.stem in run_key.KINDS,
+            own_run=task.notebook.stem in (*run_key.KINDS, "measure"),
             time_limit=task.time_limit,
             memory_limit=task.memory_limit,
         )

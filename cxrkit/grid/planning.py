@@ -60,11 +60,13 @@ class Task:
 
 def find_grid(file: str | Path) -> Path:
     """A grid file by path, or by name (`quick`) among the project's grids. Raises ParameterError."""
-    folder = run_key.project_folder() / "notebooks" / "grids"
-    for path in (Path(file), folder / f"{file}.yaml"):
+    folder = run_key.project_folder() / "notebooks"
+    for path in (Path(file), folder / "grids" / f"{file}.yaml", folder / "papers" / file / "grid.yaml"):
         if path.is_file():
             return path.resolve()
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    named = [path.stem for path in folder.glob("grids/*.yaml")]
+    named += [path.parent.name for path in folder.glob("papers/*/grid.yaml")]
+    known = ", ".join(sorted(named))
     raise ParameterError(f"there is no grid {str(file)!r}; known: {known or 'none'}")
 
 

@@ -9,10 +9,10 @@ import functools
 import json
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -31,7 +31,10 @@ from cxrkit.project import project_folder
 from cxrkit.study import parameters
 from cxrkit.train.parameters import OF_DATASET, Parameters, given, refuse_none_as_text
 
-__all__ = ["CLASSES", "NotebookParameters", "parameter_names", "parameters_for"]
+if TYPE_CHECKING:
+    from cxrkit.study.study import Study
+
+__all__ = ["CLASSES", "NotebookParameters", "parameter_names", "parameters_for", "parameters_of"]
 
 CLASSES: dict[str, type[Parameters]] = {
     cls.kind: cls
@@ -51,7 +54,8 @@ _NAMED |= dict.fromkeys(("dict", "mapping"), dict[str, Any])
 class NotebookParameters:
     """Checked parameters of a notebook for which the package has no class; each is an attribute too.
 
-    `kind` is the notebook's file name without its ending, `notebook` its path inside the project.
+    `kind` is the notebook's file name without its ending, after the paper that it belongs to; `notebook` its path
+    inside the project.
     """
 
     kind: str
@@ -85,7 +89,8 @@ class Checked:
     """
 
     def __init__(self, notebook: Path):
-        self.kind = notebook.stem
+        own = notebook.parent.name if notebook.parent.parent.name == "papers" else ""
+        self.kind = f"{own}_{notebook.stem}".lstrip("_")
         self.path = notebook.relative_to(project_folder()).as_posix()
         self.defaults = _parameters_cell(notebook)
         fields: dict[str, Any] = {}
@@ -144,6 +149,21 @@ def parameters_for(notebook: str | Path) -> type[Parameters] | Checked:
     if not path.is_file():
         raise ParameterError(f"there is no notebook {str(notebook)!r}")
     return _checked(path, path.stat().st_mtime_ns)
+
+
+def parameters_of(
+    notebook: str, namespace: Mapping[str, Any], load: Callable[[], Study] | None = None
+) -> NotebookParameters:
+    """The parameters of a notebook under `notebooks`, as its namespace holds them.
+
+    An empty `run` is filled in by the first network of `load()`. Raises ParameterError, also for a name that is no
+    parameter.
+    """
+    check = parameters_for(f"notebooks/{notebook}")
+    parameters = check.from_notebook(namespace)
+    if parameters.run or load is None:
+        return parameters
+    return check(**parameters.values | {"run": load().trained[0].key})
 
 
 def parameter_names(cls: type[Parameters] | Checked) -> frozenset[str]:

@@ -43,14 +43,12 @@ _EXPLAINED = (
     "train/loader.py",
     "train/setup.py",
 )
-_MEASURED = ("normgrad", "covid", "path", "relevance", "synthesis")
 # The parts of the package that decide what a run of a kind contains.
 _SOURCES = {
     "train": _TRAINED,
     "search": _TRAINED,
     "explain": (*_EXPLAINED, "study/explaining.py"),
     "judge": (*_EXPLAINED, "study/phantom_benchmark.py"),
-    **{f"{paper}_scores": (*_EXPLAINED, f"study/measuring/{paper}*.py") for paper in _MEASURED},
 }
 KINDS = frozenset(_SOURCES)  # of runs that their notebooks write themselves
 # What any other notebook can't depend on: these only start runs, name them, or draw.

@@ -1,0 +1,40 @@
+"""The papers, a folder each under `notebooks/papers`, and their tables as printed."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+from cxrkit.errors import ParameterError, meant
+from cxrkit.project import project_folder
+
+__all__ = ["citation", "papers", "scalars", "table"]
+
+
+def papers() -> tuple[str, ...]:
+    """The keys of the papers: the folders that hold a `paper.md`."""
+    folder = project_folder() / "notebooks" / "papers"
+    return tuple(sorted(path.parent.name for path in folder.glob("*/paper.md")))
+
+
+def citation(paper: str) -> str:
+    """The key of a paper in the book's bibliography: the first that its page cites."""
+    text = (project_folder() / "notebooks" / "papers" / paper / "paper.md").read_text(encoding="utf-8")
+    return re.search(r"\{cite:\w+\}`([^`,]+)", text)[1]
+
+
+def table(name: str) -> pd.DataFrame:
+    """A published table as printed, such as "bcos/tab1_rsna_classification"; ParameterError for an unknown one."""
+    paper, _, title = name.partition("/")
+    folder = project_folder() / "notebooks" / "papers" / paper / "published"
+    path = folder / f"{title}.csv"
+    if not path.is_file():
+        known = [f"{paper}/{file.stem}" for file in sorted(folder.glob("*.csv"))]
+        raise ParameterError(f"there is no published table {name!r}; {meant(name, known or papers())}")
+    return pd.read_csv(path)
+
+
+def scalars(paper: str) -> pd.Series:
+    """The single numbers that a paper's text gives, by key, as text: `float(scalars("covid")["threshold"])`."""
+    return table(f"{paper}/scalars").set_index("key")["value"].astype(str)

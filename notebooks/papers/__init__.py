@@ -1,0 +1,1 @@
+"""The papers, a folder each: `papers.KEY.tables`, `papers.KEY.measure`."""

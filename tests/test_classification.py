@@ -12,19 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sklearn_metrics
-from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import (
-    calibration_report,
     classification_report,
     hard_vote,
     operating_cutoffs,
-    reliability,
     soft_vote,
 )
-from cxrkit.metrics.classification_bounds import METRICS
+from cxrkit.metrics.classification_scores import SCORES
 
 NAN = math.nan
 
@@ -222,42 +219,6 @@ def test_cutoffs_tuned_on_the_test_images_flatter():
     assert np.mean(gains) > 0.03
 
 
-def test_calibration_agrees_with_scikit_learn(answers):
-    targets, probabilities = answers
-    targets[:7, 1] = NAN
-    probabilities = np.clip(probabilities + np.random.default_rng(1).normal(0, 0.03, probabilities.shape), 0, 1)
-    frame = calibration_report(targets, probabilities, ["a", "b", "c"]).set_index("label")
-    bins = reliability(targets, probabilities, ["a", "b", "c"])
-    for column, label in enumerate("abc"):
-        known = ~np.isnan(targets[:, column])
-        truth, probability = targets[known, column], probabilities[known, column]
-        assert frame.loc[label, "brier"] == pytest.approx(sklearn_metrics.brier_score_loss(truth, probability))
-        frequency, confidence = calibration_curve(truth, probability, n_bins=10)
-        filled = bins[(bins["label"] == label) & (bins["n"] > 0)]
-        assert filled["frequency"].tolist() == pytest.approx(frequency)
-        assert filled["confidence"].tolist() == pytest.approx(confidence)
-        assert bins[bins["label"] == label]["n"].sum() == known.sum()
-    assert frame.loc["macro", "ece"] == pytest.approx(frame.loc[list("abc"), "ece"].mean())
-    known = ~np.isnan(targets)
-    assert frame.loc["micro", "brier"] == pytest.approx(np.square(targets - probabilities)[known].mean())
-
-
-def test_calibration_in_closed_form():
-    targets = np.array([[1.0], [0], [1], [0]])
-    honest = calibration_report(targets, np.full((4, 1), 0.5), ["a"]).iloc[0]
-    assert honest[["brier", "ece"]].tolist() == pytest.approx([0.25, 0])
-    boastful = calibration_report(targets, np.full((4, 1), 0.9), ["a"]).iloc[0]
-    assert boastful[["brier", "ece", "confidence"]].tolist() == pytest.approx([(0.01 + 0.81) / 2, 0.4, 0.9])
-    assert calibration_report(targets, targets, ["a"]).iloc[0][["brier", "ece"]].tolist() == [0, 0]
-    two = calibration_report(targets, np.array([[0.7], [0.3], [0.7], [0.3]]), ["a"], bins=2).iloc[0]
-    assert two["ece"] == pytest.approx(0.3)
-    assert math.isnan(calibration_report(targets * NAN, targets, ["a"]).iloc[0]["ece"])
-    edge = reliability([[1], [0]], [[0.5], [0.0]], ["a"], bins=2)
-    assert edge["n"].tolist() == [2, 0]  # an edge belongs to the lower bin
-    with pytest.raises(ParameterError, match="bins 0"):
-        reliability(targets, targets, ["a"], bins=0)
-
-
 def test_votes_differ_where_the_paper_and_its_code_do():
     members = np.array([0.9, 0.9, 0.05, 0.05, 0.55]).reshape(5, 1, 1)
     assert soft_vote(members).item() == pytest.approx(0.49)
@@ -300,9 +261,9 @@ def test_intervals_are_those_of_tables_made_of_resampled_patients(options):
     known, rng, slow = np.unique(patients), np.random.default_rng(7), []
     for _ in range(n):
         rows = np.concatenate([np.flatnonzero(patients == known[k]) for k in rng.integers(len(known), size=len(known))])
-        slow.append(classification_report(targets[rows], probabilities[rows], names, **options)[list(METRICS)])
+        slow.append(classification_report(targets[rows], probabilities[rows], names, **options)[list(SCORES)])
     bounds = np.nanquantile(np.array(slow, dtype=float), [0.025, 0.975], axis=0)
-    for place, name in enumerate(METRICS):
+    for place, name in enumerate(SCORES):
         np.testing.assert_allclose(table[f"{name} low"], bounds[0, :, place], err_msg=name)
         np.testing.assert_allclose(table[f"{name} high"], bounds[1, :, place], err_msg=name)
     plain = classification_report(targets, probabilities, names, **options)

@@ -1,9 +1,9 @@
-"""Perturbation curves, completeness and sensitivities: closed forms, slow versions, scikit-learn, and properties."""
+"""Perturbation curves and completeness: closed forms, slow versions, scikit-learn, and properties."""
 
 from __future__ import annotations
 
 import math
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -19,20 +19,12 @@ from torch import nn
 import cxrkit
 from cxrkit.attribution.baselines import baseline_images
 from cxrkit.errors import AttributionError, ParameterError
-from cxrkit.metrics.faithfulness import (
-    baseline_sensitivity,
-    class_sensitivity,
-    completeness_gap,
-    deletion,
-    insertion,
-    pixel_flipping,
-)
-from cxrkit.metrics.sanity import SIMILARITIES
+from cxrkit.metrics.faithfulness import completeness_gap, deletion, insertion
 
 NAN = math.nan
 HEIGHT, WIDTH = 6, 5
 PIXELS = HEIGHT * WIDTH
-CURVES = (insertion, deletion, pixel_flipping)
+CURVES = (insertion, deletion)
 levels = hnp.arrays(np.float64, (1, 2, HEIGHT, WIDTH), elements=st.integers(-8, 8).map(float))
 
 
@@ -75,13 +67,10 @@ def maps():
     return torch.randn(2, 3, HEIGHT, WIDTH)
 
 
-def slow_curve(model, image, scores_map, column, before, after, counts, region=1, output="probability"):
-    """One image and label: places sorted by value, replaced one by one, one forward pass each."""
-    tiles = {}
-    for row in range(HEIGHT):
-        for place in range(WIDTH):
-            tiles.setdefault((row // region, place // region), []).append((row, place))
-    order = sorted(tiles, key=lambda tile: -sum(float(scores_map[pixel]) for pixel in tiles[tile]))
+def slow_curve(model, scores_map, column, before, after, counts, output="probability"):
+    """One image and label: pixels sorted by value, replaced one by one, one forward pass each."""
+    pixels = product(range(HEIGHT), range(WIDTH))
+    order = sorted(pixels, key=lambda pixel: -float(scores_map[pixel]))
     image, scores = before.clone(), []
     for done in range(len(order) + 1):
         with torch.no_grad():
@@ -89,8 +78,8 @@ def slow_curve(model, image, scores_map, column, before, after, counts, region=1
         if done in counts:
             scores.append((logit.sigmoid() if output == "probability" else logit).item())
         if done < len(order):
-            for row, place in tiles[order[done]]:
-                image[:, row, place] = after[:, row, place]
+            row, place = order[done]
+            image[:, row, place] = after[:, row, place]
     return scores
 
 
@@ -108,28 +97,10 @@ def test_insertion_and_deletion_against_the_slow_version(tiny, images, maps, ste
         for row in range(2):
             for label in range(3):
                 ends = before[row], after[row]
-                expected = slow_curve(tiny, images[row], maps[row, label], label, *ends, counts, output=output)
+                expected = slow_curve(tiny, maps[row, label], label, *ends, counts, output=output)
                 assert curve.scores[row, label].tolist() == pytest.approx(expected, abs=1e-6)
                 area = sklearn_metrics.auc(curve.fractions, expected)
                 assert curve.area[row, label].item() == pytest.approx(area, abs=1e-6)
-
-
-@pytest.mark.parametrize("region", [1, 2, 4, 9])
-@pytest.mark.parametrize("steps", [3, 100])
-def test_pixel_flipping_against_the_slow_version(tiny, images, maps, region, steps):
-    regions = math.ceil(HEIGHT / region) * math.ceil(WIDTH / region)
-    grey = torch.full_like(images, 0.5)
-    curve = pixel_flipping(tiny, images, maps, region=region, steps=steps, baseline=0.5)
-    counts = range(min(steps, regions) + 1)
-    assert curve.fractions.tolist() == pytest.approx([count / regions for count in counts])
-    for row in range(2):
-        for label in range(3):
-            expected = slow_curve(
-                tiny, images[row], maps[row, label], label, images[row], grey[row], counts, region, "logit"
-            )
-            assert curve.scores[row, label].tolist() == pytest.approx(expected, abs=1e-6)
-            aopc = sum(expected[0] - score for score in expected) / len(expected)
-            assert curve.area[row, label].item() == pytest.approx(aopc, abs=1e-6)
 
 
 def test_curves_of_a_linear_model_are_sums_of_its_contributions():
@@ -151,11 +122,6 @@ def test_the_true_contributions_are_the_best_order_of_all():
     areas = {c: [c(model, image, m, **settings_).area.item() for m in others] for c in (deletion, insertion)}
     assert deletion(model, image, own, **settings_).area.item() == pytest.approx(min(areas[deletion]))
     assert insertion(model, image, own, **settings_).area.item() == pytest.approx(max(areas[insertion]))
-    flipped = [pixel_flipping(model, image, m, region=1, baseline=0).area.item() for m in others]
-    assert pixel_flipping(model, image, own, region=1, baseline=0).area.item() == pytest.approx(max(flipped))
-    assert pixel_flipping(model, image, -own, region=1, baseline=0).area.item() == pytest.approx(min(flipped))
-    # 4 pixels, gains 2, 1, 0.5, -1: (0 + 2 + 3 + 3.5 + 2.5) / 5
-    assert max(flipped) == pytest.approx(2.2)
 
 
 def test_equal_values_go_in_row_major_order():
@@ -184,15 +150,14 @@ def test_each_label_follows_its_own_map_and_shares_both_ends(tiny, images, maps)
 def test_only_the_order_of_single_pixels_counts_and_areas_are_bounded(values, curve):
     torch.manual_seed(1)
     model, image, values = Tiny().eval(), torch.rand(1, 1, HEIGHT, WIDTH), torch.tensor(values)
-    options = {"region": 1} if curve is pixel_flipping else {}
-    found = curve(model, image, values, [0, 2], steps=5, output="probability", **options)
-    other = curve(model, image, values**3 + 2 * values - 7, [0, 2], steps=5, output="probability", **options)
+    found = curve(model, image, values, [0, 2], steps=5, output="probability")
+    other = curve(model, image, values**3 + 2 * values - 7, [0, 2], steps=5, output="probability")
     torch.testing.assert_close(other.scores, found.scores, equal_nan=True)
     constant = torch.tensor([[m.max() == m.min() for m in values[0]]])
     assert found.area.isnan().equal(constant)
     assert found.scores.isnan().all(-1).equal(constant)
     area = found.area[~constant]
-    assert ((area >= (-1 if curve is pixel_flipping else 0)) & (area <= 1)).all()
+    assert ((area >= 0) & (area <= 1)).all()
 
 
 @pytest.mark.parametrize("curve", CURVES)
@@ -230,21 +195,6 @@ def test_double_images_have_double_curves(images, maps):
     assert curve.area.dtype == curve.scores.dtype == torch.float64
 
 
-def test_uniform_noise_depends_on_seed_and_place_alone(tiny, images, maps):
-    flipped = pixel_flipping(tiny, images, maps, region=2, steps=4, seed=1)
-    torch.testing.assert_close(pixel_flipping(tiny, images, maps, region=2, steps=4, seed=1).scores, flipped.scores)
-    alone = pixel_flipping(tiny, images[:1], maps[:1], region=2, steps=4, seed=1, chunk=2)
-    torch.testing.assert_close(alone.scores, flipped.scores[:1])
-    other = pixel_flipping(tiny, images, maps, region=2, steps=4, seed=2)
-    assert not torch.allclose(other.scores[..., 1:], flipped.scores[..., 1:])
-    state = torch.random.get_rng_state()
-    pixel_flipping(tiny, images, maps, region=2, steps=1)
-    assert torch.random.get_rng_state().equal(state)
-    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).float()
-    given_ = pixel_flipping(tiny, images, maps, region=2, steps=4, baseline=noise)
-    torch.testing.assert_close(given_.scores, flipped.scores)
-
-
 def test_classifiers_take_label_names_and_baselines_of_their_own():
     model = cxrkit.models.create("resnet18", labels=["a", "b"]).eval()
     images, maps = torch.rand(1, 1, 32, 32), torch.rand(1, 1, 32, 32)
@@ -276,8 +226,6 @@ def test_refusals_of_curves(tiny, images, maps, curve, options, message):
 
 
 def test_further_refusals_of_curves(tiny, images, maps):
-    with pytest.raises(ParameterError, match="region 0 must be a whole number"):
-        pixel_flipping(tiny, images, maps, region=0)
     with pytest.raises(AttributionError, match="image 0 holds NaN"):
         deletion(tiny, images * torch.nan, maps)
 
@@ -367,61 +315,3 @@ class Headless(nn.Module):
 def test_refusals_of_completeness(tiny, images, maps, options, message):
     with pytest.raises(ParameterError, match=message):
         completeness_gap(**{"model": tiny, "images": images, "maps": maps} | options)
-
-
-# Sensitivities
-
-
-@pytest.mark.parametrize("measure", SIMILARITIES)
-def test_baseline_sensitivity_is_the_mean_over_pairs(measure):
-    maps = torch.randn(3, 2, 4, 12, 13)
-    pairs = [SIMILARITIES[measure](maps[a], maps[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
-    found = baseline_sensitivity(maps, measure)
-    assert found.shape == (2, 4)
-    torch.testing.assert_close(found, sum(pairs) / 3)
-    torch.testing.assert_close(baseline_sensitivity([maps[2], maps[0], maps[1]], measure), found)
-    same = 0 if measure == "distance" else 1
-    torch.testing.assert_close(baseline_sensitivity([maps[0], maps[0]], measure), torch.full((2, 4), float(same)))
-
-
-def test_saliency_has_no_baseline_and_integrated_gradients_have(images):
-    model = Linear(torch.randn(2, 1, HEIGHT, WIDTH))
-    maps = [cxrkit.attribute(model, images, "integrated_gradients", baseline=b) for b in ("black", "white")]
-    weights = model.head.weight.view(1, 2, HEIGHT, WIDTH)
-    expected = SIMILARITIES["correlation"](weights * images, weights * (images - 1))
-    torch.testing.assert_close(baseline_sensitivity(maps), expected, atol=1e-4, rtol=0)
-    assert expected.max() < 0.5
-
-
-@settings(max_examples=20, deadline=None)
-@given(hnp.arrays(np.float64, (4, 11, 11), elements=st.integers(-4, 4).map(float)), st.sampled_from(list(SIMILARITIES)))
-def test_class_sensitivity_is_the_mean_over_the_other_labels(values, measure):
-    maps = torch.tensor(values)
-    found = class_sensitivity(maps, measure)
-    for label in range(4):
-        others = [SIMILARITIES[measure](maps[label], maps[k]).item() for k in range(4) if k != label]
-        known = [value for value in others if not math.isnan(value)]
-        expected = sum(known) / len(known) if known else NAN
-        assert found[label].item() == pytest.approx(expected, abs=1e-6, nan_ok=True)
-    order = [2, 0, 3, 1]
-    torch.testing.assert_close(class_sensitivity(maps[order], measure), found[order], equal_nan=True)
-
-
-def test_class_sensitivity_of_equal_opposite_and_degenerate_maps():
-    m = torch.randn(2, 1, 12, 12)
-    assert class_sensitivity(torch.cat([m, 2 * m], 1)).flatten().tolist() == pytest.approx([1] * 4)
-    assert class_sensitivity(torch.cat([m, -m], 1)).flatten().tolist() == pytest.approx([-1] * 4)
-    with_flat = class_sensitivity(torch.cat([m, m, 0 * m], 1))
-    assert with_flat[:, :2].flatten().tolist() == pytest.approx([1] * 4)
-    assert with_flat[:, 2].isnan().all()
-
-
-def test_refusals_of_sensitivities():
-    with pytest.raises(ParameterError, match="maps holds 1 baselines; give the maps of at least two"):
-        baseline_sensitivity(torch.rand(1, 2, 12, 12))
-    with pytest.raises(ParameterError, match="measure 'psnr' is unknown; use 'correlation'"):
-        baseline_sensitivity(torch.rand(2, 12, 12), "psnr")
-    with pytest.raises(ParameterError, match="with at least two labels"):
-        class_sensitivity(torch.rand(3, 1, 12, 12))
-    with pytest.raises(ParameterError, match="measure 'psnr' is unknown"):
-        class_sensitivity(torch.rand(3, 12, 12), "psnr")

@@ -11,18 +11,38 @@ import torch
 
 from cxrkit import metrics
 from cxrkit.errors import ParameterError
-from cxrkit.metrics import cards
 
 CARDS = metrics.metric_cards()
+# Exported functions that prepare, compare or sum up scores, and are none themselves.
+TOOLS = {
+    "bootstrap",
+    "chance_level",
+    "class_agnostic",
+    "compare",
+    "explained_maps",
+    "gaussian_smoothing",
+    "hard_vote",
+    "holm",
+    "iou_chance",
+    "isotropic_grid_energy",
+    "localisation_scores",
+    "metric_card",
+    "metric_cards",
+    "operating_cutoffs",
+    "over_seeds",
+    "pointing_chance",
+    "power_spectrum",
+    "randomised",
+    "rank_feature_maps",
+    "soft_vote",
+}
 
 
 def test_every_exported_function_has_a_card_or_is_a_tool():
     exported = {name for name in metrics.__all__ if inspect.isfunction(getattr(metrics, name))}
     described = {name for card in CARDS for name in card.functions}
-    assert exported - set(cards.TOOLS) <= described, "a metric without a card"
-    assert described <= exported, "a card of a function that is not exported"
-    assert not described & set(cards.TOOLS)
-    assert set(cards.TOOLS) <= exported
+    assert exported - TOOLS == described
+    assert exported >= TOOLS
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
@@ -44,11 +64,10 @@ def test_every_score_has_a_card_and_keeps_its_range():
     assert math.isinf(metrics.metric_card("epg_signed").range[1])
 
 
-def test_every_column_of_the_classification_tables_has_a_card():
+def test_every_column_of_the_classification_table_has_a_card():
     targets, probabilities = np.array([[1], [0], [1]]), np.array([[0.9], [0.2], [0.4]])
     columns = {*metrics.classification_report(targets, probabilities, ["a"]).columns}
-    columns |= {*metrics.calibration_report(targets, probabilities, ["a"]).columns}
-    assert columns - {"label", "n", "positives", "prevalence", "confidence", "degenerate"} <= set(metrics.METRICS)
+    assert columns - {"label", "n", "positives", "prevalence", "degenerate"} <= set(metrics.METRICS)
 
 
 def test_chance_levels_of_the_classification_cards():
@@ -64,9 +83,6 @@ def test_chance_levels_of_the_classification_cards():
     assert everything["f1"] == pytest.approx(2 * prevalence / (1 + prevalence))
     nothing = metrics.classification_report(targets, np.zeros_like(targets), ["a"]).iloc[0]
     assert nothing["accuracy"] == pytest.approx(1 - prevalence)
-    constant = metrics.calibration_report(targets, np.full_like(targets, prevalence), ["a"]).iloc[0]
-    assert constant["brier"] == pytest.approx(prevalence * (1 - prevalence))
-    assert constant["ece"] == pytest.approx(0, abs=1e-9)
 
 
 def test_an_unknown_metric_is_named_with_near_misses():

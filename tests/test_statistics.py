@@ -272,7 +272,7 @@ def gathered():
             images = [f"i{8 * batch + row}" for row in range(8)]
             patients = [f"p{(8 * batch + row) // 3}" for row in range(8)]
             labels = ["Mass" if row < 5 else "Nodule" for row in range(8)]  # few patients have both
-            accumulator.add(found, patients, images=images, method=method, label=labels)
+            accumulator.add(found, patients, method=method, label=labels)
             rows.append(
                 pd.DataFrame(
                     {"image": images, "patient": patients, "method": method, "label": labels}
@@ -329,16 +329,6 @@ def test_batches_change_nothing():
     assert list(whole.table().columns) == ["score", "mean", "low", "high", "chance", "n", "degenerate", "patients"]
 
 
-def test_methods_are_compared_image_by_image(gathered):
-    accumulator, rows = gathered
-    found = accumulator.compare("iou@0.5", n=200).iloc[0]
-    a, b = (rows[rows["method"] == name].set_index("image")["iou@0.5"] for name in "ab")
-    expected = compare({"a": a, "b": b[a.index]}, rows[rows["method"] == "a"]["patient"], n=200).iloc[0]
-    assert found["difference"] == pytest.approx(expected["difference"])
-    assert found["p"] == expected["p"]
-    assert (found["n"], found["left_out"]) == (23, 1)
-
-
 def test_the_accumulator_refuses_what_does_not_fit(gathered):
     accumulator, _ = gathered
     one = {"score": torch.rand(2)}
@@ -350,19 +340,6 @@ def test_the_accumulator_refuses_what_does_not_fit(gathered):
         Accumulator().add(one, ["p", "q"], label=["Mass"])
     with pytest.raises(ParameterError, match="'score'"):
         accumulator.add(one, ["p", "q"], method="a", label="Mass")
-    with pytest.raises(ParameterError, match="'iou'"):
-        accumulator.compare("iou")
-    with pytest.raises(ParameterError, match="known: method, label"):
-        accumulator.compare("iou@0.5", by="network")
-    again = Accumulator()
-    again.add(one, ["p", "q"], images=["i", "i2"], method="a")
-    again.add(one, ["p", "q"], images=["i", "i2"], method="a")
-    with pytest.raises(ParameterError, match="'i' was added twice"):
-        again.compare("score")
-    nameless = Accumulator()
-    nameless.add(one, ["p", "q"], method=["a", "b"])
-    with pytest.raises(ParameterError, match="images="):
-        nameless.compare("score")
 
 
 @pytest.mark.filterwarnings("error")

@@ -13,18 +13,16 @@ from cxrkit.lazy import lazily
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     accumulator="Accumulator",
-    artefacts="grid_bin_share grid_energy isotropic_grid_energy power_spectrum radial_profile",
+    artefacts="grid_energy isotropic_grid_energy power_spectrum",
     boxes="class_agnostic energy_pointing_game_boxes epg_split explained_maps",
     cards="METRICS MetricCard metric_card metric_cards",
-    classification="calibration_report classification_report hard_vote operating_cutoffs reliability soft_vote",
-    faithfulness="CompletenessGap Curve baseline_sensitivity class_sensitivity "
-    "completeness_gap deletion insertion pixel_flipping",
+    classification="classification_report hard_vote operating_cutoffs soft_vote",
+    faithfulness="CompletenessGap Curve completeness_gap deletion insertion",
     localisation="chance_level energy_pointing_game threshold_sweep",
     overlap="intersection_over_union iou_chance iou_sweep mask_iou mean_iou",
     pointing="gaussian_smoothing hit_rate pointing_chance pointing_game",
     profiles="inactive_feature_maps neuron_activation_profiles rank_feature_maps",
-    sanity="map_correlation map_distance randomised "
-    "rank_correlation repeatability reproducibility structural_similarity",
+    sanity="map_correlation map_distance randomised rank_correlation reproducibility",
     scores="LocalisationScores localisation_scores",
     statistics="Interval Spread bootstrap compare difference_of_means holm over_seeds",
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from cxrkit.errors import ParameterError
 from cxrkit.metrics.inputs import numbers, patient_ids
 from cxrkit.metrics.scores import LocalisationScores
-from cxrkit.metrics.statistics import by_patient, compare, intervals, resampled_ratios
+from cxrkit.metrics.statistics import by_patient, intervals, resampled_ratios
 
 __all__ = ["Accumulator"]
 
@@ -28,13 +28,12 @@ class Accumulator:
         self,
         scores: LocalisationScores | Mapping[str, Tensor],
         patients: Sequence,
-        images: Sequence | None = None,
         **columns: object,
     ) -> None:
         """Take in a batch: scores by name, ``[n]`` each, of ``patients`` ``[n]``.
 
-        ``images`` ``[n]`` names the images, which :meth:`compare` needs. ``columns`` say what else a row is of
-        (``label="Mass"``, ``method=[...]``): one text or number, or ``[n]`` of them; the table groups by them.
+        ``columns`` say what else a row is of (``label="Mass"``, ``method=[...]``): one text or number, or ``[n]`` of
+        them; the table groups by them.
         Raises ParameterError for lengths that differ, a patient without an id, and names other than those of the
         batches before.
         """
@@ -42,7 +41,7 @@ class Accumulator:
         if not isinstance(values, Mapping):
             raise ParameterError(f"scores must be a mapping from names to numbers [n]; got {type(values).__name__}")
         patients = patient_ids(patients)
-        of = {"patient": patients, "image": images, **columns}
+        of = {"patient": patients, **columns}
         found = dict(values) | {f"chance {name}": chance.get(name, np.nan) for name in values}
         found = {name: numbers(name, column) for name, column in found.items()}
         batch = pd.DataFrame({name: _column(name, column, len(patients)) for name, column in (of | found).items()})
@@ -53,7 +52,7 @@ class Accumulator:
         self._batches.append(batch)
 
     def frame(self) -> pd.DataFrame:
-        """A row per image: patient, image, the columns given, every score, and "chance ..." for every score."""
+        """A row per image: patient, the columns given, every score, and "chance ..." for every score."""
         if not self._batches:
             raise ParameterError("nothing was added yet: add(scores, patients) takes a batch in")
         frame = pd.concat(self._batches, ignore_index=True)
@@ -108,28 +107,6 @@ class Accumulator:
         groups = by_label.groupby("score", sort=False)
         macro = groups[["mean", "chance"]].mean().join(groups[["n", "degenerate"]].sum())
         return macro.assign(low=bounds[0], high=bounds[1], patients=len(everyone)).reset_index()
-
-    def compare(
-        self, score: str, by: str = "method", n: int = 2000, seed: int = 0, confidence: float = 0.95
-    ) -> pd.DataFrame:
-        """Which values of the column ``by`` differ in one score, pair by pair on the same images.
-
-        See :func:`cxrkit.metrics.compare`; rows are paired by image and all other columns. Raises ParameterError
-        for an unknown score or column, for batches without images, and for an image added twice.
-        """
-        frame = self.frame()
-        for what, name, known in (("score", score, self._scores), ("by", by, self._keys)):
-            if name not in known:
-                raise ParameterError(f"{what} {name!r} is unknown; known: {', '.join(known) or 'none'}")
-        if frame["image"].isna().any():
-            raise ParameterError(
-                "images are unknown: add(..., images=...) tells which rows of two methods belong together"
-            )
-        same = ["image", "patient", *(key for key in self._keys if key != by)]
-        if (twice := frame.duplicated([*same, by])).any():
-            raise ParameterError(f"image {frame['image'][twice].iloc[0]!r} was added twice for the same {by}")
-        wide = frame.pivot(index=same, columns=by, values=score)[frame[by].unique()]
-        return compare(dict(wide.items()), wide.index.get_level_values("patient"), n, seed, confidence)
 
 
 def _groups(frame: pd.DataFrame, keys: list[str]) -> list[tuple[dict[str, object], pd.DataFrame]]:

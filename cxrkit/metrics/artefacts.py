@@ -4,7 +4,7 @@ A network that keeps every s-th sample writes patterns of period s pixels into i
 pixels they can only have frequencies k N / s (k = 0, 1, ..., s - 1), so the *grid bins* of stride s are the
 pairs of such frequencies, one per axis, other than the zero frequency; the bins of several strides are united.
 They include the horizontal and vertical stripes (one frequency 0). Low frequencies are left to the map's
-content: a stride counts only where its bins lie at least four window widths apart.
+content: a stride counts only where its bins lie at least four bins apart.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from cxrkit.errors import ParameterError
 from cxrkit.metrics.inputs import entries, flag, real_maps, whole
 
-__all__ = ["grid_bin_share", "grid_energy", "isotropic_grid_energy", "power_spectrum", "radial_profile"]
+__all__ = ["grid_energy", "isotropic_grid_energy", "power_spectrum"]
 
 STRIDES = (2, 4, 8, 16, 32)
 SPACING = 4
@@ -42,42 +42,24 @@ def power_spectrum(maps: Tensor, window: bool = False) -> Tensor:
     return power.where(maps.isfinite().all(-1).all(-1)[..., None, None], torch.nan)
 
 
-def radial_profile(power: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean power by distance from frequency 0: centred ``[..., H, W]`` -> frequencies ``[R]``, powers ``[..., R]``.
-
-    Frequencies are in cycles per pixel, one ring per bin of the longer side, up to the corners (0.71); rings
-    without a bin are nan.
-    """
-    power = real_maps(power, "power").double()
-    rings = _rings(tuple(power.shape[-2:])).to(power.device)
-    count = int(rings.max()) + 1
-    size = torch.bincount(rings.flatten(), minlength=count)
-    total = power.new_zeros((*power.shape[:-2], count)).index_add(-1, rings.flatten(), power.flatten(-2))
-    frequencies = torch.arange(count, dtype=torch.float64, device=power.device) / max(power.shape[-2:])
-    return frequencies, total / size
-
-
-def grid_energy(maps: Tensor, strides: Sequence[int] | None = None, width: int = 1, window: bool = False) -> Tensor:
+def grid_energy(maps: Tensor, strides: Sequence[int] | None = None) -> Tensor:
     """Share of a map's energy (without its mean) at the strides' grid bins: ``[..., H, W]`` -> ``[...]`` in [0, 1].
 
-    ``strides``: periods in pixels; by default those of 2, 4, 8, 16, 32 that the map is large enough for.
-    ``width``: how many bins per axis count around each frequency (odd; 1: the bin itself). A pattern that
-    repeats with one of the strides scores 1, white noise :func:`grid_bin_share`; a smooth map scores near 0.
-    Set it beside :func:`isotropic_grid_energy`.
+    ``strides``: periods in pixels; by default those of 2, 4, 8, 16, 32 that the map is large enough for. A pattern
+    that repeats with one of the strides scores 1, white noise the bins' share of the spectrum; a smooth map scores near
+    0. Set it beside :func:`isotropic_grid_energy`.
 
     nan: a constant map, a value that is not finite. Raises ParameterError for a stride whose bins would lie
-    closer than four widths (N / s < 4 width), where grid and content cannot be told apart. Source: own measure,
+    closer than four bins (N / s < 4), where grid and content cannot be told apart. Source: own measure,
     for the grid artefacts that paper `bcos` describes and does not quantify.
     """
     maps = real_maps(maps).double()
-    bins = _grid_bins(tuple(maps.shape[-2:]), strides, width).to(maps.device)
-    power = _without_zero(power_spectrum(maps, window))
+    bins = _grid_bins(tuple(maps.shape[-2:]), strides).to(maps.device)
+    power = _without_zero(power_spectrum(maps))
     return _share((power * bins).sum((-2, -1)), power, maps)
 
 
-def isotropic_grid_energy(
-    maps: Tensor, strides: Sequence[int] | None = None, width: int = 1, window: bool = False
-) -> Tensor:
+def isotropic_grid_energy(maps: Tensor, strides: Sequence[int] | None = None) -> Tensor:
     """The grid energy that a map would have if each ring of its spectrum were evenly filled: the level to compare with.
 
     Same arguments and nan as :func:`grid_energy`. Smooth maps and noise have about this much without any grid;
@@ -85,50 +67,38 @@ def isotropic_grid_energy(
     """
     maps = real_maps(maps).double()
     shape = tuple(maps.shape[-2:])
-    bins = _grid_bins(shape, strides, width).to(maps.device)
-    power = _without_zero(power_spectrum(maps, window))
-    _, profile = radial_profile(power)
-    even = profile[..., _rings(shape).to(maps.device)]
+    bins = _grid_bins(shape, strides).to(maps.device)
+    power = _without_zero(power_spectrum(maps))
+    even = _even(power)
     return _share((_without_zero(even) * bins).sum((-2, -1)), power, maps)
 
 
-def grid_bin_share(shape: tuple[int, int], strides: Sequence[int] | None = None, width: int = 1) -> float:
-    """Share of the bins of an H x W spectrum that are grid bins: what white noise scores on average, in (0, 1)."""
-    sides = tuple(whole("shape", side, 1) for side in entries("shape", shape))
-    if len(sides) != 2:
-        raise ParameterError(f"shape {sides} must be (H, W)")
-    bins = _grid_bins(sides, strides, width)
-    return bins.sum().item() / (bins.numel() - 1)
-
-
-def _grid_bins(shape: tuple[int, int], strides: Sequence[int] | None, width: int) -> Tensor:
+def _grid_bins(shape: tuple[int, int], strides: Sequence[int] | None) -> Tensor:
     """Bool ``[H, W]``, centred, the zero frequency never among them."""
-    width = whole("width", width, 1)
-    if width % 2 == 0:
-        raise ParameterError(f"width {width} must be odd and at least 1: that many bins per axis around each frequency")
-    largest = min(shape) // (SPACING * width)
+    largest = min(shape) // SPACING
     chosen = [s for s in STRIDES if s <= largest] if strides is None else entries("strides", strides)
     chosen = [whole("stride", stride, 1) for stride in chosen]
     if not chosen or any(stride < 2 or stride > largest for stride in chosen):
         raise ParameterError(
-            f"strides {chosen or list(STRIDES)} don't suit maps of {shape[0]} x {shape[1]} with width {width}: "
-            f"a stride is at least 2 and at most {largest} there"
+            f"strides {chosen or list(STRIDES)} don't suit maps of {shape[0]} x {shape[1]}: a stride is at least 2 and "
+            f"at most {largest} there"
         )
     bins = torch.zeros(shape, dtype=torch.bool)
     for stride in chosen:
-        rows, columns = (_near(length, stride, width // 2) for length in shape)
-        zero_rows, zero_columns = (_near(length, 1, width // 2) for length in shape)
-        # The window around the zero frequency belongs to the map's content.
-        bins |= torch.outer(rows, columns) & ~torch.outer(zero_rows, zero_columns)
+        harmonics = torch.arange(stride, dtype=torch.float64)
+        rows, columns = ((harmonics * length / stride).round().long() for length in shape)
+        bins[rows[:, None], columns] = True
+    bins[0, 0] = False
     return torch.fft.fftshift(bins)
 
 
-def _near(length: int, stride: int, reach: int) -> Tensor:
-    """Bool ``[length]``: bins at the multiples of length / stride and ``reach`` to either side, not centred."""
-    harmonics = (torch.arange(stride, dtype=torch.float64) * length / stride).round().long()
-    near = torch.zeros(length, dtype=torch.bool)
-    near[(harmonics[:, None] + torch.arange(-reach, reach + 1)) % length] = True
-    return near
+def _even(power: Tensor) -> Tensor:
+    """The mean power of its ring, one ring per bin of the longer side, at each frequency ``[..., H, W]``."""
+    rings = _rings(tuple(power.shape[-2:])).to(power.device)
+    count = int(rings.max()) + 1
+    size = torch.bincount(rings.flatten(), minlength=count)
+    sums = power.new_zeros((*power.shape[:-2], count)).index_add(-1, rings.flatten(), power.flatten(-2))
+    return (sums / size)[..., rings]
 
 
 def _rings(shape: tuple[int, int]) -> Tensor:

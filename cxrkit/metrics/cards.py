@@ -2,58 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 from cxrkit.attribution.registry import unknown
-from cxrkit.metrics.card_texts import (
-    ARTEFACTS,
-    CLASSIFICATION,
-    FAITHFULNESS,
-    LOCALISATION,
-    PROFILES,
-    SANITY,
-    MetricCard,
-)
+from cxrkit.yaml_files import read_yaml
 
-__all__ = ["METRICS", "TOOLS", "MetricCard", "metric_card", "metric_cards"]
-
-# Exported functions that prepare, compare or sum up scores, and are none themselves.
-TOOLS = (
-    "bootstrap",
-    "chance_level",
-    "class_agnostic",
-    "compare",
-    "explained_maps",
-    "gaussian_smoothing",
-    "grid_bin_share",
-    "hard_vote",
-    "holm",
-    "iou_chance",
-    "isotropic_grid_energy",
-    "localisation_scores",
-    "metric_card",
-    "metric_cards",
-    "operating_cutoffs",
-    "over_seeds",
-    "pointing_chance",
-    "power_spectrum",
-    "radial_profile",
-    "randomised",
-    "rank_feature_maps",
-    "reliability",
-    "soft_vote",
-)
+__all__ = ["METRICS", "MetricCard", "metric_card", "metric_cards"]
 
 
-def _table(cards: Iterable[MetricCard]) -> dict[str, MetricCard]:
-    table: dict[str, MetricCard] = {}
-    for card in cards:
-        if table.setdefault(card.name, card) is not card:
-            raise ValueError(f"two cards are called {card.name!r}")
-    return table
+@dataclass(frozen=True)
+class MetricCard:
+    """What a metric says.
+
+    ``functions`` are those of `cxrkit.metrics` that compute it; ``range`` its bounds; ``better`` is "higher", "lower"
+    or "neither"; ``chance`` what an uninformed map or classifier scores; ``equation`` is TeX; ``source`` the paper or
+    its key; ``changes`` names what moves the score, and so the ranking, without a better map or network.
+    """
+
+    name: str
+    functions: tuple[str, ...]
+    meaning: str
+    range: tuple[float, float]
+    better: str
+    chance: str
+    equation: str
+    source: str
+    changes: str
 
 
-METRICS = _table((*LOCALISATION, *CLASSIFICATION, *ARTEFACTS, *FAITHFULNESS, *SANITY, *PROFILES))
+def _card(name: str, functions: list[str], range: list[float], **texts: str) -> MetricCard:
+    return MetricCard(name=name, functions=tuple(functions), range=tuple(range), **texts)
+
+
+METRICS = {name: _card(name, **card) for name, card in read_yaml(Path(__file__).with_name("cards.yaml")).items()}
 
 
 def metric_card(name: str) -> MetricCard:

@@ -1,4 +1,4 @@
-"""How well a classifier does, label by label: scikit-learn's metrics, nan where a class is missing."""
+"""How well a classifier does, label by label: nan where a class is missing."""
 
 from __future__ import annotations
 
@@ -7,24 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from sklearn import metrics as sklearn_metrics
 
 from cxrkit.errors import ParameterError
-from cxrkit.metrics.classification_bounds import DECIDED, METRICS, metric_bounds
-from cxrkit.metrics.inputs import flag, label_names, number, numbers, one_of, patient_ids, whole
+from cxrkit.metrics.classification_scores import SCORES, Entries, entries_of, score_bounds, scores_of
+from cxrkit.metrics.inputs import flag, label_names, number, numbers, one_of, patient_ids
 from cxrkit.metrics.statistics import resampling
 
-__all__ = [
-    "calibration_report",
-    "classification_report",
-    "hard_vote",
-    "operating_cutoffs",
-    "reliability",
-    "soft_vote",
-]
+__all__ = ["classification_report", "hard_vote", "operating_cutoffs", "soft_vote"]
 
 CRITERIA = ("youden", "f1")
-MOST_BINS = 10**6
 
 
 def classification_report(
@@ -61,61 +52,43 @@ def classification_report(
     targets, probabilities = checked_predictions(targets, probabilities, labels)
     cutoffs = checked_cutoffs(cutoff, len(labels))
     zero_division = number("zero_division", zero_division, "0, 1 or nan", lambda v: v in (0, 1) or v != v)
-    if flag("exclusive", exclusive):
-        if (~np.isnan(targets)).any(1)[np.isnan(probabilities).any(1)].any():
-            raise ParameterError("exclusive classes need the probabilities of all of them; some are nan")
-        predicted = np.where(np.arange(len(labels)) == probabilities.argmax(1)[:, None], 1.0, 0.0)
-    else:
-        predicted = np.where(np.isnan(cutoffs), np.nan, probabilities > cutoffs)
+    predicted = _decisions(targets, probabilities, cutoffs, flag("exclusive", exclusive))
     known, values = ~np.isnan(targets), np.stack([targets, probabilities, predicted])
-    rows = [
-        {"label": label, **_row(*values[:, where, column], zero_division)}
-        for column, (label, where) in enumerate(zip(labels, known.T, strict=True))
-    ]
-    frame = pd.DataFrame(rows)
-    micro = _row(*values[:, known], zero_division)
-    macro = {name: frame[name].mean() for name in ("prevalence", *METRICS)}
-    macro |= {name: frame[name].sum() for name in ("n", "positives", "degenerate")}
-    averages = pd.DataFrame([{"label": "micro", **micro}, {"label": "macro", **macro}])
-    frame = pd.concat([frame, averages], ignore_index=True)
+    owner = np.arange(len(targets))
+    if patients is not None:
+        owner = np.unique(patient_ids(patients), return_inverse=True)[1]
+        n, seed, confidence = resampling(n, seed, confidence)
+    if len(owner) != len(targets):
+        raise ParameterError(f"{len(owner)} patients for {len(targets)} rows of targets: one for each is needed")
+    size = int(owner.max(initial=-1)) + 1
+    entries = [entries_of(values[:, rows, label], owner[rows], size) for label, rows in enumerate(known.T)]
+    entries.append(entries_of(values[:, known], np.broadcast_to(owner[:, None], known.shape)[known], size))
+    rows = [_row(part, zero_division) for part in entries]
+    by_label = pd.DataFrame(rows[:-1])
+    macro = by_label.mean().to_dict() | {name: by_label[name].sum() for name in ("n", "positives", "degenerate")}
+    frame = pd.DataFrame([*rows, macro])
+    frame.insert(0, "label", [*labels, "micro", "macro"])
     if patients is None:
         return frame
-    n, seed, confidence = resampling(n, seed, confidence)
-    patients = patient_ids(patients)
-    if len(patients) != len(targets):
-        raise ParameterError(f"{len(patients)} patients for {len(targets)} rows of targets: one for each is needed")
-    bounds = metric_bounds(values, patients, zero_division, n, seed, confidence)
+    bounds = score_bounds(entries, zero_division, n, seed, confidence)
     columns = [column for name in frame for column in (name, f"{name} low", f"{name} high")]
     return frame.assign(**bounds).reindex(columns=[name for name in columns if name in frame or name in bounds])
 
 
-def _row(target: np.ndarray, probability: np.ndarray, predicted: np.ndarray, zero_division: float) -> dict[str, float]:
-    truth = target.astype(int)
-    both = len(np.unique(truth)) == 2
-    counts = {"n": len(truth), "positives": int(truth.sum())}
-    if not len(truth):
-        return counts | {"prevalence": np.nan} | dict.fromkeys(METRICS, np.nan) | {"degenerate": 1}
-    return counts | {
-        "prevalence": truth.mean(),
-        **_decided(truth, predicted, zero_division),
-        "auc": sklearn_metrics.roc_auc_score(truth, probability) if both else np.nan,
-        "average_precision": sklearn_metrics.average_precision_score(truth, probability) if both else np.nan,
-        "degenerate": int(not both),
-    }
+def _decisions(targets: np.ndarray, probabilities: np.ndarray, cutoffs: np.ndarray, exclusive: bool) -> np.ndarray:
+    """1 where a label is predicted, 0 where it is not, nan without a cutoff; ``[N, L]``."""
+    if not exclusive:
+        return np.where(np.isnan(cutoffs), np.nan, probabilities > cutoffs)
+    if (~np.isnan(targets)).any(1)[np.isnan(probabilities).any(1)].any():
+        raise ParameterError("exclusive classes need the probabilities of all of them; some are nan")
+    return np.where(np.arange(targets.shape[1]) == probabilities.argmax(1)[:, None], 1.0, 0.0)
 
 
-def _decided(truth: np.ndarray, predicted: np.ndarray, zero_division: float) -> dict[str, float]:
-    if np.isnan(predicted).any():
-        return dict.fromkeys(DECIDED, np.nan)
-    predicted = predicted.astype(int)
-    given = {"y_true": truth, "y_pred": predicted, "zero_division": zero_division}
-    return {
-        "accuracy": sklearn_metrics.accuracy_score(truth, predicted),
-        "precision": sklearn_metrics.precision_score(**given),
-        "recall": sklearn_metrics.recall_score(**given),
-        "specificity": sklearn_metrics.recall_score(**given, pos_label=0),
-        "f1": sklearn_metrics.f1_score(**given),
-    }
+def _row(entries: Entries, zero_division: float) -> dict[str, float]:
+    scores = scores_of(entries, np.ones((entries.decided.shape[1], 1)), zero_division)[:, 0]
+    n, positives = int(entries.counts.sum()), int(entries.positives.sum())
+    counts = {"n": n, "positives": positives, "prevalence": positives / n if n else np.nan}
+    return counts | dict(zip(SCORES, scores, strict=True)) | {"degenerate": int(positives in (0, n))}
 
 
 def operating_cutoffs(
@@ -155,74 +128,6 @@ def _best_cutoff(truth: np.ndarray, probability: np.ndarray, criterion: str) -> 
         score = 2 * found / (predicted + positives)
     best = len(values) - 1 - int(np.argmax(score[::-1]))
     return float((values[best] + (values[best - 1] if best else 0.0)) / 2)
-
-
-def calibration_report(
-    targets: ArrayLike, probabilities: ArrayLike, labels: Sequence[str], bins: int = 10
-) -> pd.DataFrame:
-    """Do the probabilities mean what they say: a row per label, then "micro" and "macro".
-
-    Arguments as in :func:`classification_report`. Columns: label, n, prevalence, confidence (the mean
-    probability), brier (mean squared distance of probability and target, in [0, 1]), ece (expected calibration
-    error, in [0, 1]: distance of mean probability and share of positives in each of ``bins`` equal parts of [0,
-    1], weighted by their images). nan for a label without known targets. Source: Brier, Monthly Weather Review
-    78 (1950); Pakdaman Naeini et al., AAAI 2015.
-    """
-    targets, probabilities = checked_predictions(targets, probabilities, labels)
-    known = ~np.isnan(targets)
-    rows = [
-        {"label": label, **_calibration(targets[where, column], probabilities[where, column], bins)}
-        for column, (label, where) in enumerate(zip(labels, known.T, strict=True))
-    ]
-    frame = pd.DataFrame(rows)
-    macro = frame[["prevalence", "confidence", "brier", "ece"]].mean().to_dict() | {"n": frame["n"].sum()}
-    averages = [
-        {"label": "micro", **_calibration(targets[known], probabilities[known], bins)},
-        {"label": "macro", **macro},
-    ]
-    return pd.concat([frame, pd.DataFrame(averages)], ignore_index=True)
-
-
-def _calibration(truth: np.ndarray, probability: np.ndarray, bins: int) -> dict[str, float]:
-    table = _bins(truth, probability, bins)
-    if not len(truth):
-        return {"n": 0} | dict.fromkeys(("prevalence", "confidence", "brier", "ece"), np.nan)
-    gaps = (table["confidence"] - table["frequency"]).abs() * table["n"] / len(truth)
-    return {
-        "n": len(truth),
-        "prevalence": truth.mean(),
-        "confidence": probability.mean(),
-        "brier": np.square(probability - truth).mean(),
-        "ece": gaps.sum(),
-    }
-
-
-def reliability(targets: ArrayLike, probabilities: ArrayLike, labels: Sequence[str], bins: int = 10) -> pd.DataFrame:
-    """The reliability diagram as a table: a row per label and bin with low, high, n, confidence, frequency.
-
-    Bins part [0, 1] evenly; a probability on an edge belongs to the lower bin. ``confidence`` is a bin's mean
-    probability, ``frequency`` its share of positives; nan for an empty bin. Arguments as in
-    :func:`classification_report`. Source: as :func:`calibration_report`; bins as in scikit-learn.
-    """
-    targets, probabilities = checked_predictions(targets, probabilities, labels)
-    parts = []
-    for column, label in enumerate(labels):
-        known = ~np.isnan(targets[:, column])
-        table = _bins(targets[known, column], probabilities[known, column], bins)
-        table.insert(0, "label", label)
-        parts.append(table)
-    return pd.concat(parts, ignore_index=True)
-
-
-def _bins(truth: np.ndarray, probability: np.ndarray, bins: int) -> pd.DataFrame:
-    edges = np.linspace(0, 1, whole("bins", bins, 1, MOST_BINS) + 1)
-    place = np.searchsorted(edges[1:-1], probability)
-    count = np.bincount(place, minlength=bins)
-    sums = [np.bincount(place, weights=values, minlength=bins) for values in (probability, truth)]
-    confidence, frequency = (np.divide(s, count, out=np.full(bins, np.nan), where=count > 0) for s in sums)
-    return pd.DataFrame(
-        {"low": edges[:-1], "high": edges[1:], "n": count, "confidence": confidence, "frequency": frequency}
-    )
 
 
 def soft_vote(probabilities: ArrayLike) -> np.ndarray:

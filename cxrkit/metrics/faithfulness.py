@@ -1,4 +1,4 @@
-"""Does a map say what the network does: perturbation curves, completeness, sensitivity to baseline and label.
+"""Does a map say what the network does: perturbation curves and completeness.
 
 Perturbation curves change an image's pixels in the order of its map, highest value first, and follow the score. They
 run the network off the images it knows: how pixels are changed rules the numbers, so compare methods only under one
@@ -7,8 +7,6 @@ setting, and with the area of a random map (``torch.rand_like(maps)``), which is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -21,19 +19,9 @@ from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.progress import progress_bar
 from cxrkit.attribution.target import Explained, logit_bias
 from cxrkit.errors import ParameterError
-from cxrkit.metrics.inputs import dense, entries, number, one_of, real, real_maps, whole
-from cxrkit.metrics.sanity import SIMILARITIES
+from cxrkit.metrics.inputs import dense, number, one_of, real, whole
 
-__all__ = [
-    "CompletenessGap",
-    "Curve",
-    "baseline_sensitivity",
-    "class_sensitivity",
-    "completeness_gap",
-    "deletion",
-    "insertion",
-    "pixel_flipping",
-]
+__all__ = ["CompletenessGap", "Curve", "completeness_gap", "deletion", "insertion"]
 
 OUTPUTS = ("logit", "probability")
 PROMISES = ("score", "difference", "without_bias")
@@ -42,7 +30,7 @@ PROMISES = ("score", "difference", "without_bias")
 class Curve(NamedTuple):
     """A score followed while an image changes.
 
-    `fractions` [S + 1]: share of the pixels (or regions) changed, from 0; `scores` [B, L, S + 1]; `area` [B, L].
+    `fractions` [S + 1]: share of the pixels changed, from 0; `scores` [B, L, S + 1]; `area` [B, L].
     """
 
     fractions: Tensor
@@ -78,8 +66,7 @@ def insertion(
     Source: Petsiuk et al., RISE, BMVC 2018.
     """
     inputs = _checked_images(model, images)
-    start = _baseline(inputs, baseline)
-    return _area_under(model, (start, inputs), maps, labels, steps, output, chunk, progress)
+    return _curve(model, _baseline(inputs, baseline), inputs, maps, labels, steps, output, chunk, progress)
 
 
 def deletion(
@@ -101,122 +88,64 @@ def deletion(
     Petsiuk et al., RISE, BMVC 2018.
     """
     inputs = _checked_images(model, images)
-    end = _baseline(inputs, baseline)
-    return _area_under(model, (inputs, end), maps, labels, steps, output, chunk, progress)
+    return _curve(model, inputs, _baseline(inputs, baseline), maps, labels, steps, output, chunk, progress)
 
 
-def pixel_flipping(
+def _curve(
     model: nn.Module,
-    images: Tensor,
+    before: Tensor,
+    after: Tensor,
     maps: Tensor,
-    labels=None,
-    *,
-    region: int = 9,
-    steps: int = 100,
-    baseline: str | float | Tensor = "uniform",
-    seed: int = 0,
-    output: str = "logit",
-    chunk: int | None = None,
-    progress: bool | None = None,
+    labels,
+    steps: int,
+    output: str,
+    chunk: int | None,
+    progress: bool | None,
 ) -> Curve:
-    """Score while regions are replaced, most relevant first; area over the perturbation curve, higher: better.
-
-    Regions are squares of ``region`` x ``region`` pixels that tile the image from its upper left corner (smaller at
-    the other borders), ranked by the sum of the map; 1: single pixels. The first ``steps`` of them, at most all, are
-    replaced one after another. With x(k) the image after k of K replacements and f the score,
-
-        AOPC = 1 / (K + 1) sum_{k=0}^{K} (f(x(0)) - f(x(k))),
-
-    in the unit of the score, without bounds for logits, in (-1, 1) for probabilities. ``baseline``: "uniform" (values
-    drawn from [0, 1] by ``seed`` and the image's place, the same for all its labels), or as in :func:`insertion`, as
-    are the other arguments, the rule for equal values, and nan. ``-maps`` flips the least relevant regions first.
-
-    Chance: the AOPC of a random map, seldom 0: a network notices random patches anywhere. What changes the ranking:
-    region, steps, baseline, output. Source: Samek et al., Evaluating the visualization of what a deep neural network
-    has learned, IEEE TNNLS 28 (2017), with regions of 9 x 9 and 100 steps; Bach et al., PLoS ONE 10 (2015).
-    """
-    region = whole("region", region, 1)
-    inputs = _checked_images(model, images)
-    end = _uniform(inputs, seed) if isinstance(baseline, str) and baseline == "uniform" else None
-    end = _baseline(inputs, baseline) if end is None else end
-    maps = _checked_maps(maps, inputs)
-    places, count = _places(maps, region)
-    counts = torch.arange(min(whole("steps", steps, 1), count) + 1)
-    scores = _followed(model, (inputs, end), maps, places, counts, labels, output, chunk, progress)
-    return Curve(counts / count, scores, (scores[..., :1] - scores).double().mean(-1).to(scores.dtype))
-
-
-def _area_under(model, ends: tuple[Tensor, Tensor], maps: Tensor, labels, steps: int, output, chunk, progress) -> Curve:
-    maps = _checked_maps(maps, ends[0])
-    places, count = _places(maps, 1)
-    steps = min(whole("steps", steps, 1), count)
-    counts = (2 * torch.arange(steps + 1) * count + steps) // (2 * steps)  # round(k N / S), halves up
-    scores = _followed(model, ends, maps, places, counts, labels, output, chunk, progress)
-    fractions = counts / count
+    """Follow the scores of images ``before`` whose pixels become those ``after``, in the order of the maps."""
+    one_of("output", output, OUTPUTS)
+    maps, steps = _checked_maps(maps, before), whole("steps", steps, 1)
+    device, size = device_of(model, before), chunk_size(before, chunk)
+    explained = Explained(model, labels, output, size)
+    places, pixels = _places(maps), maps.shape[-2:].numel()
+    steps = min(steps, pixels)
+    counts = (2 * torch.arange(steps + 1) * pixels + steps) // (2 * steps)  # round(k N / S), halves up
+    results = []
+    with (
+        prepared(explained, before.to(device)),
+        torch.no_grad(),
+        progress_bar(progress, f"{len(maps)} images") as report,
+    ):
+        _check_labels(explained, before[:1].to(device), maps)
+        for row, image in enumerate(zip(before, after, places, strict=True)):
+            results.append(_image_scores(explained, *(part.to(device) for part in image), counts.to(device), size))
+            report((row + 1) / len(maps))
+    scores = torch.stack(results).to(before.device, torch.promote_types(before.dtype, torch.float32))
+    flat = maps.flatten(2)
+    ordered = flat.isfinite().all(-1) & (flat.amax(-1) > flat.amin(-1))
+    scores = scores.where(ordered[..., None].to(scores.device), torch.nan)
+    fractions = counts / pixels
     area = torch.trapezoid(scores.double(), fractions.double().to(scores.device), dim=-1)
     return Curve(fractions, scores, area.to(scores.dtype))
 
 
-def _places(maps: Tensor, region: int) -> tuple[Tensor, int]:
-    """Each pixel's place in the order, ``[B, L, H, W]`` from 0 (its region's), and how many places there are."""
-    height, width = maps.shape[-2:]
-    rows, columns = torch.arange(height) // region, torch.arange(width) // region
-    tiles = (rows[:, None] * (columns[-1] + 1) + columns).flatten().to(maps.device)
-    count = int(tiles[-1]) + 1
-    values = maps.flatten(-2).double()
-    if region > 1:
-        values = values.new_zeros((*maps.shape[:2], count)).index_add(-1, tiles, values)
-    order = values.argsort(dim=-1, descending=True, stable=True)
-    places = torch.empty_like(order).scatter(-1, order, torch.arange(count, device=maps.device).expand_as(order))
-    return places[..., tiles].view(maps.shape), count
+def _places(maps: Tensor) -> Tensor:
+    """Each pixel's place in the order, ``[B, L, H, W]`` from 0."""
+    order = maps.flatten(-2).argsort(dim=-1, descending=True, stable=True)
+    rising = torch.arange(order.shape[-1], device=maps.device).expand_as(order)
+    return torch.empty_like(order).scatter(-1, order, rising).view(maps.shape)
 
 
-def _followed(
-    model: nn.Module,
-    ends: tuple[Tensor, Tensor],
-    maps: Tensor,
-    places: Tensor,
-    counts: Tensor,
-    labels,
-    output: str,
-    chunk: int | None,
-    progress: bool | None,
+def _image_scores(
+    explained: Explained, before: Tensor, after: Tensor, places: Tensor, counts: Tensor, size: int
 ) -> Tensor:
-    """Scores ``[B, L, S + 1]`` of images whose first ``counts`` pixels are those of the second end."""
-    one_of("output", output, OUTPUTS)
-    images, device = ends[0], device_of(model, ends[0])
-    size = chunk_size(images, chunk)
-    explained = Explained(model, labels, output, size)
-    results = []
-    with (
-        prepared(explained, images.to(device)),
-        torch.no_grad(),
-        progress_bar(progress, f"{len(images)} images") as report,
-    ):
-        _check_labels(explained, images[:1].to(device), maps)
-        for row, (before, after, order) in enumerate(zip(*ends, places, strict=True)):
-            before, after, order = before.to(device), after.to(device), order.to(device)
-            label = torch.arange(len(order), device=device).repeat_interleave(len(counts))
-            changed = counts.to(device).repeat(len(order))
-            parts = []
-            for start, which, many in zip(
-                range(0, len(label), size), label.split(size), changed.split(size), strict=True
-            ):
-                mixed = torch.where(order[which, None] < many[:, None, None, None], after, before)
-                scores = explained.scores(explained.logits(mixed))
-                parts.append(scores.gather(1, which[:, None])[:, 0])
-                report((row + start / len(label)) / len(images))
-            results.append(torch.cat(parts).view(len(order), len(counts)))
-    scores = torch.stack(results).to(images.device, torch.promote_types(images.dtype, torch.float32))
-    flat = maps.flatten(2)
-    ordered = flat.isfinite().all(-1) & (flat.amax(-1) > flat.amin(-1))
-    return scores.where(ordered[..., None].to(scores.device), torch.nan)
-
-
-def _uniform(images: Tensor, seed: int) -> Tensor:
-    """Noise in [0, 1] like the images; drawn on the CPU row by row, so that it doesn't depend on the rows behind."""
-    generator = torch.Generator().manual_seed(whole("seed", seed, 0))
-    return torch.rand(images.shape, generator=generator, dtype=torch.float64).to(images)
+    """Scores ``[L, S + 1]`` of an image after ``counts`` ``[S + 1]`` pixels have changed, in each label's order."""
+    label = torch.arange(len(places), device=places.device).repeat_interleave(len(counts))
+    parts = []
+    for which, many in zip(label.split(size), counts.repeat(len(places)).split(size), strict=True):
+        mixed = torch.where(places[which, None] < many[:, None, None, None], after, before)
+        parts.append(explained.scores(explained.logits(mixed)).gather(1, which[:, None])[:, 0])
+    return torch.cat(parts).view(len(places), len(counts))
 
 
 class CompletenessGap(NamedTuple):
@@ -301,43 +230,6 @@ def _last_bias(explained: Explained, image: Tensor) -> float | Tensor:
         raise ParameterError("promise 'without_bias': no layer ends in the logits; pass the sums themselves [B, L]")
     bias = getattr(find_layer(explained.model, name)[1], "bias", None)
     return bias if isinstance(bias, Tensor) else known
-
-
-def baseline_sensitivity(maps: Sequence[Tensor] | Tensor, measure: str = "correlation") -> Tensor:
-    """How alike maps stay when the baseline changes: ``[..., H, W]`` per baseline -> ``[...]``, mean over all pairs.
-
-    ``measure``: "correlation", "rank_correlation", "absolute_rank_correlation", "ssim" (1: the baseline doesn't
-    matter; range and chance as in the functions of those names) or "distance" (0: it doesn't matter). Which baselines
-    are compared decides the number: name them beside it. nan where a pair is nan. Raises ParameterError for fewer
-    than two baselines, another measure and shapes that differ. Source: the dependence is that shown by Sturmfels et
-    al., Visualizing the impact of feature attribution baselines, Distill 2020; the measure is ours.
-    """
-    one_of("measure", measure, list(SIMILARITIES))
-    maps = entries("maps", maps)
-    if len(maps) < 2:
-        raise ParameterError(f"maps holds {len(maps)} baselines; give the maps of at least two")
-    pairs = combinations(maps, 2)
-    return torch.stack([SIMILARITIES[measure](a, b) for a, b in pairs]).mean(0)
-
-
-def class_sensitivity(maps: Tensor, measure: str = "correlation") -> Tensor:
-    """How alike the maps of one image's labels are: ``[..., L, H, W]`` -> ``[..., L]``, mean over the other labels.
-
-    ``measure`` as in :func:`baseline_sensitivity`. 1 (a "distance" of 0) means that the map doesn't say which label
-    it explains; lower is better up to what the labels share: findings that occur together, or in one place, have maps
-    that are rightly alike. Chance as in the measure. Pairs with a degenerate map are left out; nan where none is left.
-    Raises ParameterError for fewer than two labels and another measure. Source: after the class sensitivity of Rebuffi
-    et al., There and back again, CVPR 2020; over all pairs of labels it is ours.
-    """
-    one_of("measure", measure, list(SIMILARITIES))
-    maps = real_maps(maps, axes="L, H, W")
-    if maps.shape[-3] < 2:
-        raise ParameterError(f"maps have shape {tuple(maps.shape)}; expected [..., L, H, W] with at least two labels")
-    count = maps.shape[-3]
-    table = maps.new_full((*maps.shape[:-2], count), torch.nan, dtype=torch.float32)
-    for a, b in combinations(range(count), 2):
-        table[..., a, b] = table[..., b, a] = SIMILARITIES[measure](maps[..., a, :, :], maps[..., b, :, :])
-    return table.nanmean(-1)
 
 
 def _checked_images(model: nn.Module, images: Tensor) -> Tensor:

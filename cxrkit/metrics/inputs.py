@@ -13,29 +13,6 @@ from torch import Tensor
 
 from cxrkit.errors import ParameterError
 
-__all__ = [
-    "at_least",
-    "boolean",
-    "dense",
-    "entries",
-    "finite",
-    "fit_together",
-    "flag",
-    "label_names",
-    "number",
-    "numbers",
-    "one_of",
-    "pair",
-    "pair_of_maps",
-    "pair_of_regions",
-    "patient_ids",
-    "real",
-    "real_maps",
-    "shares",
-    "total",
-    "whole",
-]
-
 PROTOCOLS = ("corrected", "paper", "authors")
 _WIDE = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)  # what float32 would round
 _MISSING = ("", "nan", "none", "nat", "<na>")  # an absent id, once a table or NumPy has made text of it
@@ -275,6 +252,18 @@ def finite(maps: Tensor) -> Tensor:
     """Which maps hold finite values only, bool ``[...]``."""
     # One nan or infinity spoils the sum, which is much faster than asking every pixel.
     return total(maps).isfinite()
+
+
+def in_columns(sums: list[Tensor], maps: Tensor) -> Tensor:
+    """Sums of the maps at each threshold ``[...]`` -> ``[..., T]``, also of no threshold at all."""
+    return torch.stack(sums, -1) if sums else maps.new_empty((*maps.shape[:-2], 0), dtype=torch.float64)
+
+
+def spares(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for one product of the maps, and for one of maps and masks: to fill it again beats asking for more."""
+    shape = torch.broadcast_shapes(maps.shape, masks.shape)
+    spare = torch.empty_like(maps)
+    return spare, spare if maps.shape == shape else maps.new_empty(shape)
 
 
 def at_least(positive: Tensor, bound: Tensor, out: Tensor | None = None) -> Tensor:

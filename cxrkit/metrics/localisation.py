@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
-from cxrkit.metrics.inputs import at_least, boolean, finite, one_of, pair, shares, total
+from cxrkit.metrics.inputs import at_least, boolean, finite, in_columns, one_of, pair, shares, spares, total
 
 __all__ = ["chance_level", "energy_pointing_game", "threshold_sweep"]
 
@@ -54,26 +54,47 @@ def threshold_sweep(
     if kind == "signed" and any(thresholds):
         raise ParameterError("kind 'signed' keeps negative values, so it has no threshold: use 0, or kind 'precision'")
     maps, masks = pair(maps, masks)
-    if kind == "signed":
-        inside, everything = maps.double().where(masks, 0).sum((-2, -1)), maps.double().sum((-2, -1))
-        scores = [inside / everything] * len(thresholds)
-    else:
-        scores = _clipped_scores(maps, masks, thresholds, kind)
-    valid = masks.any(-1).any(-1) & finite(maps)
-    stacked = torch.stack(scores, -1) if scores else maps.new_empty((*valid.shape, 0))
-    # A denominator of 0 leaves 0/0 or x/0: neither is a score.
-    return stacked.where(valid[..., None] & stacked.isfinite(), torch.nan).to(maps.dtype)
+    scores = energy_scores(energy_sums(maps, masks, thresholds), kind)
+    return scores.expand(*scores.shape[:-1], len(thresholds)).to(maps.dtype)
 
 
-def _clipped_scores(maps: Tensor, masks: Tensor, thresholds: list[float], kind: str) -> list[Tensor]:
-    positive, inside = maps.clamp(min=0), masks.to(maps.dtype)
-    peak = positive.amax((-2, -1), keepdim=True)
-    mass = total(maps.abs() * inside) if kind == "recall" else None
-    scores = []
+def energy_sums(maps: Tensor, masks: Tensor, thresholds: Sequence[float]) -> dict[str, Tensor]:
+    """Energies of maps ``[..., H, W]`` over the image and inside bool masks, float64 ``[..., T]``, or ``[..., 1]``.
+
+    ``positive`` is s+ at each of the T thresholds, ``absolute`` is |s| and ``signed`` s; ``inside positive`` and so on
+    are the same inside the masks, ``area`` is the masks' own; ``valid`` says which pairs have a score at all.
+    """
+    clipped, inside = maps.clamp(min=0), masks.to(maps.dtype)
+    peak = clipped.amax((-2, -1), keepdim=True)
+    spare, spare_inside = spares(maps, masks)
+    positive, positive_inside = [], []
     for threshold in thresholds:
-        kept = at_least(positive, threshold * peak) * positive
-        scores.append(total(kept * inside) / (total(kept) if mass is None else mass))
-    return scores
+        kept = at_least(clipped, threshold * peak, out=spare).mul_(clipped)
+        positive.append(total(kept))
+        positive_inside.append(total(torch.mul(kept, inside, out=spare_inside)))
+    area, absolute = total(inside), torch.abs(maps, out=spare)
+    return {
+        "positive": in_columns(positive, maps),
+        "inside positive": in_columns(positive_inside, spare_inside),
+        "absolute": total(absolute)[..., None],
+        "inside absolute": total(torch.mul(absolute, inside, out=spare_inside))[..., None],
+        "signed": maps.sum((-2, -1), dtype=torch.float64)[..., None],
+        "inside signed": torch.mul(maps, inside, out=spare_inside).sum((-2, -1), dtype=torch.float64)[..., None],
+        "area": area[..., None],
+        "valid": (finite(maps) & (area > 0))[..., None],
+    }
+
+
+def energy_scores(sums: dict[str, Tensor], kind: str) -> Tensor:
+    """The energy-based pointing game from :func:`energy_sums`: float64 ``[..., T]``, for "signed" ``[..., 1]``."""
+    part, whole = {
+        "precision": (sums["inside positive"], sums["positive"]),
+        "recall": (sums["inside positive"], sums["inside absolute"]),
+        "signed": (sums["inside signed"], sums["signed"]),
+    }[kind]
+    score = part / whole
+    # A denominator of 0 leaves 0/0 or x/0: neither is a score.
+    return score.where(sums["valid"] & score.isfinite(), torch.nan)
 
 
 def chance_level(masks: Tensor) -> Tensor:
@@ -83,5 +104,6 @@ def chance_level(masks: Tensor) -> Tensor:
     the boxes, and the hit rate of a maximum anywhere. nan for an empty mask, which has no score to compare
     with. Source: paper `bcos`, its remark on the box area of RSNA.
     """
-    area = boolean(masks).double().mean((-2, -1))
+    masks = boolean(masks)
+    area = masks.sum((-2, -1)).double() / masks.shape[-2:].numel()
     return area.where(area > 0, torch.nan).float()

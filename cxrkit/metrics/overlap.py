@@ -14,12 +14,14 @@ from cxrkit.metrics.inputs import (
     boolean,
     finite,
     fit_together,
+    in_columns,
     number,
     one_of,
     pair,
     pair_of_regions,
     real,
     shares,
+    spares,
     total,
 )
 
@@ -74,16 +76,46 @@ def iou_sweep(
     one_of("average", average, AVERAGES)
     thresholds = shares("threshold", thresholds)
     maps, masks = pair(maps, masks)
+    return iou_scores(region_sizes(maps, masks, thresholds, percentile), average).to(maps.dtype)
+
+
+def region_sizes(
+    maps: Tensor, masks: Tensor, thresholds: Sequence[float], percentile: float = 100
+) -> dict[str, Tensor]:
+    """Pixels of the thresholded maps ``predicted`` ``[..., T]``, of the masks, and of ``both``, float64.
+
+    ``valid`` says which pairs have an overlap at all.
+    """
     positive, inside = maps.clamp(min=0), masks.to(maps.dtype)
     scale = scale_of(positive, percentile)
-    area, pixels = total(inside), masks.shape[-2] * masks.shape[-1]
-    scores = []
+    spare, spare_inside = spares(maps, masks)
+    predicted, both = [], []
     for threshold in thresholds:
-        predicted = at_least(positive, threshold * scale)
-        scores.append(overlap(total(predicted), area, total(predicted * inside), pixels, average))
-    valid = finite(maps) & (positive.amax((-2, -1)) > 0) & (area > 0)
-    stacked = torch.stack(scores, -1) if scores else maps.new_empty((*valid.shape, 0))
-    return stacked.where(valid[..., None], torch.nan).to(maps.dtype)
+        region = at_least(positive, threshold * scale, out=spare)
+        predicted.append(total(region))
+        both.append(total(torch.mul(region, inside, out=spare_inside)))
+    area = total(inside)
+    return {
+        "predicted": in_columns(predicted, maps),
+        "both": in_columns(both, spare_inside),
+        "area": area[..., None],
+        "image": torch.full_like(area, masks.shape[-2:].numel())[..., None],
+        "valid": (finite(maps) & (positive.amax((-2, -1)) > 0) & (area > 0))[..., None],
+    }
+
+
+def iou_scores(sizes: dict[str, Tensor], average: str) -> Tensor:
+    """The overlaps of :func:`region_sizes`, float64 ``[..., T]``."""
+    predicted, area, both, image = (sizes[name] for name in ("predicted", "area", "both", "image"))
+    score = both / (predicted + area - both)
+    if average == "two_class":
+        score = (score + (image - predicted - area + both) / (image - both)) / 2
+    return score.where(sizes["valid"], torch.nan)
+
+
+def expected_sizes(sizes: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same of regions as large as the predicted ones, placed without knowledge of the mask."""
+    return sizes | {"both": sizes["area"] * sizes["predicted"] / sizes["image"]}
 
 
 def intersection_over_union(predictions: Tensor, masks: Tensor, average: str = "foreground") -> Tensor:
@@ -96,10 +128,9 @@ def intersection_over_union(predictions: Tensor, masks: Tensor, average: str = "
     """
     one_of("average", average, AVERAGES)
     predictions, masks = pair_of_regions(predictions, masks)
-    area, pixels = masks.sum((-2, -1)), masks.shape[-2] * masks.shape[-1]
-    both = (predictions & masks).sum((-2, -1))
-    score = overlap(predictions.sum((-2, -1)).double(), area.double(), both.double(), pixels, average)
-    return score.where(area > 0, torch.nan).float()
+    predicted, area, both = (region.sum((-2, -1)).double() for region in (predictions, masks, predictions & masks))
+    sizes = {"predicted": predicted, "area": area, "both": both, "image": masks.shape[-2:].numel(), "valid": area > 0}
+    return iou_scores(sizes, average).float()
 
 
 def iou_chance(masks: Tensor, predicted: Tensor | float = 1.0, average: str = "foreground") -> Tensor:
@@ -116,16 +147,8 @@ def iou_chance(masks: Tensor, predicted: Tensor | float = 1.0, average: str = "f
     if not ((predicted >= 0) & (predicted <= 1)).all():
         raise ParameterError("predicted holds values outside [0, 1]: it is a share of the image")
     fit_together(f"predicted {tuple(predicted.shape)} and masks {tuple(area.shape)}", predicted.shape, area.shape)
-    score = overlap(predicted, area, area * predicted, 1, average)
-    return score.where(area > 0, torch.nan).float()
-
-
-def overlap(predicted: Tensor, area: Tensor, both: Tensor, pixels: float, average: str) -> Tensor:
-    """IoU from the sizes of prediction, mask, their intersection and the image, in one unit."""
-    foreground = both / (predicted + area - both)
-    if average == "foreground":
-        return foreground
-    return (foreground + (pixels - predicted - area + both) / (pixels - both)) / 2
+    sizes = expected_sizes({"predicted": predicted, "area": area, "image": 1, "valid": area > 0})
+    return iou_scores(sizes, average).float()
 
 
 def scale_of(positive: Tensor, percentile: float) -> Tensor:

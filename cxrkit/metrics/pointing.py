@@ -40,12 +40,8 @@ def pointing_game(
     height, width = maps.shape[-2:]
     if protocol == "authors" and height != width:
         raise ParameterError(f"protocol 'authors' exchanges rows and columns: maps {height} x {width} aren't square")
-    row, column = peak(maps)
-    if protocol == "authors":
-        row, column = column, row
     near = grown(masks, reach_of(masks, tolerance, tolerance_fraction))
-    valid = masks.any(-1).any(-1) & varies(maps)
-    return at(near, row, column).to(maps.dtype).where(valid, torch.nan)
+    return hits(maps, near.mT if protocol == "authors" else near).where(masks.any(-1).any(-1), torch.nan)
 
 
 def hit_rate(maps: Tensor, masks: Tensor) -> Tensor:
@@ -138,21 +134,15 @@ def grown(masks: Tensor, reach: float) -> Tensor:
     return result
 
 
-def peak(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of each map's maximum, long ``[...]``; of equal maxima the first in row-major order."""
+def hits(maps: Tensor, regions: Tensor) -> Tensor:
+    """1 where the maximum of a map ``[..., H, W]`` lies in its region, bool ``[..., H, W]``, else 0; ``[...]``.
+
+    Of equal maxima the first in row-major order counts. nan for a constant map and for a value that is not finite.
+    """
     row = maps.amax(-1).argmax(-1)
     line = maps.take_along_dim(row[..., None, None], -2).squeeze(-2)
-    return row, line.argmax(-1)
-
-
-def at(regions: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Which regions ``[..., H, W]`` hold their pixel, bool ``[...]``."""
-    place = (row * regions.shape[-1] + column)[..., None]
+    place = (row * maps.shape[-1] + line.argmax(-1))[..., None]
     shape = torch.broadcast_shapes(regions.shape[:-2], row.shape)
-    flat = regions.flatten(-2).expand(*shape, -1)
-    return flat.gather(-1, place.expand(*shape, 1))[..., 0]
-
-
-def varies(maps: Tensor) -> Tensor:
-    """Which maps ``[..., H, W]`` have a maximum to speak of: finite and not constant; bool ``[...]``."""
-    return finite(maps) & (maps.amax((-2, -1)) > maps.amin((-2, -1)))
+    hit = regions.flatten(-2).expand(*shape, -1).gather(-1, place.expand(*shape, 1))[..., 0]
+    varies = finite(maps) & (maps.amax((-2, -1)) > maps.amin((-2, -1)))
+    return hit.to(maps.dtype).where(varies, torch.nan)

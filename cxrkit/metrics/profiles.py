@@ -5,7 +5,7 @@ Images pass through the network batch by batch and only sums are kept, so memory
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -56,22 +56,19 @@ def neuron_activation_profiles(
     Source: paper `covid`, NAP, from its published code (its text subtracts the mean over images).
     """
     membership, remove_inactive = _membership(groups), flag("remove_inactive", remove_inactive)
-    count = next(iter(membership.values())).numel()
+    member = torch.stack(list(membership.values()))
+    count = member.shape[1]
     if isinstance(images, Tensor) and dense("images", images).ndim and len(images) != count:
         raise ParameterError(f"groups are over {count} images; there are {len(images)}")
-    member = torch.stack(list(membership.values()))
-    sums: dict[str, Tensor] = {}
-    active: dict[str, Tensor] = {}
-
-    def add(first: int, layer: str, maps: Tensor) -> None:
-        chosen = member[:, first : first + len(maps)].to(maps.device)
-        if chosen.shape[1] != len(maps):
+    sums, active, seen = {}, {}, 0
+    for seen, layer, maps, batch in _layer_maps(model, images, layers, chunk):
+        like = batch.new_empty(0, dtype=torch.promote_types(batch.dtype, torch.float32))
+        chosen = member[:, seen - len(maps) : seen].to(maps.device)
+        if seen > count:
             raise ParameterError(f"groups are over {count} images; there are more")
         part = torch.einsum("gb,bchw->gchw", chosen.double(), maps.double())
         sums[layer] = sums.get(layer, 0) + part
         active[layer] = active.get(layer, False) | _varies(maps)
-
-    seen, like = _visit(model, images, layers, chunk, add)
     if seen != count:
         raise ParameterError(f"groups are over {count} images; there are {seen}")
     profiles = {}
@@ -130,14 +127,11 @@ def inactive_feature_maps(
     """
     one_of("definition", definition, ("constant", "zero"))
     active: dict[str, Tensor] = {}
-
-    def add(first: int, layer: str, maps: Tensor) -> None:
+    for _, layer, maps, _ in _layer_maps(model, images, layers, chunk):
         if definition == "constant" and maps.shape[-2:].numel() == 1:
             raise AttributionError(f"layer {layer} puts out maps of one pixel, which can't vary; use definition 'zero'")
         now = _varies(maps) if definition == "constant" else (maps != 0).any((0, 2, 3))
         active[layer] = active.get(layer, False) | now
-
-    _visit(model, images, layers, chunk, add)
     rows = [(layer, alive.numel(), int((~alive).sum())) for layer, alive in active.items()]
     frame = pd.DataFrame(rows, columns=["layer", "maps", "inactive"])
     return frame.assign(percent=100 * frame["inactive"] / frame["maps"])
@@ -148,16 +142,10 @@ def _varies(maps: Tensor) -> Tensor:
     return ((maps.amax((2, 3)) - maps.amin((2, 3))) > RANGE).any(0)
 
 
-def _visit(
-    model: nn.Module,
-    images: Tensor | Iterable[Tensor],
-    layers: Sequence[str | nn.Module],
-    chunk: int | None,
-    visit: Callable[[int, str, Tensor], None],
-) -> tuple[int, Tensor]:
-    """Call `visit(first row, layer, maps [b, C, h, w])` for every layer and batch; the number of images, and an empty
-    tensor with the dtype and device of the results.
-    """
+def _layer_maps(
+    model: nn.Module, images: Tensor | Iterable[Tensor], layers: Sequence[str | nn.Module], chunk: int | None
+) -> Iterator[tuple[int, str, Tensor, Tensor]]:
+    """Images seen, layer, its maps [b, C, h, w] of the last b of them, and their batch; for every chunk and layer."""
     model = unwrapped(model)
     layers = [layers] if isinstance(layers, (str, nn.Module)) else entries("layers", layers)
     if not layers:
@@ -168,20 +156,19 @@ def _visit(
     named = list(dict.fromkeys(found))  # a layer named twice counts once
     shapes: dict[str, torch.Size] = {}
     explained = Explained(model)
-    count, like = 0, None
+    seen = 0
     for batch in _batches(images):
         batch = checked_images(model, batch)
-        like = batch.new_empty(0, dtype=torch.promote_types(batch.dtype, torch.float32)) if like is None else like
         inputs = batch.to(device_of(model, batch))
-        with prepared(explained, inputs), torch.no_grad():
-            for part in inputs.split(chunk_size(inputs, chunk)):
-                for layer, maps in _maps(explained, part, named):
-                    _check(maps, layer, shapes, count)
-                    visit(count, layer, maps)
-                count += len(part)
-    if like is None:
+        for part in inputs.split(chunk_size(inputs, chunk)):
+            with prepared(explained, part), torch.no_grad():
+                of_layers = _maps(explained, part, named)
+            seen += len(part)
+            for layer, maps in of_layers:
+                _check(maps, layer, shapes, seen - len(part))
+                yield seen, layer, maps, batch
+    if not seen:
         raise ParameterError("images holds no batch; give at least one image")
-    return count, like
 
 
 def _batches(images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Does a map depend on what the network learned: randomised networks, similarity of maps, repeats, architectures.
+"""Does a map depend on what the network learned: randomised networks, similarity of maps, architectures.
 
 A map that stays the same when the weights become random shows the image, not the network. Similarities of two maps
 keep the leading shape: ``[..., H, W]`` twice -> ``[...]``; a constant map, or one with a value that is not finite,
@@ -7,30 +7,19 @@ resembles nothing and gives nan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
-from cxrkit.metrics.inputs import entries, flag, numbers, pair_of_maps
-from cxrkit.metrics.statistics import Interval, Spread, bootstrap, over_seeds
+from cxrkit.metrics.inputs import flag, numbers, pair_of_maps
+from cxrkit.metrics.statistics import Interval, bootstrap
 from cxrkit.models import randomised
 
-__all__ = [
-    "map_correlation",
-    "map_distance",
-    "randomised",
-    "rank_correlation",
-    "repeatability",
-    "reproducibility",
-    "structural_similarity",
-]
-
-_SIGMA, _WINDOW = 1.5, 11  # of the SSIM's Gaussian, in pixels
+__all__ = ["map_correlation", "map_distance", "randomised", "rank_correlation", "reproducibility"]
 
 
 def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
@@ -60,35 +49,6 @@ def rank_correlation(maps: Tensor, others: Tensor, absolute: bool = False) -> Te
     return _pearson(_ranks(maps.flatten(-2)), _ranks(others.flatten(-2))).where(valid, torch.nan).float()
 
 
-def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
-    """SSIM of two maps, ``[..., H, W]`` -> ``[...]`` in [-1, 1]; 1: equal up to a positive factor.
-
-    Each map is divided by its largest absolute value, which keeps its sign and its zero; the dynamic range L is then
-    2. Means, variances and covariance under a Gaussian of 1.5 pixels (11 x 11, windows that fit inside the map),
-
-        SSIM = (2 m_a m_b + c1)(2 s_ab + c2) / ((m_a^2 + m_b^2 + c1)(s_a^2 + s_b^2 + c2)),
-
-    c1 = (0.01 L)^2, c2 = (0.03 L)^2, averaged over the windows. Chance is no fixed number: where both maps are
-    nearly 0 the constants alone make it 1, so sparse maps look alike. Compare with a map of another image. nan: a
-    constant map, a value that is not finite. Raises ParameterError for maps below 11 x 11 pixels and shapes that
-    don't fit together. Source: Wang et al., IEEE Transactions on Image Processing 13 (2004), Eq. 13; for maps Adebayo
-    et al., NeurIPS 2018.
-    """
-    maps, others = pair_of_maps(maps, others)
-    if min(maps.shape[-2:]) < _WINDOW:
-        raise ParameterError(f"maps of {maps.shape[-2]} x {maps.shape[-1]} pixels are too small for windows of 11 x 11")
-    valid = _varied(maps) & _varied(others)
-    shape = torch.broadcast_shapes(maps.shape, others.shape)
-    a, b = (_scaled(values).expand(shape).reshape(-1, 1, *shape[-2:]) for values in (maps, others))
-    mean_a, mean_b = _windows(a), _windows(b)
-    variances = _windows(a * a) - mean_a**2 + _windows(b * b) - mean_b**2
-    covariance = _windows(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
-    ssim = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    ssim = ssim / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
-    return ssim.mean((1, 2, 3)).reshape(shape[:-2]).where(valid, torch.nan).float()
-
-
 def map_distance(maps: Tensor, others: Tensor) -> Tensor:
     """Relative distance of two maps, |a - b| / (|a| + |b|), ``[..., H, W]`` -> ``[...]`` in [0, 1].
 
@@ -99,32 +59,6 @@ def map_distance(maps: Tensor, others: Tensor) -> Tensor:
     maps, others = pair_of_maps(maps, others)
     norms = torch.linalg.vector_norm(maps, dim=(-2, -1)) + torch.linalg.vector_norm(others, dim=(-2, -1))
     return (torch.linalg.vector_norm(maps - others, dim=(-2, -1)) / norms).clamp(max=1).float()
-
-
-SIMILARITIES = {
-    "correlation": map_correlation,
-    "rank_correlation": rank_correlation,
-    "absolute_rank_correlation": lambda maps, others: rank_correlation(maps, others, absolute=True),
-    "ssim": structural_similarity,
-    "distance": map_distance,
-}
-
-
-def repeatability(scores: Sequence[ArrayLike] | Mapping[object, ArrayLike], *, ddof: int = 0) -> Spread:
-    """How much a mean score moves between runs that differ in their seed alone: mean and std over the seeds.
-
-    ``scores``: the image scores of each seed (or their mean), as a sequence or by seed. Each seed is averaged over its
-    images, nan left out, then :func:`cxrkit.metrics.over_seeds` takes over: ``ddof`` 0 is the spread of these seeds
-    (|a - b| / 2 for two), 1 an estimate for further ones. The std is at least 0, lower: more repeatable; scores at
-    chance repeat well too. nan where a seed has no score, or no more seeds than ``ddof``. Raises ParameterError
-    without seeds and for a negative ddof. Source: paper `normgrad`, three repeats.
-    """
-    sets = entries("scores", scores.values() if isinstance(scores, Mapping) else scores)
-    if not sets:
-        raise ParameterError("scores holds no seed; give one list of scores per seed")
-    values = [numbers("scores", of_seed).ravel() for of_seed in sets]
-    known = [v[~np.isnan(v)] for v in values]
-    return over_seeds([[k.mean() if len(k) else np.nan] for k in known], ddof)
 
 
 def reproducibility(
@@ -167,18 +101,6 @@ def _ranks(values: Tensor) -> Tensor:
     first = place.where(torch.cat([edge, changes], -1), 0).cummax(-1).values
     last = place.where(torch.cat([changes, edge], -1), torch.inf).flip(-1).cummin(-1).values.flip(-1)
     return torch.empty_like(place).scatter(-1, order, (first + last) / 2)
-
-
-def _windows(maps: Tensor) -> Tensor:
-    """Gaussian means of ``[N, 1, H, W]`` over all windows inside the maps."""
-    offsets = torch.arange(_WINDOW, dtype=maps.dtype, device=maps.device) - _WINDOW // 2
-    weights = torch.exp(-((offsets / _SIGMA) ** 2) / 2)
-    weights = weights / weights.sum()
-    return F.conv2d(F.conv2d(maps, weights[None, None, None, :]), weights[None, None, :, None])
-
-
-def _scaled(maps: Tensor) -> Tensor:
-    return maps / maps.abs().amax((-2, -1), keepdim=True)
 
 
 def _varied(maps: Tensor) -> Tensor:

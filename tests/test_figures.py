@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cxrkit.errors import ParameterError
-from cxrkit.view import charts, figures, path_figures, saving
+from cxrkit.view import charts, figure_data, figures, path_figures
 from cxrkit.view.covid_figures import label_tree
 from cxrkit.view.panels import broken, limits, region_of
 from cxrkit.view.style import COLOURS, describe, new_figure, style, to_html
@@ -39,8 +39,10 @@ def shown(figure: Figure) -> list:
 
 
 def drawn(figure: Figure) -> np.ndarray:
-    png = base64.b64decode(re.search(r"base64,([^\"]+)", to_html(figure)).group(1))
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    with style():
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
+    return np.asarray(Image.open(stream).convert("RGB"))
 
 
 HISTORY = pd.DataFrame(
@@ -236,7 +238,7 @@ def test_data_too_large_for_a_page_are_kept_coarser(size, text):
     figure = figures.show_maps(maps[0] > 0, maps, list("abc"))
     _, said, archive = saved(figure)
     assert said == f"Data (NPZ, {text})"
-    assert len(archive) <= saving.LARGEST_DATA
+    assert len(archive) <= figure_data.LARGEST_DATA
     with np.load(io.BytesIO(archive), allow_pickle=False) as held:
         factor = size // held["maps"].shape[-1]
         wanted = maps.reshape(3, size // factor, factor, size // factor, factor).mean((2, 4))

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import sphinx.builders
-from plotly.offline import get_plotlyjs
 
 import cxrkit
 from cxrkit.grid.execute import ALLOCATOR
 from cxrkit.study import runs
-from cxrkit.view import interactive
+from cxrkit.view import series
 
 __all__ = ["foot", "parameters_of", "setup"]
 
@@ -47,7 +46,7 @@ html[data-theme="dark"] body .bd-content div.cell_output figure img { background
 .bd-article table caption { color: inherit; }
 html[data-theme="light"] body #pst-back-to-top { background-color: #955300; }
 body #pst-back-to-top:hover { background-color: #7a3fdc; color: #fff; }
-@media screen { .cxr-live > img { display: none; } }
+@media screen { .cxr-live img { display: none; } }
 @media print { .cxr-interactive { display: none; } }
 </style>"""
 # What the theme leaves undone: wide tables scroll in a box of their own, which the keyboard reaches; the menu's
@@ -89,9 +88,8 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("builder-inited", _share_handlers)
     app.connect("html-page-context", _add_look)
     app.connect("html-page-context", _add_foot)
-    app.connect("build-finished", _add_library)
     app.add_js_file(None, body=_MEND)
-    app.add_js_file(None, body=interactive.script())
+    app.add_js_file(None, body=series.script())
     return {"version": cxrkit.__version__, "parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -109,14 +107,6 @@ def _share_handlers(app: Any) -> None:
     known = app.registry.translation_handlers
     if app.builder.name == "singlehtml":
         known["singlehtml"] = known.get("html", {}) | known.get("singlehtml", {})
-
-
-def _add_library(app: Any, error: Exception | None) -> None:
-    """Carry plotly with the book, where only pages with a chart ask for it: 5 MB that `_static` would load on each."""
-    if error is None and app.builder.format == "html":
-        place = Path(app.outdir, "_vendor", "plotly.min.js")
-        place.parent.mkdir(exist_ok=True)
-        place.write_text(get_plotlyjs(), encoding="utf-8")
 
 
 def _add_look(_app: Any, _page: str, _template: str, context: dict[str, Any], _tree: Any) -> None:

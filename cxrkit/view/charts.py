@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from cxrkit.errors import ParameterError
-from cxrkit.view import interactive
-from cxrkit.view.style import COLOURS, INK, MARKERS, WIDTH, describe, new_figure, style
+from cxrkit.view.style import COLOURS, INK, MARKERS, SOFT, WIDTH, describe, new_figure, style
 
-__all__ = ["clouds", "grouped_bars", "lines", "matrix"]
+__all__ = [
+    "clouds",
+    "grouped_bars",
+    "line_panels",
+    "lines",
+    "matrix",
+    "percent",
+    "score_bars",
+    "threshold_curves",
+    "verdict_bars",
+]
+
+_TIMES = (0.03, 30)  # times chance: what lies beyond is drawn at the edge
 
 
 def grouped_bars(
@@ -40,7 +54,7 @@ def grouped_bars(
             at = np.array([groups.index(str(name)) for name in part[x]]) + (place - (len(hues) - 1) / 2) * width
             ax.bar(at, part[y], width * 0.92, color=_colour(place), label=hue)
             if {"low", "high"} <= set(part):
-                ax.vlines(at, part["low"], part["high"], color=INK, lw=1.2)
+                ax.vlines(at, part["low"], part["high"], color=INK, lw=1.2, label=f"_{hue}")
         if level is not None:
             ax.axhline(level, color=INK, lw=1.1, ls=(0, (1, 1)))
         long = max(len(name) for name in groups) * len(groups) > 70
@@ -51,8 +65,7 @@ def grouped_bars(
         if by:
             figure.legend(loc="outside lower center", ncols=5)
     told = "; ".join(f"{row[x]}{f', {row[by]}' if by else ''} {row[y]:.3g}" for row in frame.to_dict("records")[:24])
-    live = interactive.bars(frame, x, y, by, level, title=title, up=f"{y} ({unit})" if unit else y)
-    return describe(figure, f"{title or y}: {told}.", frame, live)
+    return describe(figure, f"{title or y}: {told}.", frame)
 
 
 def lines(
@@ -66,33 +79,157 @@ def lines(
 ) -> Figure:
     """A line per value of ``by``, a panel per value of ``columns``; columns low and high, if any, are a band."""
     _needs(frame, [x, y, by, *([columns] if columns else [])], "lines")
-    panels, hues = _distinct(frame[columns]) if columns else [""], _distinct(frame[by])
     with style():
-        across = min(len(panels), 4)
-        down = -(-len(panels) // across)
-        figure = new_figure(WIDTH, 0.6 + (2.6 if across < 3 else 2.0) * down)
-        axes = np.atleast_1d(figure.subplots(down, across, sharey=True, squeeze=False)).ravel()
-        for ax, name in zip(axes, panels, strict=False):
-            shown = frame[frame[columns].astype(str) == name] if columns else frame
-            for place, hue in enumerate(hues):
-                part = shown[shown[by].astype(str) == hue].sort_values(x)
-                ax.plot(part[x], part[y], color=_colour(place), marker=MARKERS[place % len(MARKERS)], label=hue)
-                if {"low", "high"} <= set(part):
-                    ax.fill_between(part[x], part["low"], part["high"], color=_colour(place), alpha=0.15, lw=0)
-            if level is not None:
+        figure, axes = line_panels(frame, x, y, by, columns)
+        if level is not None:
+            for ax in axes:
                 ax.axhline(level, color=INK, lw=1.1, ls=(0, (1, 1)))
-            ax.set(xlabel=x, title=name)
-            ax.grid()
-        for ax in axes[len(panels) :]:
-            ax.set_visible(False)
         axes[0].set_ylabel(y)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=9)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    ends = (frame[frame[by].astype(str) == hue].sort_values(x)[y].iloc[[0, -1]] for hue in hues)
-    told = "; ".join(f"{hue} from {first:.3g} to {last:.3g}" for hue, (first, last) in zip(hues, ends, strict=True))
-    live = interactive.curves(frame, x, y, by, columns, level, title=title)
-    return describe(figure, f"{title or y} against {x}: {told}.", frame, live)
+    ends = {hue: part.sort_values(x)[y].iloc[[0, -1]] for hue, part in frame.groupby(frame[by].astype(str), sort=False)}
+    told = "; ".join(f"{hue} from {first:.3g} to {last:.3g}" for hue, (first, last) in ends.items())
+    return describe(figure, f"{title or y} against {x}: {told}.", frame)
+
+
+def line_panels(
+    frame: pd.DataFrame, x: str, y: str, by: str, columns: str | None = None, shared: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel per value of ``columns``, a line per value of ``by``, and a legend; call inside `style()`.
+
+    A value of ``by`` has the same colour in every panel. ``shared``: the panels have one scale.
+    """
+    panels, hues = _distinct(frame[columns]) if columns else [""], _distinct(frame[by])
+    across = min(len(panels), 4)
+    down = -(-len(panels) // across)
+    figure = new_figure(WIDTH, 0.6 + (2.6 if across < 3 else 2.0) * down)
+    axes = figure.subplots(down, across, sharey=shared, squeeze=False).ravel().tolist()
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    for ax, name in zip(axes, panels, strict=False):
+        shown = frame[frame[columns].astype(str) == name] if columns else frame
+        for place, hue in enumerate(hues):
+            part = shown[shown[by].astype(str) == hue].sort_values(x)
+            if part.empty:
+                continue
+            look = {"color": _colour(place), "marker": MARKERS[place % len(MARKERS)], "mec": "white", "mew": 0.6}
+            ax.plot(part[x], part[y].astype(float), label=hue, **look)
+            if {"low", "high"} <= set(part):
+                band = {"color": _colour(place), "alpha": 0.15, "lw": 0, "label": f"_{hue}"}
+                ax.fill_between(part[x], part["low"], part["high"], **band)
+        ax.set(xlabel=x, title=name)
+        ax.grid()
+    _legend(figure, axes)
+    return figure, axes[: len(panels)]
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend below all panels, each name once."""
+    entries = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=5)
+
+
+def threshold_curves(frame: pd.DataFrame, by: str = "method") -> Figure:
+    """Energy-based pointing game against the threshold: precision and recall, a line per value of ``by``.
+
+    Columns: ``by``, threshold, precision and recall (or one of them), optionally chance, drawn as a dashed line.
+    """
+    kinds = [kind for kind in ("precision", "recall") if kind in frame]
+    _needs(frame, [by, "threshold"], "threshold_curves")
+    long = frame.melt([by, "threshold"], kinds, "kind", "share")
+    with style():
+        figure, axes = line_panels(long.assign(kind="EPG " + long["kind"]), "threshold", "share", by, "kind")
+        for ax in axes:
+            ax.set(xlabel="threshold, share of the map's maximum")
+            ax.set_ylim(0, max(1.0, np.nanmax(long["share"], initial=0)) * 1.02)
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if "chance" in frame and kinds[0] == "precision":
+            axes[0].axhline(frame["chance"].mean(), color=SOFT, lw=1.2, ls=(0, (4, 3)), label="chance")
+            figure.legends[0].remove()
+            _legend(figure, axes)
+    sentences = []
+    for (kind, name), part in long.groupby(["kind", by], sort=False):
+        shares = part.sort_values("threshold")["share"]
+        sentences.append(f"{kind} of {name} goes from {percent(shares.iloc[0])} to {percent(shares.iloc[-1])}")
+    first, last = frame["threshold"].min(), frame["threshold"].max()
+    return describe(figure, f"As the threshold rises from {first:g} to {last:g}, {'; '.join(sentences)}.", frame)
+
+
+def score_bars(
+    frame: pd.DataFrame, name: str = "name", value: str = "EPG", hue: str | None = None, title: str = ""
+) -> Figure:
+    """A bar per row: its score, its interval and the chance level.
+
+    Columns: ``name``, ``value``, and where there are any: low and high (an interval, drawn as a line), chance
+    (a tick across the bar), ``hue`` (colours and a legend). Scores are shares, drawn in percent. Rows without a
+    score say so.
+    """
+    _needs(frame, [name, value, *([hue] if hue else [])], "score_bars")
+    hues = list(dict.fromkeys(frame[hue].astype(str))) if hue else [""]
+    names = list(dict.fromkeys(frame[name].astype(str)))
+    height = 0.8 / len(hues)
+    sentences = []
+    with style():
+        figure = new_figure(WIDTH, 0.85 + max(0.34, 0.2 * len(hues)) * len(names))
+        ax = figure.subplots()
+        for row in frame.to_dict("records"):
+            place = hues.index(str(row[hue])) if hue else 0
+            middle = names.index(str(row[name])) + (place - (len(hues) - 1) / 2) * height
+            look = {"color": _faint(place), "label": f"_{row[hue]}" if hue else "_"}
+            called = f"{row[hue]}, {row[name]}" if hue else str(row[name])
+            sentences.append(_bar(ax, row, middle, height, value, look, called))
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_title(title, loc="left")
+        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))
+        ax.grid(axis="x")
+        ax.spines["left"].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+        if hue:
+            for place, text in enumerate(hues):
+                ax.barh(0, 0, color=_faint(place), label=text)
+        if "chance" in frame and frame["chance"].notna().any():
+            ax.plot([], [], color=INK, lw=1.4, ls=(0, (1, 1)), label="chance")
+        if hue or "chance" in frame:
+            figure.legend(loc="outside lower center", ncols=6)
+    return describe(figure, f"{title + ': ' if title else ''}{'; '.join(sentences)}.", frame)
+
+
+def verdict_bars(questions: Mapping[str, pd.DataFrame]) -> Figure:
+    """For each question a panel: by method the share of positive mass over chance, on a logarithmic scale.
+
+    Tables have the columns network, world, method, share, low, high, chance; a colour for each network and world.
+    """
+    asked = {question: table for question, table in questions.items() if len(table)}
+    methods = list(dict.fromkeys(name for table in asked.values() for name in table["method"]))
+    with style():
+        figure = new_figure(WIDTH, 1.8 + 0.26 * len(methods))
+        axes = np.atleast_1d(figure.subplots(1, len(asked), sharey=True))
+        for ax, (question, table) in zip(axes, asked.items(), strict=True):
+            groups = list(table.groupby(["network", "world"], sort=False))
+            for place, ((network, world), part) in enumerate(groups):
+                y = np.array([methods.index(name) for name in part["method"]]) + (place - (len(groups) - 1) / 2) * 0.18
+                low, mid, high = ((part[name] / part["chance"]).clip(*_TIMES) for name in ("low", "share", "high"))
+                look = {"color": _colour(place), "marker": MARKERS[place % len(MARKERS)]}
+                name = network if world == "none" else f"{network}; {world.replace('_', ' ')}"
+                bars = np.clip(np.array([mid - low, high - mid]), 0, None)
+                ax.errorbar(mid, y, xerr=bars, linestyle="none", markersize=4, label=name, **look)
+            ax.axvline(1, color=INK, linewidth=0.8)
+            ax.set(xscale="log", xlim=(_TIMES[0] / 1.3, _TIMES[1] * 1.3), xlabel="times chance", title=question)
+            ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
+            ax.minorticks_off()
+            ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(-0.1, -0.1))
+        axes[0].set_yticks(range(len(methods)), methods)
+        axes[0].invert_yaxis()
+    told = "; ".join(f"{q}: {_best(table)} is highest" for q, table in asked.items())
+    drawn = pd.concat([table.assign(question=question) for question, table in asked.items()])
+    return describe(figure, f"Share of positive mass over chance, by method. {told}", drawn)
+
+
+def _best(table: pd.DataFrame) -> str:
+    ratio = (table["share"] / table["chance"]).fillna(0).to_numpy()
+    return str(table["method"].iloc[int(ratio.argmax())])
 
 
 def clouds(points: Any, groups: Sequence[str], titles: Sequence[str] = ("",), caption: str = "") -> Figure:
@@ -120,8 +257,7 @@ def clouds(points: Any, groups: Sequence[str], titles: Sequence[str] = ("",), ca
             for one, t in zip(stack, titles, strict=True)
         ]
     )
-    live = interactive.points(stack, groups, titles)
-    return describe(figure, f"{caption or 'Points'}: {len(groups)} points of {', '.join(names)}.", data, live)
+    return describe(figure, f"{caption or 'Points'}: {len(groups)} points of {', '.join(names)}.", data)
 
 
 def matrix(
@@ -148,8 +284,7 @@ def matrix(
         ax.tick_params(length=0)
     told = "; ".join(f"{r}, {c}: {values[i, j]:.{digits}f}" for i, r in enumerate(rows) for j, c in enumerate(columns))
     data = pd.DataFrame(values, columns=list(columns)).assign(**{of or "row": list(rows)})
-    live = interactive.cells(values, rows, columns, digits, title=title)
-    return describe(figure, f"{title or 'Table'}: {told}.", data, live)
+    return describe(figure, f"{title or 'Table'}: {told}.", data)
 
 
 def _colour(place: int) -> str:
@@ -163,3 +298,36 @@ def _distinct(values: pd.Series) -> list[str]:
 def _needs(frame: pd.DataFrame, columns: list[str], what: str) -> None:
     if missing := [column for column in columns if column not in frame]:
         raise ParameterError(f"{what} needs the columns {missing}; the table has {list(frame.columns)}")
+
+
+def percent(share: float) -> str:
+    """A share in words: percent with one decimal, or "no score" for nan."""
+    share = float(share)
+    return f"{100 * share:.1f} %" if np.isfinite(share) else "no score"
+
+
+def _faint(place: int) -> tuple[float, ...]:
+    """A paler colour for areas, on which intervals and chance levels show."""
+    return tuple(0.6 * part + 0.4 for part in to_rgb(_colour(place)))
+
+
+def _bar(ax: Axes, row: dict, middle: float, height: float, value: str, look: Mapping, called: str) -> str:
+    """Draw one row of :func:`score_bars` and say it in words."""
+    score = float(row[value])
+    if not np.isfinite(score):
+        ax.text(0, middle, " no score", va="center", color=SOFT, fontsize=8)
+        return f"{called} no score"
+    ax.barh(middle, score, height * 0.86, **look)
+    text, end = f"{called} {percent(score)}", score
+    low, high, chance = (float(row.get(column, np.nan)) for column in ("low", "high", "chance"))
+    if np.isfinite([low, high]).all():
+        ax.plot([low, high], [middle, middle], color=INK, lw=1.4, solid_capstyle="butt", label=look["label"])
+        end = max(end, high)
+        text += f" ({percent(low)} to {percent(high)})"
+    if np.isfinite(chance):
+        rule = {"color": INK, "lw": 1.4, "ls": (0, (1, 1)), "label": "_chance"}
+        ax.plot([chance] * 2, [middle - height / 2, middle + height / 2], **rule)
+        end = max(end, chance)
+        text += f", chance {percent(chance)}"
+    ax.annotate(f"{100 * score:.1f}", (end, middle), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    return text

@@ -43,18 +43,15 @@ def export_figure(
     written = []
     for name in formats:
         target = Path(path).with_name(f"{Path(path).name}.{name}")
-        metadata = _UNDATED[name] | {_FIELDS[name]: text}
+        look = {
+            "format": name,
+            "dpi": PNG_DPI,
+            "facecolor": "white",
+            "metadata": _UNDATED[name] | {_FIELDS[name]: text},
+        }
+        target.parent.mkdir(parents=True, exist_ok=True)
         with style():
-            import matplotlib
-
-            with matplotlib.rc_context({"svg.hashsalt": "cxrkit"}):  # else SVG names its parts at random
-                target.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(
-                    target,
-                    lambda file, name=name, metadata=metadata: figure.savefig(
-                        file, format=name, dpi=PNG_DPI, facecolor="white", metadata=metadata
-                    ),
-                )
+            replace_file(target, lambda file, look=look: figure.savefig(file, **look))
         written.append(target)
     return written
 

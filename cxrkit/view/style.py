@@ -8,14 +8,14 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cxrkit.view.saving import LARGEST_DATA, drawn, packed
+from cxrkit.view.figure_data import LARGEST_DATA, drawn, packed
+from cxrkit.view.series import svg_chart
 
 __all__ = [
     "COLOURS",
@@ -36,6 +36,7 @@ _PHONE = 300  # CSS pixels: a text's width on a phone
 _SIDEWAYS = 'style="overflow-x:auto;max-width:100%"'
 _WORDS = 7  # of a figure's description that name its files
 WIDTH = 7.6  # inches, the width of a page's text
+LEGIBLE = 0.75  # of its full width: a chart that is drawn smaller is hard to read
 CSS_DPI, PNG_DPI = 100, 180
 SIGNED, POSITIVE, GREY = "RdBu_r", "magma", "gray"
 INK, SOFT, RULE = "#1d2530", "#586373", "#d9dee6"
@@ -74,22 +75,29 @@ _RC = {
     "image.interpolation": "nearest",
     # A dollar in a label is a dollar.
     "text.parse_math": False,
+    "svg.hashsalt": "cxrkit",  # else SVG names its parts at random
 }
+# In a page a chart takes these from the page, light or dark; elsewhere they are what they are.
+_NAMED = {INK: "ink", SOFT: "soft", RULE: "rule", "#000000": "ink", "#ffffff": "paper"}
+# The links borrow the picture's own bytes when they are used, so that the page doesn't hold them twice.
+_SAVE_PNG = "this.href=this.closest('figure').querySelector('img').src"
+_SAVE_SVG = (
+    "const i=this.closest('figure').querySelector('img'),c=document.createElement('canvas');c.width=2*i.naturalWidth;"
+    "c.height=2*i.naturalHeight;c.getContext('2d').drawImage(i,0,0,c.width,c.height);this.href=c.toDataURL()"
+)
 
 
 class Picture(Figure):
     """A matplotlib figure that shows itself in a page with alternative text, and never opens a window.
 
     ``alt_text``: a sentence that says what is to be seen; ``data``: what was drawn, a table or arrays by name;
-    ``least_width``: CSS pixels below which the picture scrolls sideways instead of shrinking;
-    ``interactive``: the same as a plotly figure, which takes the picture's place in the book. Set them with
+    ``least_width``: CSS pixels below which the picture scrolls sideways instead of shrinking. Set the first two with
     :func:`describe`.
     """
 
     alt_text: str = ""
     data: pd.DataFrame | Mapping[str, np.ndarray] | None = None
     least_width: int = 0
-    interactive: Any = None
 
     def _repr_html_(self) -> str:
         return to_html(self)
@@ -106,34 +114,28 @@ def new_figure(width: float, height: float) -> Picture:
     """An empty figure of so many inches, white also on a dark page; call inside :func:`style`."""
     figure = Picture(figsize=(width, height), layout="constrained", facecolor="white", dpi=CSS_DPI)
     figure.get_layout_engine().set(w_pad=0.055, h_pad=0.055)
+    figure.least_width = round(LEGIBLE * width * CSS_DPI)
     return figure
 
 
-def describe(
-    figure: Figure,
-    text: str,
-    data: pd.DataFrame | Mapping[str, np.ndarray] | None = None,
-    interactive: Any = None,
-) -> Figure:
+def describe(figure: Figure, text: str, data: pd.DataFrame | Mapping[str, np.ndarray] | None = None) -> Figure:
     """Give a figure its alternative text (plain, one line) and the data that a reader may take along; returns it.
 
     ``data``: by default what can be read off the figure's panels; an empty mapping for a drawing that shows none.
-    ``interactive``: the same chart by ``cxrkit.view.interactive``, if there is one.
     """
     figure.alt_text = " ".join(str(text).split())
-    figure.data, figure.interactive = drawn(figure) if data is None else data, interactive
+    figure.data = drawn(figure) if data is None else data
     return figure
 
 
 def to_html(figure: Figure) -> str:
     """The figure as an ``img`` element with its alternative text; the picture is inside, nothing is fetched.
 
-    Below it two links save the picture, and what was drawn: a table as CSV, arrays as a NumPy archive. The files are
-    named by the first words of the alternative text; the book puts the page's name before them.
+    A chart is SVG, and answers to the pointer where the book's script runs; other figures are PNG. Two links below
+    save the picture as PNG, and the data that it shows: a table as CSV, arrays as a NumPy archive. The files are named
+    by the first words of the alternative text; the book puts the page's name before them.
     """
-    png = io.BytesIO()
-    with style():
-        figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white")
+    content, kind, points, save = _picture(figure)
     width = round(figure.get_figwidth() * CSS_DPI)
     alt = html.escape(getattr(figure, "alt_text", ""), quote=True)
     least = getattr(figure, "least_width", 0)
@@ -141,17 +143,15 @@ def to_html(figure: Figure) -> str:
     # The class keeps the book's dark theme from dimming a picture whose colours mean something.
     picture = (
         f'<img class="dark-light" alt="{alt}" width="{width}" style="{limit};height:auto;border-radius:6px" '
-        f'src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+        f'src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
     )
     if least > _PHONE:
         picture = f'<div class="cxr-wide" tabindex="0" role="region" aria-label="{alt}" {_SIDEWAYS}>{picture}</div>'
-    # The link borrows the picture's own bytes when it is used, so that the page doesn't hold them twice.
-    own = "this.href=this.closest('figure').querySelector('img').src"
     links = [
-        f'<a class="cxr-save" href="#" download="{_name(figure)}.png" onclick="{own}">Picture</a>',
+        f'<a class="cxr-save" href="#" download="{_name(figure)}.png" onclick="{save}">Picture</a>',
         _data_link(figure),
     ]
-    chart = _chart(figure)
+    chart = f'<script type="application/json">{points}</script>' if points else ""
     opened = '<figure class="cxr-chart" style="margin:0">' if chart else '<figure style="margin:0">'
     return (
         f'{opened}{picture}{chart}<figcaption style="font-size:12px;text-align:right">'
@@ -159,14 +159,17 @@ def to_html(figure: Figure) -> str:
     )
 
 
-def _chart(figure: Figure) -> str:
-    if getattr(figure, "interactive", None) is None:
-        return ""
-    from cxrkit.view.interactive import to_json
-
-    content = to_json(figure.interactive)
-    # The page's script puts its own ink in the place of this one, which is too dark for a dark page.
-    return "" if len(content) > LARGEST_DATA else f'<script type="application/json" data-ink="{INK}">{content}</script>'
+def _picture(figure: Figure) -> tuple[bytes, str, str, str]:
+    """Content and kind of the picture, a chart's points as JSON, and the script of the link that saves it."""
+    with style():
+        if (chart := svg_chart(figure)) is not None and len(chart[0]) <= LARGEST_DATA:
+            content, points = chart
+            for colour, name in _NAMED.items():
+                content = content.replace(colour, f"var(--cxr-{name}, {colour})")
+            return content.encode(), "svg+xml", points, _SAVE_SVG
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white")
+    return png.getvalue(), "png", "", _SAVE_PNG
 
 
 def _name(figure: Figure) -> str:

@@ -1,17 +1,17 @@
-"""What a figure was drawn from, as a file inside a page: a table as CSV, arrays as a NumPy archive."""
+"""Data of a figure as a file inside a page: a table as CSV, arrays as a NumPy archive."""
 
 from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.collections import PathCollection, PolyCollection
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+
+from cxrkit.view.series import series_table
 
 __all__ = ["LARGEST_DATA", "drawn", "packed"]
 
@@ -21,18 +21,14 @@ _BITS = (23, 10, 7)  # of a number's mantissa: all, three decimal digits, two
 
 
 def drawn(figure: Figure) -> pd.DataFrame | dict[str, np.ndarray] | None:
-    """What can be read off a figure's panels: the points of its lines, clouds, bars and bands, else its images.
+    """The points of a figure's series as a table with the columns panel, series, x, y, else its images.
 
-    A table with the columns panel, series, x, y; or the arrays images ``[N, H, W]`` and titles ``[N]`` (the images one
-    by one where their shapes differ). None for a figure that holds neither.
+    Images are the arrays images ``[N, H, W]`` and titles ``[N]`` (one by one where their shapes differ). None for a
+    figure that holds neither.
     """
-    rows = [
-        pd.DataFrame({"panel": ax.get_title() or place, "series": str(name).lstrip("_"), "x": xy[:, 0], "y": xy[:, 1]})
-        for place, ax in enumerate(figure.axes)
-        for name, xy in _series(ax)
-    ]
-    if rows:
-        return pd.concat(rows, ignore_index=True)
+    table = series_table(figure)
+    if table is not None:
+        return table
     shown = [ax for ax in figure.axes if ax.images]
     images = [np.ma.filled(ax.images[0].get_array(), np.nan) for ax in shown]
     if not images:
@@ -41,23 +37,6 @@ def drawn(figure: Figure) -> pd.DataFrame | dict[str, np.ndarray] | None:
     if len({image.shape for image in images}) == 1:
         return {"images": np.stack(images)} | titles
     return {f"image_{place}": image for place, image in enumerate(images)} | titles
-
-
-def _series(ax: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and points ``[N, 2]`` of everything in a panel that stands for data; rules across it don't."""
-    for line in ax.lines:
-        if line.get_transform() == ax.transData and len(line.get_xydata()):
-            yield line.get_label(), np.asarray(line.get_xydata(), dtype=float)
-    for one in ax.containers:
-        if isinstance(one, BarContainer):
-            bars = [(bar.get_x() + bar.get_width() / 2, bar.get_y() + bar.get_height()) for bar in one]
-            named = one if not one.get_label().startswith("_") else one[0]  # as a histogram does
-            yield named.get_label(), np.array(bars, dtype=float)
-    for one in ax.collections:
-        if isinstance(one, PathCollection):
-            yield one.get_label(), np.ma.filled(np.ma.asarray(one.get_offsets(), dtype=float), np.nan)
-        elif isinstance(one, PolyCollection):
-            yield one.get_label(), np.concatenate([path.vertices for path in one.get_paths()])
 
 
 def packed(data: pd.DataFrame | Mapping[str, Any]) -> tuple[str, str, bytes, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import multiprocessing
 import os
 import subprocess
@@ -108,14 +109,12 @@ def building(root: Path) -> None:
     print(f"building the cache: {told}; {cores} cores speed it up {rates[cores] / rates[1]:.1f} times")
     process = multiprocessing.get_context("fork").Process(target=prepare, args=(root, "cache", cores))
     process.start()
-    part = None
-    while part is None or finished(part) < done.images // 3:
-        part = next((root / "cache").glob("*.part"), None)
+    while finished(root / "cache") < done.images // 3:
         time.sleep(0.01)
     process.kill()
     process.join()
     time.sleep(0.5)
-    before = finished(part)
+    before = finished(root / "cache")
     again = prepare(root, "cache", cores)
     print(f"killed with {before} of {done.images} images done; then {again.drawn} drawn: {before + again.drawn} in all")
 
@@ -125,14 +124,9 @@ def prepare(root: Path, cache: str, workers: int):
     return cxrkit.data.prepare("rsna", root / "rsna", cache=root / cache, workers=workers, **options)
 
 
-def finished(part: Path) -> int:
-    from cxrkit.data.pixelfile import DONE, PixelFile
-    from cxrkit.errors import DataError
-
-    try:
-        return int((PixelFile(part, writable=True).records["state"] == DONE).sum())
-    except DataError:  # not even begun
-        return 0
+def finished(cache: Path) -> int:
+    """Images in the index of the one cache in a folder."""
+    return sum(path.read_bytes().count(b"\n") for path in cache.glob("*.jsonl"))
 
 
 # Epochs
@@ -230,23 +224,19 @@ def write_big(big: Path, rows: int) -> None:
 
 def write_big_cache(big: Path, cache: Path) -> None:
     """A finished cache of black images, in which no pixel was ever written."""
-    from cxrkit.data import cache as caching
-    from cxrkit.data import pixelfile
+    from cxrkit.data.cache import cache_path
+    from cxrkit.data.pixelcache import FORMAT, checksum
+    from cxrkit.data.sources import SOURCES
 
     data = cxrkit.data.load("folder", big)
-    identity = caching._identity("folder", big, 0, {}, data, 8)
-    path = caching._path(identity, cache)
+    identity = SOURCES["folder"].cache_identity("folder", big, {}, 0, data, 8)
+    path = cache_path(identity, cache)
     cache.mkdir()
-    ids = pixelfile.encode_ids(data.image_ids)
-    layout = pixelfile.Layout(identity["key"], len(ids), SIZE, 8, 0, False, ids.dtype.itemsize)
-    pixelfile.create(path, layout, ids)
-    records = np.zeros(len(ids), pixelfile.RECORD)
-    records["state"], records["width"], records["height"] = pixelfile.DONE, 1024, 1024
-    file = pixelfile.PixelFile(path, writable=True)
-    file._write("records", 0, records)
-    records["crc"] = [file._crc(slot) for slot in range(len(ids))]
-    file._write("records", 0, records)
-    file.complete()
+    pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (len(data), SIZE, SIZE))
+    crc = checksum(0, 1024, 1024, [pixels[0]])
+    lines = [{"format": FORMAT, "key": identity["key"], "size": SIZE, "bits": 8, "shortcut": False, "labels": 0}]
+    lines += [[slot, name, True, 0, 1024, 1024, 0, crc] for slot, name in enumerate(data.image_ids)]
+    path.with_suffix(".jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
 if __name__ == "__main__":

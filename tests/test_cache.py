@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import pickle
@@ -19,9 +20,9 @@ from PIL import Image
 
 import cxrkit
 from cxrkit.data import cache as caching
-from cxrkit.data import collate, parallel, pixelfile
+from cxrkit.data import collate, parallel
 from cxrkit.data.dataset import BOX_COLUMNS, Dataset, Rendered
-from cxrkit.data.pixelfile import DONE, PixelFile
+from cxrkit.data.pixelcache import PixelCache
 from cxrkit.data.sources import SOURCES, Source
 from cxrkit.errors import DataError, ParameterError
 
@@ -88,7 +89,7 @@ def test_images_are_those_without_cache(root, tmp_path, prepare, bits):
         same(
             cxrkit.data.load("folder", root, split, size=SIZE), load(root, tmp_path, split=split, cache_bits=bits), bits
         )
-    assert len(list((tmp_path / "cache").glob("*.pixels"))) == 1
+    assert len(list((tmp_path / "cache").glob("*-????????????????.npy"))) == 1
 
 
 def test_masks_of_the_phantom_are_kept_exactly(tmp_path):
@@ -99,14 +100,14 @@ def test_masks_of_the_phantom_are_kept_exactly(tmp_path):
     assert any(sample.shortcut.any() for sample in kept)
     # Other labels are other masks; fewer images are not.
     assert len(cxrkit.data.load("phantom", cache=tmp_path, **{**options, "images": 5})) == 5
-    assert len(list(tmp_path.glob("*.pixels"))) == 1
+    assert len(list(tmp_path.glob("*-????????????????.npy"))) == 1
     cxrkit.data.load("phantom", cache=tmp_path, view="binary", **options)
-    assert len(list(tmp_path.glob("*.pixels"))) == 2
+    assert len(list(tmp_path.glob("*-????????????????.npy"))) == 2
 
 
 def test_loading_makes_what_is_missing(root, tmp_path):
     same(cxrkit.data.load("folder", root, size=SIZE), load(root, tmp_path))
-    assert not [path for path in root.rglob("*") if path.suffix in (".pixels", ".part", ".lock")]
+    assert not [path for path in root.rglob("*") if path.suffix in (".npy", ".part", ".lock", ".jsonl")]
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
@@ -235,7 +236,7 @@ def test_more_images_come_later(root, tmp_path, prepare):
     same(cxrkit.data.load("folder", root, size=SIZE), load(root, tmp_path))
     write_folder(root, 8, start=8)
     assert prepare().drawn == 0
-    assert len(PixelFile(prepare().path).ids) == 26
+    assert len(PixelCache(prepare().path).pixels) == 26
     same(cxrkit.data.load("folder", root, size=SIZE), load(root, tmp_path))
 
 
@@ -248,58 +249,67 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(raw)
 
 
+def test_anyone_reads_the_pixels(root, prepare):
+    path = prepare().path
+    pixels, index = np.load(path), path.with_suffix(".jsonl").read_text().splitlines()
+    assert (pixels.dtype, pixels.shape, len(index)) == (np.uint8, (20, SIZE, SIZE), 21)
+    first = cxrkit.data.load("folder", root, size=SIZE)[0].image
+    np.testing.assert_allclose(pixels[0] / 255, first[0], atol=0.501 / 255)
+    assert json.loads(index[1])[:3] == [0, "i0", True]
+
+
 def test_a_damaged_image_is_refused_and_repaired(root, tmp_path, prepare):
     path = prepare().path
-    start, width = PixelFile(path).layout.sections()["pixels"]
-    flip(path, start + 5 * width + 7)
+    flip(path, path.stat().st_size - 15 * SIZE**2 + 7)
     kept = load(root, tmp_path)
     assert kept[4].image.any()
-    with pytest.raises(DataError, match=r"'i5'.*\.pixels: the cached image is damaged; cxrkit\.data\.prepare"):
+    with pytest.raises(DataError, match=r"'i5'.*\.npy: the cached image is damaged; cxrkit\.data\.prepare"):
         kept[5]
     assert prepare().drawn == 1
     same(cxrkit.data.load("folder", root, size=SIZE), load(root, tmp_path))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "header", "index", "ids", "empty of content", "longer"])
-def test_a_damaged_file_is_made_anew(root, tmp_path, prepare, damage):
+@pytest.mark.parametrize("damage", ["truncated", "array", "header", "record", "shape", "missing"])
+def test_a_damaged_cache_is_made_anew(root, tmp_path, prepare, damage):
     path = prepare().path
-    sections = PixelFile(path).layout.sections()
+    index = path.with_suffix(".jsonl")
     if damage == "truncated":
-        os.truncate(path, sections["pixels"][0] + 100)
-    elif damage == "longer":
-        os.truncate(path, sections["end"][0] + 1)
+        os.truncate(path, path.stat().st_size // 2)
+    elif damage == "array":
+        flip(path, 3)
     elif damage == "header":
-        flip(path, len(pixelfile.MAGIC) + 20)
-    elif damage == "empty of content":
-        os.truncate(path, len(pixelfile.MAGIC))
+        index.write_text(index.read_text().replace('"size"', '"sise"'))
+    elif damage == "record":
+        index.write_text(index.read_text() + '\n[99, "i3", true, 0, 48, 40, 1, 1]')
+    elif damage == "shape":
+        np.save(path, np.zeros((20, 8, 8), np.uint8))
     else:
-        flip(path, sections["records" if damage == "index" else "ids"][0] + 9)
-    with pytest.raises(DataError, match=rf"{path.name}: .*(damaged|truncated)"):
-        PixelFile(path)
+        path.unlink()
+    with pytest.raises(DataError, match=rf"{path.stem}\.(npy|jsonl): .*(damaged|truncated)"):
+        PixelCache(path)
     same(cxrkit.data.load("folder", root, size=SIZE), load(root, tmp_path))
 
 
-def test_a_foreign_file_is_left_alone(root, tmp_path, prepare):
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl"])
+def test_a_foreign_file_is_left_alone(root, tmp_path, prepare, suffix):
     path = prepare().path
-    path.write_bytes(b"something else")
+    foreign = path.with_suffix(suffix)
+    path.with_suffix(".jsonl").unlink()
+    foreign.write_bytes(b"something else")
     for call in (prepare, lambda: load(root, tmp_path)):
-        with pytest.raises(DataError, match=rf"{path.name}: is no cache of cxrkit; move it away"):
+        with pytest.raises(DataError, match=rf"{foreign.name}: is no cache of cxrkit; move it away"):
             call()
-    assert path.read_bytes() == b"something else"
+    assert foreign.read_bytes() == b"something else"
 
 
-def test_a_damaged_unfinished_file_is_begun_anew(prepare):
+def test_a_record_that_was_half_written_is_drawn_again(root, tmp_path, prepare):
     path = prepare().path
-    path.rename(path.with_suffix(".part"))
-    os.truncate(path.with_suffix(".part"), 100)
-    assert prepare().drawn == 20
-
-
-def test_an_unfinished_file_is_no_cache(prepare):
-    path = prepare().path
-    PixelFile(path, writable=True).reopen()
-    with pytest.raises(DataError, match="not complete"):
-        PixelFile(path)
+    index = path.with_suffix(".jsonl")
+    os.truncate(index, index.stat().st_size - 5)
+    assert caching.prepared("folder", tmp_path / "cache") == []
+    assert prepare().drawn == 1
+    assert prepare().drawn == 0
+    assert len(caching.prepared("folder", tmp_path / "cache")) == 1
 
 
 def test_full_disk(prepare, monkeypatch, tmp_path):
@@ -308,14 +318,14 @@ def test_full_disk(prepare, monkeypatch, tmp_path):
         prepare()
     monkeypatch.undo()
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(PixelFile, "_write", full)
-    with pytest.raises(DataError, match=r"\.part: the cache can't be written \(No space left"):
+    monkeypatch.setattr(caching, "open", full, raising=False)
+    with pytest.raises(DataError, match=r"\.npy: the cache can't be written \(No space left"):
         prepare()
     monkeypatch.undo()
-    assert not list((tmp_path / "cache").glob("*.pixels"))
+    assert caching.prepared("folder", tmp_path / "cache") == []
     assert prepare().drawn == 20
 
 
@@ -326,8 +336,8 @@ def test_full_disk(prepare, monkeypatch, tmp_path):
 def test_workers_of_a_loader_share_the_map(root, tmp_path, prepare, context):
     prepare()
     kept = load(root, tmp_path)
-    assert not kept.renderer.file.pixels.flags.writeable
-    assert len(pickle.dumps(kept.renderer.file)) < 500
+    assert not kept.renderer.held.pixels.flags.writeable
+    assert len(pickle.dumps(kept.renderer.held)) < 500
     options = {"batch_size": 6, "num_workers": 1, "collate_fn": collate, "multiprocessing_context": context}
     images = torch.cat([batch.images for batch in torch.utils.data.DataLoader(kept, **options)])
     assert torch.equal(images, kept.batch(range(20)).images)
@@ -379,14 +389,12 @@ def test_killed_two_go_on_and_draw_nothing_twice(tmp_path):
     until(lambda: len(log.read_text().split()) >= 20)
     process.kill()
     process.join()
-    part = next((tmp_path / "cache").glob("*.part"))
-    assert not list((tmp_path / "cache").glob("*.pixels"))
-    with pytest.raises(DataError, match="not complete"):
-        PixelFile(part)
+    path = next((tmp_path / "cache").glob("*.npy"))
+    assert caching.prepared("folder", tmp_path / "cache") == []
     # The workers end with their parent: soon nothing is begun any more.
     until(lambda: lasts(log.read_text, 0.2))
     begun = Counter(log.read_text().split())
-    finished = np.flatnonzero(PixelFile(part, writable=True).records["state"] == DONE)
+    finished = np.flatnonzero(PixelCache(path).index["drawn"])
     assert 10 <= len(finished) < 60
     # Two go on at once: one draws what is left, the other waits for it.
     processes = [start(tmp_path, root, 0, drawn) for _ in range(2)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from cxrkit.data.cache import prepare
 from cxrkit.data.dataset import Batch, Dataset, Sample, collate
 from cxrkit.data.readers import image_tensor, read_image
 from cxrkit.data.regions import region
-from cxrkit.data.sources import load, sources
+from cxrkit.data.sources import load, prepare, sources
 
 __all__ = [
     "Batch",

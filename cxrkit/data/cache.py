@@ -1,8 +1,8 @@
-"""The pixel cache: a source's images decoded and resized once, in one mapped file that every run then reads.
+"""The pixel cache: a source's images decoded and resized once, in a mapped ``.npy`` file that every run then reads.
 
-Pixels are kept at 8 bits (1/255 steps; 16 on request), truth masks at one bit. A file is found again by its key: the
-source, its folder, the options that change pixels, the size, the pre-processing and the code that reads. It lies in
-the platform's folder for caches (or ``CXRKIT_CACHE``), never among downloaded files unless that folder is asked for.
+A cache is found again by its key: the source, its folder, the options that change pixels, the size, the pre-processing
+and the code that reads. It lies in the platform's folder for caches (or ``CXRKIT_CACHE``), never among downloaded files
+unless that folder is asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ import numpy as np
 from cxrkit.data.dataset import Dataset, Rendered, Renderer
 from cxrkit.data.files import FileRenderer
 from cxrkit.data.parallel import CRASHED, spread, with_bar
-from cxrkit.data.pixelfile import DONE, Layout, PixelFile, create, encode_ids
-from cxrkit.data.preprocessing import Preprocessing
+from cxrkit.data.pixelcache import FORMAT, MASKS, ForeignFile, PixelCache, array_file, array_rows, checksum
 from cxrkit.errors import CxrkitError, DataError, ParameterError
+from cxrkit.files import replace_file
 
-__all__ = ["CachedRenderer", "Prepared", "cache_folder", "cached", "prepare", "prepared"]
+__all__ = ["CachedRenderer", "Prepared", "cache_folder", "cache_identity", "cached", "prepare_dataset", "prepared"]
 
 # Options that choose rows, labels or boxes, but leave the pixels of an image as they are. What is not listed is taken
 # to change pixels: the worst that follows is a second cache.
@@ -39,24 +39,15 @@ _SAME_PIXELS = {
     *("split_by", "images", "images_per_patient"),
 }
 # Whatever decides on pixels; the key holds a checksum of these modules, and of the source's and the pre-processing's.
-_CODE = (
-    "readers",
-    "dicom",
-    "presentation",
-    "size_limits",
-    "geometry",
-    "files",
-    "preprocessing",
-    "intensity",
-    "pixelfile",
-)
+_READING = ("readers", "dicom", "presentation", "size_limits", "files")
+_DRAWING = ("geometry", "preprocessing", "intensity", "pixelcache", "cache")
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A cache: its file, how many images it holds, how many were drawn just now, and those that can't be (why).
 
-    ``problems``: image_id -> message. ``bytes``: length of the file. ``seconds``: what making it took.
+    ``problems``: image_id -> message. ``bytes``: length of all its files. ``seconds``: the time that making it took.
     """
 
     path: Path
@@ -78,96 +69,73 @@ def cache_folder(cache: str | os.PathLike = "auto") -> Path:
     return Path(pooch.os_cache("cxrkit"))
 
 
-def prepare(
-    name: str,
-    root: str | os.PathLike | None = None,
-    size: int = 224,
-    seed: int = 0,
-    *,
-    cache: str | os.PathLike = "auto",
-    workers: int | None = None,
-    bits: int = 8,
-    progress: bool = True,
-    preprocessing: str | Preprocessing | None = None,
-    **options: Any,
-) -> Prepared:
-    """Draw every image of a source once and keep it, for ``cxrkit.data.load(..., cache=...)``.
-
-    Killed at any moment, the same call goes on where it was: nothing is drawn twice. Of two processes that call it at
-    once, one draws and the other waits. A finished cache is verified; what is damaged, or whose file has changed
-    since, is drawn anew. Images that can't be drawn are told in ``problems``, and refused when they are asked for.
-    ``preprocessing``, ``options``: as for ``load``.
-    ``cache``: "auto" or a folder (:func:`cache_folder`). ``workers``: processes; None: one a core. ``bits``: 8 or 16.
-    Raises ParameterError as ``load`` does, DataError for a source that can't be read or a disk that is full.
-    """
-    from cxrkit.data.sources import read
-
-    _check_bits(bits)
-    dataset = read(name, root, size=size, seed=seed, preprocessing=preprocessing, **options)
-    return _make(dataset, _identity(name, root, seed, options, dataset, bits), cache, workers, progress)
+def prepared(name: str, cache: str | os.PathLike = "auto") -> list[tuple[int, Path]]:
+    """Size and file of every finished cache of a source, whatever its options."""
+    found = []
+    for path in sorted(cache_folder(cache).glob(f"{name}-*-*.jsonl")):
+        with contextlib.suppress(DataError):
+            held = PixelCache(path.with_suffix(".npy"))
+            if len(held.slot_of) == len(held.pixels):
+                found.append((int(held.header["size"]), held.path))
+    return found
 
 
 def cached(
-    dataset: Dataset,
-    name: str,
-    root: str | os.PathLike | None,
-    seed: int,
-    options: Mapping[str, Any],
-    cache: str | os.PathLike = "auto",
-    bits: int = 8,
+    dataset: Dataset, identity: Mapping[str, Any], cache: str | os.PathLike = "auto", progress: bool = True
 ) -> Dataset:
     """``dataset``, just loaded, with its pixels from the cache, which is made where it is missing or not usable."""
-    identity = _identity(name, root, seed, options, dataset, bits)
-    path = _path(identity, cache)
-    file = _usable(path, identity)
-    slots = None if file is None else _slots(file, dataset)
+    path = cache_path(identity, cache)
+    held = _usable(path, identity)
+    slots = None if held is None else held.slots(dataset.image_ids)
     if slots is None:
-        _make(dataset, identity, cache, None, True)
-        file = PixelFile(path)
-        slots = _slots(file, dataset)
+        prepare_dataset(dataset, identity, cache, None, progress)
+        held = PixelCache(path)
+        slots = held.slots(dataset.image_ids)
     part = copy.copy(dataset)
-    part.renderer = CachedRenderer(file, _by_row(dataset, slots), dataset.renderer)
-    frames = np.column_stack([file.records["width"][slots], file.records["height"][slots]]).astype(np.float64)
+    # The renderer's rows may be more than the dataset's.
+    by_row = np.full(int(dataset.rows.max(initial=-1)) + 1, -1)
+    by_row[dataset.rows] = slots
+    part.renderer = CachedRenderer(held, by_row, dataset.renderer)
+    frames = np.column_stack([held.index["width"][slots], held.index["height"][slots]]).astype(np.float64)
     part.frames = np.where(np.isnan(dataset.frames) & (frames > 0), frames, dataset.frames)
     return part
 
 
-def prepared(name: str, cache: str | os.PathLike = "auto") -> list[tuple[int, Path]]:
-    """Size and file of every finished cache of a source, whatever its options."""
-    files = sorted(cache_folder(cache).glob(f"{name}-*.pixels"))
-    return [(int(file.stem.split("-")[-2]), file) for file in files if file.stem.count("-") >= 2]
-
-
 class CachedRenderer:
-    """Images from a file of decoded ones; ``slots[row]`` is where in it, and ``renderer`` draws what it lacks."""
+    """Images from a cache; ``slots[row]`` is the place in it, and ``renderer`` draws those that could not be drawn."""
 
-    def __init__(self, file: PixelFile, slots: np.ndarray, renderer: Renderer):
-        self.file = file
-        self.slots = slots
-        self.renderer = renderer
+    def __init__(self, held: PixelCache, slots: np.ndarray, renderer: Renderer):
+        self.held, self.slots, self.renderer = held, slots, renderer
 
     def render(self, row: int, size: int) -> Rendered:
-        """The image of ``row``; raises DataError where the file is damaged, or where it can't be drawn at all."""
+        """The image of ``row``; raises DataError where the cache is damaged, or where it can't be drawn at all."""
         slot = int(self.slots[row])
-        if size != self.file.layout.size or self.file.records["state"][slot] != DONE:
+        if size != self.held.header["size"] or not self.held.index["drawn"][slot]:
             return self.renderer.render(row, size)
-        return self.file.get(slot)
+        return self.held.get(slot)
 
 
-# Which file
+# The key
 
 
-def _identity(
-    name: str, root: str | os.PathLike | None, seed: int, options: Mapping[str, Any], dataset: Dataset, bits: int
+def cache_identity(
+    name: str,
+    root: str | os.PathLike | None,
+    options: Mapping[str, Any],
+    seed: int | None,
+    module: str,
+    dataset: Dataset,
+    bits: int,
 ) -> dict[str, Any]:
-    """Everything that decides on the pixels and masks of an image, as JSON takes it."""
-    from cxrkit.data.sources import SOURCES
+    """Everything that decides on the pixels and masks of an image, as JSON takes it, and its checksum, ``key``.
 
-    _check_bits(bits)
+    ``seed``: None for a source whose images do not depend on it; ``module``: the source's own.
+    """
+    if bits not in (8, 16):
+        raise ParameterError(f"bits={bits!r} is out of range; a cache keeps 8 or 16 bits a pixel")
     truth, shortcut = _masks(dataset)
-    source = SOURCES[name]
-    modules = [f"cxrkit.data.{part}" for part in _CODE]
-    modules += [source.module, source.module.rpartition(".")[0], type(dataset.preprocessing).__module__]
+    modules = [f"cxrkit.data.{part}" for part in _READING + _DRAWING]
+    modules += [module, module.rpartition(".")[0], type(dataset.preprocessing).__module__]
     modules += [getattr(getattr(dataset.renderer, part, None), "__module__", None) for part in ("read", "truth")]
     identity = {
         "source": name,
@@ -175,8 +143,8 @@ def _identity(
         "size": dataset.size,
         "bits": bits,
         "options": {key: options[key] for key in sorted(options) if key not in _SAME_PIXELS},
-        "preprocessing": [type(dataset.preprocessing).__qualname__, _state(dataset.preprocessing)],
-        "seed": None if source.needs_root else seed,
+        "preprocessing": repr(dataset.preprocessing),
+        "seed": seed,
         "labels": list(dataset.labels) if truth else [],
         "shortcut": shortcut,
         "code": _code(modules),
@@ -185,15 +153,6 @@ def _identity(
     if " at 0x" in text:
         raise ParameterError(f"{name}: an option or the pre-processing has no lasting name, so it can't have a cache")
     return identity | {"key": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _check_bits(bits: int) -> None:
-    if bits not in (8, 16):
-        raise ParameterError(f"bits={bits!r} is out of range; a cache keeps 8 or 16 bits a pixel")
-
-
-def _state(thing: Any) -> dict[str, Any]:
-    return {key: repr(value) for key, value in sorted(getattr(thing, "__dict__", {}).items())}
 
 
 def _masks(dataset: Dataset) -> tuple[bool, bool]:
@@ -216,73 +175,48 @@ def _code(modules: list[str | None]) -> str:
     return digest.hexdigest()
 
 
-def _path(identity: Mapping[str, Any], cache: str | os.PathLike) -> Path:
-    return cache_folder(cache) / f"{identity['source']}-{identity['size']}-{identity['key'][:16]}.pixels"
+def cache_path(identity: Mapping[str, Any], cache: str | os.PathLike) -> Path:
+    return cache_folder(cache) / f"{identity['source']}-{identity['size']}-{identity['key'][:16]}.npy"
 
 
-def _usable(path: Path, identity: Mapping[str, Any]) -> PixelFile | None:
-    """The finished file, or None where it is missing, damaged or of other data; a foreign one is refused."""
-    if not path.exists():
+def _usable(path: Path, identity: Mapping[str, Any]) -> PixelCache | None:
+    """The cache, or None where it is missing, damaged or of other data; a foreign file is refused."""
+    if not path.exists() and not path.with_suffix(".jsonl").exists():
         return None
     try:
-        file = PixelFile(path)
-    except DataError as error:
-        if "no cache of cxrkit" in str(error):
-            raise
+        held = PixelCache(path)
+    except ForeignFile:
+        raise
+    except DataError:
         return None
-    return file if file.layout.key == identity["key"] else None
-
-
-def _slots(file: PixelFile, dataset: Dataset) -> np.ndarray | None:
-    """Where in the file each image of the dataset is; None where it lacks one."""
-    ids = encode_ids(dataset.image_ids)
-    if len(ids) == len(file.ids) and (ids == file.ids).all():
-        return np.arange(len(ids))
-    order = np.argsort(file.ids, kind="stable")
-    found = order[np.searchsorted(file.ids, ids, sorter=order).clip(max=max(len(order) - 1, 0))]
-    return found if (file.ids[found] == ids).all() else None
-
-
-def _by_row(dataset: Dataset, slots: np.ndarray) -> np.ndarray:
-    """From the renderer's rows, which may be more than the dataset's, to slots."""
-    by_row = np.full(int(dataset.rows.max(initial=-1)) + 1, -1)
-    by_row[dataset.rows] = slots
-    return by_row
+    return held if held.header["key"] == identity["key"] else None
 
 
 # Making it
 
 
-def _make(
+def prepare_dataset(
     dataset: Dataset, identity: Mapping[str, Any], cache: str | os.PathLike, workers: int | None, progress: bool
 ) -> Prepared:
-    path, began = _path(identity, cache), time.perf_counter()
+    """Draw into the cache what it lacks; see :func:`cxrkit.data.prepare`."""
+    path, began = cache_path(identity, cache), time.perf_counter()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{path.parent}: the folder for the cache can't be made ({error.strerror})") from None
     with _alone(path.with_suffix(".lock"), progress):
-        begun, part = _begun(path, dataset, identity), path.with_suffix(".part")
-        file = PixelFile(begun, writable=True)
-        slots = _slots(file, dataset)
+        held, slots = _with_room(path, dataset.image_ids, identity)
         stamps = [_stamp(dataset.renderer, row) for row in dataset.rows.tolist()]
-        todo = _left(file, slots, stamps)
+        todo = [index for index in range(len(dataset)) if _is_open(held, int(slots[index]), stamps[index])]
+        task = _Draw(dataset, held, slots, stamps)
         problems: dict[str, str] = {}
-        if len(todo) or not file.is_complete:
-            if begun == path:
-                os.replace(path, part)
-                file = PixelFile(part, writable=True)
-            file.reopen()
-            task = _Draw(dataset, file, slots, stamps)
-            for index, problem in with_bar(spread(task, todo, workers), len(todo), progress):
-                if problem == CRASHED:
-                    file.fail(int(slots[index]))
-                if problem:
-                    problems[dataset.image_ids[index]] = problem
-            file.complete()
-            os.replace(part, path)
-    took = time.perf_counter() - began
-    return Prepared(path, len(dataset), len(todo) - len(problems), problems, path.stat().st_size, took)
+        for index, problem in with_bar(spread(task, todo, workers), len(todo), progress):
+            if problem == CRASHED:
+                task.fail(index)
+            if problem:
+                problems[dataset.image_ids[index]] = problem
+    length = sum(array_file(path, kind).stat().st_size for kind in held.arrays)
+    return Prepared(path, len(dataset), len(todo) - len(problems), problems, length, time.perf_counter() - began)
 
 
 @contextlib.contextmanager
@@ -303,44 +237,46 @@ def _alone(lock: Path, progress: bool) -> Iterator[None]:
         held.release()
 
 
-def _begun(path: Path, dataset: Dataset, identity: Mapping[str, Any]) -> Path:
-    """The file to go on with: the finished one, an unfinished one, or a new one."""
-    part = path.with_suffix(".part")
-    finished = _usable(path, identity)
-    if finished is not None and _slots(finished, dataset) is not None:
-        return path
-    with contextlib.suppress(DataError):
-        unfinished = PixelFile(part, writable=True)
-        if unfinished.layout.key == identity["key"] and _slots(unfinished, dataset) is not None:
-            return part
-    ids = encode_ids(dataset.image_ids)
-    if finished is not None:  # of other images of the same source: they are kept, and so serve both
-        ids = np.concatenate([ids, np.setdiff1d(finished.ids, ids)])
-    labels = len(identity["labels"])
-    layout = Layout(
-        identity["key"], len(ids), dataset.size, identity["bits"], labels, identity["shortcut"], ids.dtype.itemsize
-    )
+def _with_room(path: Path, image_ids: Sequence[str], identity: Mapping[str, Any]) -> tuple[PixelCache, np.ndarray]:
+    """The cache to go on with, or a new one, with a row for each image; and these rows, int ``[N]``."""
+    held = _usable(path, identity)
+    taken = {} if held is None else held.slot_of
+    new = [image_id for image_id in image_ids if image_id not in taken]
+    count = len(taken) + len(new)
+    free = sorted(set(range(count)) - set(taken.values()))
+    slot_of = taken | dict(zip(new, free, strict=False))
+    header = {name: identity[name] for name in ("key", "size", "bits", "shortcut")}
+    header = {"format": FORMAT, **header, "labels": len(identity["labels"])}
+    if held is None:
+        replace_file(path.with_suffix(".jsonl"), json.dumps(header))
+    if held is None or len(held.pixels) < count:
+        _make_room(path, header, {} if held is None else held.arrays, count)
+    return PixelCache(path), np.array([slot_of[image_id] for image_id in image_ids], dtype=int)
+
+
+def _make_room(path: Path, header: Mapping[str, Any], before: Mapping[str, np.ndarray], count: int) -> None:
+    """Arrays of ``count`` rows that begin with those there were; the space is only reserved where the disk does so."""
+    rows = array_rows(header)
+    length = sum(count * dtype.itemsize * int(np.prod(shape)) for dtype, shape in rows.values())
     free = shutil.disk_usage(path.parent).free
-    if layout.length > free:
+    if length > free:
         raise DataError(
-            f"{path.parent}: the cache takes {layout.length / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free; "
+            f"{path.parent}: the cache takes {length / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free; "
             "choose another folder with cache="
         )
-    part.unlink(missing_ok=True)
-    create(part, layout, ids)
-    if finished is not None:
-        new, (_, here, there) = PixelFile(part, writable=True), np.intersect1d(ids, finished.ids, return_indices=True)
-        new.take_over(finished, here, there)
-    return part
+    for kind, (dtype, shape) in rows.items():
+        part = array_file(path, kind).with_suffix(".part")
+        array = np.lib.format.open_memmap(part, "w+", dtype, (count, *shape))
+        if kind in before:
+            array[: len(before[kind])] = before[kind]
+        array.flush()
+        os.replace(part, array_file(path, kind))
 
 
-def _left(file: PixelFile, slots: np.ndarray, stamps: list[int]) -> np.ndarray:
-    """Which images are still to be drawn: not done, damaged, or of a file that has changed since."""
-    done = file.records["state"][slots] == DONE
-    done &= file.records["stamp"][slots] == np.array(stamps, dtype=np.uint64)
-    for index in np.flatnonzero(done):
-        done[index] = file.intact(int(slots[index]))
-    return np.flatnonzero(~done)
+def _is_open(held: PixelCache, slot: int, stamp: int) -> bool:
+    """Whether an image is still to be drawn: not done, damaged, or of a file that has changed since."""
+    record = held.index[slot]
+    return not record["drawn"] or int(record["stamp"]) != stamp or not held.intact(slot)
 
 
 def _stamp(renderer: Renderer, row: int) -> int:
@@ -354,18 +290,59 @@ def _stamp(renderer: Renderer, row: int) -> int:
 
 
 class _Draw:
-    """Draws one image into the file; returns why where it can't."""
+    """Draws one image into the cache; returns why where it can't."""
 
-    def __init__(self, dataset: Dataset, file: PixelFile, slots: np.ndarray, stamps: list[int]):
-        self.dataset, self.file, self.slots, self.stamps = dataset, file, slots, stamps
+    def __init__(self, dataset: Dataset, held: PixelCache, slots: np.ndarray, stamps: list[int]):
+        self.dataset, self.held, self.slots, self.stamps = dataset, held, slots, stamps
 
     def __call__(self, index: int) -> str:
-        slot = int(self.slots[index])
         try:
-            self.file.put(slot, self.dataset.draw(index), self.stamps[index])
+            drawn = self.dataset.draw(index)
+            rows = self._rows(drawn)
         except CxrkitError as error:
-            self.file.fail(slot)
+            self.fail(index)
             return str(error)
-        except OSError as error:
-            raise DataError(f"{self.file.path}: the cache can't be written ({error.strerror})") from None
+        width, height = drawn.frame or (0, 0)
+        masks = sum(MASKS.get(kind, 0) for kind in rows)
+        crc = checksum(masks, width, height, list(rows.values()))
+        for kind, row in rows.items():
+            file = array_file(self.held.path, kind)
+            start = file.stat().st_size - len(self.held.arrays[kind]) * row.nbytes
+            self._write(file, row.tobytes(), start + int(self.slots[index]) * row.nbytes)
+        self._note(index, True, masks, width, height, self.stamps[index], crc)
         return ""
+
+    def fail(self, index: int) -> None:
+        """Note that an image can't be drawn."""
+        self._note(index, False, 0, 0, 0, 0, 0)
+
+    def _rows(self, drawn: Rendered) -> dict[str, np.ndarray]:
+        """What an image puts into each array."""
+        image = drawn.image.numpy()
+        if image.min() < 0 or image.max() > 1:
+            raise DataError("has pixels outside [0, 1], which a cache can't hold")
+        top = 2 ** self.held.header["bits"] - 1
+        rows = {"pixels": np.rint(image * np.float64(top)).astype(self.held.pixels.dtype)}
+        for kind in MASKS:
+            mask = getattr(drawn, kind)
+            if mask is not None:
+                rows[kind] = np.packbits(mask.numpy())
+                if kind not in self.held.arrays or rows[kind].shape != self.held.arrays[kind].shape[1:]:
+                    raise DataError(f"has {kind} masks that the first image has not; they can't be kept in a cache")
+        return rows
+
+    def _note(self, index: int, *fields: int) -> None:
+        """Append a line to the index; it begins the line, because a killed process may have left half of one."""
+        record = [int(self.slots[index]), self.dataset.image_ids[index], *fields]
+        self._write(self.held.path.with_suffix(".jsonl"), b"\n" + json.dumps(record).encode())
+
+    def _write(self, file: Path, content: bytes, start: int | None = None) -> None:
+        # Not through the map: where the disk is full, a write raises, but a map ends the process.
+        try:
+            with open(file, "ab" if start is None else "r+b", buffering=0) as opened:
+                if start is not None:
+                    opened.seek(start)
+                while content:
+                    content = content[opened.write(content) :]
+        except OSError as error:
+            raise DataError(f"{file}: the cache can't be written ({error.strerror})") from None

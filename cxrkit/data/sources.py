@@ -13,13 +13,14 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from cxrkit.data.cache import Prepared, cache_identity, cached, prepare_dataset
 from cxrkit.data.dataset import SPLITS, Dataset
 from cxrkit.data.preprocessing import Preprocessing
 from cxrkit.data.preprocessing import preprocessing as named_preprocessing
 from cxrkit.data.splits import FOLDS, fold_split, patient_overlap, refuse_shared_patients
 from cxrkit.errors import CxrkitError, DataError, ParameterError
 
-__all__ = ["load", "sources"]
+__all__ = ["load", "prepare", "sources"]
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "data_manifests"
 SMALLEST_SIZE = 32
@@ -54,6 +55,13 @@ class Source:
     def answers_without_root(self) -> bool:
         """Whether the loader itself says what to do where no folder is named (a set that nobody can download)."""
         return inspect.signature(self.loader()).parameters["root"].default is None
+
+    def cache_identity(
+        self, name: str, root: str | Path | None, options: Mapping[str, Any], seed: int, dataset: Dataset, bits: int
+    ) -> dict[str, Any]:
+        """What a cache of the images is found by: see :func:`cxrkit.data.cache.cache_identity`."""
+        seed = None if self.needs_root else seed
+        return cache_identity(name, root, options, seed, self.module, dataset, bits)
 
     def brings_folds(self) -> bool:
         """Whether the loader takes ``fold``, and then returns that fold of a split of its own, or none."""
@@ -129,9 +137,7 @@ def load(
     """
     dataset = read(name, root, fold, size, seed, preprocessing, split, **options)
     if cache is not None:
-        from cxrkit.data.cache import cached
-
-        dataset = cached(dataset, name, root, seed, options, cache, cache_bits)
+        dataset = cached(dataset, SOURCES[name].cache_identity(name, root, options, seed, dataset, cache_bits), cache)
     dataset = _assign_split(dataset, split, fold, seed, SOURCES[name].brings_folds())
     _refuse_shared_patients(dataset)
     if split is None:
@@ -142,6 +148,34 @@ def load(
         raise DataError(f"{dataset.name}: no image is in split {split!r}; there are {held}")
     part.notices = (*dataset.notices, f"split={split!r} leaves out {len(dataset) - len(part)} of {len(dataset)} images")
     return part
+
+
+def prepare(
+    name: str,
+    root: str | os.PathLike | None = None,
+    size: int = 224,
+    seed: int = 0,
+    *,
+    cache: str | os.PathLike = "auto",
+    workers: int | None = None,
+    bits: int = 8,
+    progress: bool = True,
+    preprocessing: str | Preprocessing | None = None,
+    **options: Any,
+) -> Prepared:
+    """Draw every image of a source once and keep it, for ``cxrkit.data.load(..., cache=...)``.
+
+    Killed at any moment, the same call goes on where it was: nothing is drawn twice. Of two processes that call it at
+    once, one draws and the other waits. A finished cache is verified; what is damaged, or whose file has changed
+    since, is drawn anew. Images that can't be drawn are named in ``problems``, and refused when they are asked for.
+    ``preprocessing``, ``options``: as for ``load``.
+    ``cache``: "auto" or a folder (:func:`cxrkit.data.cache.cache_folder`). ``workers``: processes; None: one a core.
+    ``bits``: 8 or 16.
+    Raises ParameterError as ``load`` does, DataError for a source that can't be read or a disk that is full.
+    """
+    dataset = read(name, root, size=size, seed=seed, preprocessing=preprocessing, **options)
+    identity = SOURCES[name].cache_identity(name, root, options, seed, dataset, bits)
+    return prepare_dataset(dataset, identity, cache, workers, progress)
 
 
 def read(

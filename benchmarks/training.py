@@ -52,7 +52,6 @@ def speed(options: argparse.Namespace) -> None:
         "2 loading processes": {"workers": 2},
         "in memory, light augmentation": {"augment": "light"},
         "in memory, steps in 2 parts": {"accumulate": 2},
-        "in memory, running mean of weights": {"ema": 0.99},
     }.items():
         history = run(chosen(options, **changes)).history
         epochs = "   ".join(f"{r.images_per_second:6.1f} ({r.waiting_share:4.0%})" for r in history.itertuples())
@@ -89,7 +88,7 @@ def _end(checkpoints: Checkpoints, delay: float) -> None:
 
 def kills(options: argparse.Namespace) -> None:
     """Kill, again and again, a training that writes a checkpoint after every step."""
-    parameters = chosen(options, checkpoint_seconds=0.0, augment="light", ema=0.9, threads=1, device="cpu")
+    parameters = chosen(options, checkpoint_seconds=0.0, augment="light", threads=1, device="cpu")
     start, computed = time.perf_counter(), time.process_time()
     undisturbed = run(parameters)
     whole, computed = time.perf_counter() - start, time.process_time() - computed

@@ -83,14 +83,13 @@ def fit(data: Dataset | None = None, model: nn.Module | None = None, folder=None
 
 
 # Everything that has a state: checkpoints after every step, dropout, augmentation, draws with replacement, two parts
-# per step, a running mean of the weights, a rate that moves.
+# per step, a rate that moves.
 RICH = {
     "epochs": 4,
     "batch_size": 12,
     "accumulate": 2,
     "augment": "light",
     "oversample": True,
-    "ema": 0.9,
     "clip_norm": 1.0,
     "warmup_epochs": 0.5,
     "patience": 0,
@@ -132,7 +131,7 @@ def train_in_company(out: str) -> None:
     from accelerate.state import PartialState
     from safetensors.torch import save_file
 
-    plain = {"batch_size": 16, "accumulate": 2, "optimizer": "sgd", "ema": 0.5}
+    plain = {"batch_size": 16, "accumulate": 2, "optimizer": "sgd"}
     result = fit(model=tiny("group", 0.0), folder=f"{out}.training", checkpoint_seconds=0.0, **plain)
     place = PartialState()
     sys.stdout.write(f"process {place.process_index} of {place.num_processes}\n")  # one piece: both write at once

@@ -58,7 +58,7 @@ def test_interrupted_anywhere_it_ends_the_same(seed, tmp_path, monkeypatch, undi
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_every_optimiser_and_schedule_goes_on(optimizer, tmp_path, monkeypatch):
-    options = {**RICH, "optimizer": optimizer, "schedule": "cosine", "stop_patience": 2, "ema": 0.0}
+    options = {**RICH, "optimizer": optimizer, "schedule": "cosine", "stop_patience": 2}
     interrupted(monkeypatch, 8, folder=tmp_path, **options)
     assert same(fit(folder=tmp_path, **options), fit(**options))
 

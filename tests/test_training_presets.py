@@ -17,11 +17,10 @@ from cxrkit.train.parameters import TrainParameters
 PAPERS = Path(__file__).resolve().parents[1] / "notebooks" / "papers"
 
 
-def cell(source: str, parameter: str) -> str:
-    """The text that a source "table.csv, row[, column]" points at."""
+def cell(paper: str, source: str, parameter: str) -> str:
+    """The text that a source "table.csv, row[, column]" of a paper points at."""
     table, row, *column = [part.strip() for part in source.split(",")]
-    paper, _, name = table.partition("_")
-    with (PAPERS / paper / "published" / name).open(encoding="utf-8", newline="") as file:
+    with (PAPERS / paper / "published" / table).open(encoding="utf-8", newline="") as file:
         rows = {next(iter(line.values())): line for line in csv.DictReader(file)}
     return rows[row][column[0] if column else parameter]
 
@@ -43,7 +42,7 @@ def test_values_stand_in_the_tables_that_they_name():
         assert re.match(r"\w+\.csv, |text$|code$|choice", row["source"]), row
         if ".csv" not in row["source"]:
             continue
-        text = cell(row["source"], row["parameter"])
+        text = cell(row["preset"].split("/")[0], row["source"], row["parameter"])
         if isinstance(row["value"], str):
             assert row["value"].split("_")[-1] in text.lower(), row
         else:
@@ -64,7 +63,7 @@ def test_the_code_of_paper_bcos_differs_from_its_table():
 
 
 def test_the_code_of_paper_path_has_its_momentum_in_full():
-    note = cell("path_tab4_hparams.csv, momentum, note", "momentum")
+    note = cell("path", "tab4_hparams.csv, momentum, note", "momentum")
     for data in ("brain_mri", "covid_radiography"):
         name = f"path/{data}/xception"
         assert TrainParameters.preset(name).momentum == 0.939
@@ -74,7 +73,7 @@ def test_the_code_of_paper_path_has_its_momentum_in_full():
 
 def test_changes_win_and_unknown_names_are_refused_with_near_ones():
     assert TrainParameters.preset("covid/covid/resnet18", epochs=3, size=64).epochs == 3
-    with pytest.raises(ParameterError, match=r"unknown preset 'bcos/rsna/bcos_resnet5'; near: bcos/rsna/bcos_resnet50"):
+    with pytest.raises(ParameterError, match=r"'bcos/rsna/bcos_resnet5'; did you mean 'bcos/rsna/bcos_resnet50'"):
         TrainParameters.preset("bcos/rsna/bcos_resnet5")
     with pytest.raises(ParameterError, match="unknown parameter 'epoch'"):
         TrainParameters.preset("covid/covid/resnet18", epoch=3)

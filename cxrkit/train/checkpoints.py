@@ -31,14 +31,13 @@ class State:
     """All that a training's future depends on, given its parameters.
 
     `epoch` (from 1) and `step` (from 0) are the next to be done; they stand for the order of images and for every
-    random choice, which are functions of seed, epoch and step (`feeding.seed_of`). `best` holds the weights of the
-    best epoch so far. `mean` is the running mean of the weights, or None.
+    random choice, which are functions of seed, epoch and step (`loader.seed_of`). `best` holds the weights of the
+    best epoch so far.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     rate: Any
-    mean: nn.Module | None = None
     scaler: Any = None
     epoch: int = 1
     step: int = 0
@@ -55,8 +54,6 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor under a name of its own."""
         parts = {"model": self.model.state_dict(), "best": self.best or {}}
-        if self.mean is not None:
-            parts["mean"] = self.mean.state_dict()
         for number, entries in self.optimizer.state_dict()["state"].items():
             parts[f"optimizer/{number}"] = {name: value for name, value in entries.items() if torch.is_tensor(value)}
         return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
@@ -80,8 +77,6 @@ class State:
             parts.setdefault(head, {})[rest] = value
         self.model.load_state_dict(parts["model"])
         self.best = parts.get("best")
-        if self.mean is not None:
-            self.mean.load_state_dict(parts["mean"])
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         moments = {}
         for number, weight in enumerate(weights):
@@ -100,15 +95,11 @@ def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(weight, device=value.device).copy_(value) if value.shape == weight.shape else value
 
 
-def _spoilt(state: State) -> str | None:
+def _spoilt(model: nn.Module) -> str | None:
     """The first of the weights that training can't go on from; buffers may hold infinities on purpose."""
-    for model in filter(None, (state.model, state.mean)):
-        weights = ((name, value.isfinite()) for name, value in model.named_parameters())
-        buffers = ((name, ~value.isnan()) for name, value in model.named_buffers())
-        for name, good in (*weights, *buffers):
-            if not good.all():
-                return name
-    return None
+    weights = ((name, value.isfinite()) for name, value in model.named_parameters())
+    buffers = ((name, ~value.isnan()) for name, value in model.named_buffers())
+    return next((name for name, good in (*weights, *buffers) if not good.all()), None)
 
 
 class Checkpoints:
@@ -136,7 +127,7 @@ class Checkpoints:
         # A copy of each: safetensors refuses tensors that share memory.
         tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.tensors().items()}
         text = json.dumps(state.facts() | {"owner": self.owner})
-        if name := _spoilt(state):
+        if name := _spoilt(state.model):
             warnings.warn(f"{place}: not written, as {name} is not finite; the one before stays", stacklevel=2)
             return
         try:

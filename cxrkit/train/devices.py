@@ -80,9 +80,9 @@ def of_all_processes(value: Any) -> list[Any]:
     return gather_object([value])
 
 
-def share_buffers(*models: nn.Module) -> None:
+def share_buffers(model: nn.Module) -> None:
     """Give every process the buffers of the first, as each has met its own images; a checkpoint holds those too."""
-    for buffer in (buffer for model in dict.fromkeys(models) for buffer in model.buffers()):
+    for buffer in model.buffers():
         torch.distributed.broadcast(buffer, 0)
 
 

@@ -34,7 +34,7 @@ from cxrkit.train.devices import (
 )
 from cxrkit.train.loader import Feed, Step, plan_epoch, seed_of, target_table
 from cxrkit.train.losses import Loss, loss_for
-from cxrkit.train.optimizer import LearningRate, optimizer_for, running_mean
+from cxrkit.train.optimizer import LearningRate, optimizer_for
 from cxrkit.train.parameters import TrainParameters
 from cxrkit.train.scoring import cutoffs_of, logits_of, macro_auc, predict, scores, selections, value_of
 from cxrkit.train.setup import load_data, make_model
@@ -154,12 +154,11 @@ class _Training:
             shift = f"shift up to {self.augment.translate:.1%} of the side ({parameters.shifted_on})"
             self.card["augmentation"] = f"{parameters.augment}, {shift}"
         optimizer = optimizer_for(model.to(accelerator.device), parameters)
-        mean = running_mean(model, parameters.ema) if parameters.ema else None
         has_extra = bool(getattr(model, "card", {}).get("auxiliary"))
         network = _Network(torch.compile(model) if parameters.compiled else model, has_extra)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         rate = LearningRate(optimizer, parameters, len(self._plan(1)))
-        self.state = State(model, optimizer, rate, mean, accelerator.scaler)
+        self.state = State(model, optimizer, rate, accelerator.scaler)
         self.checkpoints = None
         if folder is not None:
             self.checkpoints = Checkpoints(folder, parameters.checkpoint_seconds, parameters.identity())
@@ -234,8 +233,6 @@ class _Training:
             self.accelerator.clip_grad_norm_(self.network.parameters(), parameters.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if state.mean is not None and not self.accelerator.optimizer_step_was_skipped:
-            state.mean.update_parameters(state.model)
         self.feed.working()
         return total
 
@@ -265,11 +262,10 @@ class _Training:
         """Validate, let the rate and the choice of the epoch follow, and say how it went."""
         state, parameters = self.state, self.parameters
         row = {"epoch": state.epoch, "train_loss": float(np.mean(state.losses))}
-        judged = state.mean.module if state.mean is not None else state.model
         if self.accelerator.num_processes > 1:
-            share_buffers(state.model, judged)
+            share_buffers(state.model)
         for name, part in self.splits.items():
-            logits = logits_of(judged, self.feeds[name], 2 * parameters.batch_size, self.accelerator)
+            logits = logits_of(state.model, self.feeds[name], 2 * parameters.batch_size, self.accelerator)
             if not logits.isfinite().all():
                 raise self._diverged(
                     f"logits of the {name} split are no numbers in epoch {state.epoch}", state.rate.value
@@ -284,7 +280,7 @@ class _Training:
         value = value_of(row, self.decider, parameters.criterion)
         if value > state.best_value:  # never for nan
             state.best_value, state.best_epoch = value, state.epoch
-            state.best = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
+            state.best = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
         state.epoch, state.step, state.losses, state.seconds, state.waited = state.epoch + 1, 0, [], 0.0, 0.0
         if self.checkpoints is not None and self.accelerator.is_main_process and self.checkpoints.due():
             self.checkpoints.write(state)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cxrkit.errors import DataError, ParameterError
+from cxrkit.errors import DataError
 
 __all__ = ["Loss", "loss_for", "probabilities"]
 
@@ -17,10 +17,9 @@ __all__ = ["Loss", "loss_for", "probabilities"]
 class Loss:
     """A loss as a quotient, so that a batch may be computed in parts: `total` summed over parts / `weight` of all.
 
-    `kind`: "bce" (each label for itself), "bce_uniform_off" (the same, absent labels aiming at 1/L instead of 0; paper
-    `bcos`, pre-training) or "cross_entropy" (classes that exclude each other; with one label, that label against the
-    rest, which equals "bce"). `class_weights` [L]: weight of a label's positives in the binary losses, of a class in
-    the cross-entropy; None: 1. NaN targets don't count; in the cross-entropy the whole image doesn't.
+    `kind`: "bce" (each label for itself) or "cross_entropy" (classes that exclude each other; with one label, that
+    label against the rest, which equals "bce"). `class_weights` [L]: weight of a label's positives in the binary loss,
+    of a class in the cross-entropy; None: 1. NaN targets don't count; in the cross-entropy the whole image doesn't.
     """
 
     kind: str = "bce"
@@ -38,8 +37,6 @@ class Loss:
         if self._exclusive(targets):
             logs = logits.log_softmax(1) * goals * known.all(1, keepdim=True)
             return -(logs if weights is None else logs * weights).sum()
-        if self.kind == "bce_uniform_off":
-            goals = goals.clamp(min=1 / targets.shape[1])
         each = F.binary_cross_entropy_with_logits(logits, goals, pos_weight=weights, reduction="none")
         return (each * known).sum()
 
@@ -60,13 +57,11 @@ def loss_for(kind: str, targets: Tensor, class_weights: str = "none") -> Loss:
 
     `class_weights="balanced"`: negatives / positives of each label in the binary losses, images / (classes x images of
     the class) in the cross-entropy (paper `path`); a label without positives weighs 1. Raises DataError when a
-    cross-entropy meets an image of no or several classes, ParameterError for a loss that needs more labels.
+    cross-entropy meets an image of no or several classes.
     """
     known = ~targets.isnan()
     count = targets.shape[1]
     exclusive = kind == "cross_entropy" and count > 1
-    if kind == "bce_uniform_off" and count == 1:
-        raise ParameterError("loss 'bce_uniform_off' raises absent labels to 1/L and needs two labels or more")
     if exclusive:
         rows = (known.all(1) & (targets.nan_to_num().sum(1) != 1)).nonzero().flatten().tolist()
         if rows:

@@ -1,4 +1,4 @@
-"""Steps of the weights: the papers' optimisers, how the learning rate moves, and a running mean of the weights."""
+"""Steps of the weights: the papers' optimisers, and how the learning rate moves."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from cxrkit.train.parameters import TrainParameters
 
-__all__ = ["LearningRate", "optimizer_for", "running_mean"]
+__all__ = ["LearningRate", "optimizer_for"]
 
 
 def optimizer_for(model: nn.Module, parameters: TrainParameters) -> torch.optim.Optimizer:
@@ -27,9 +26,8 @@ class LearningRate:
     """The learning rate as a function of the step, so that a resumed training needs to know nothing but the step.
 
     It rises linearly over `warmup_epochs`, then follows `schedule`: "constant"; "step" (times `schedule_factor` every
-    `schedule_epochs`, paper `normgrad`); "cosine" (half a wave down to 0); "one_cycle" (up to the rate in 30 % of the
-    steps, then down to 1/250 000 of it, as torch's OneCycleLR without its momentum); "inverse_time" (rate / (1 + d t)
-    after t steps, paper `path`). "plateau" (paper `bcos`) alone looks at the loss: times `schedule_factor` when it has
+    `schedule_epochs`, paper `normgrad`); "cosine" (half a wave down to 0); "inverse_time" (rate / (1 + d t) after t
+    steps, paper `path`). "plateau" (paper `bcos`) alone looks at the loss: times `schedule_factor` when it has
     not fallen for more than `patience` epochs.
     """
 
@@ -70,11 +68,6 @@ class LearningRate:
             return (1 + math.cos(math.pi * step / total)) / 2
         if chosen.schedule == "inverse_time":
             return 1 / (1 + chosen.schedule_decay * step)
-        if chosen.schedule == "one_cycle":
-            top = 0.3 * total - 1
-            if step < top:
-                return _wave(1 / 25, 1, step / top)
-            return _wave(1, 1 / 250_000, (step - top) / max(total - 1 - top, 1e-9))
         return 1.0
 
     def _set(self, factor: float) -> None:
@@ -86,34 +79,3 @@ class LearningRate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.plateau.load_state_dict(state)
-
-
-def _wave(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-
-def running_mean(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the model whose weights are a running mean: call `update_parameters(model)` after each step.
-
-    After the first step it equals the weights, then mean = d mean + (1 - d) weights with d = min(decay, (1 + t) /
-    (10 + t)) after t steps, so that a short training isn't dominated by its start. Buffers (the statistics of batch
-    norm) are those of the model.
-    """
-    return _RunningMean(model, decay)
-
-
-class _RunningMean(AveragedModel):
-    """As its parent, which reads a number from the GPU, and so waits for it, in every step."""
-
-    def __init__(self, model: nn.Module, decay: float):
-        super().__init__(model)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        step = int(self.n_averaged)  # lies on the CPU
-        kept = min(self.decay, (1 + step) / (10 + step)) if step else 0.0
-        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - kept)
-        for own, other in zip(self.module.buffers(), model.buffers(), strict=True):
-            own.copy_(other)
-        self.n_averaged += 1

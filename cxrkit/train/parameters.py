@@ -158,31 +158,25 @@ class TrainParameters(Parameters):
     weights: str | None = Field(None, description="'imagenet', a file, or none for a random start")
     copy_weights: bool = Field(False, description="copy weights into the convolutions that anti-aliasing replaces")
     augment: Literal["none", "light", "heavy"] = "none"
-    augment_reference: Literal["auto", "after_resize", "original"] = Field(
-        "auto",
-        description="width that the shift of 32 pixels refers to: 224, or original: 1024; auto: that for B-cos "
-        "networks with protocol 'authors'",
-    )
     oversample: bool = False
     fold: int = Field(0, ge=0, le=4)
     seed: int = Field(0, ge=0, le=2**31 - 1)
     epochs: int = Field(2, ge=1, le=10_000)
     batch_size: int = Field(16, ge=1, le=65_536, description="images per step, over all processes and parts")
     accumulate: int = Field(1, ge=1, le=4096, description="parts in which a step's images are computed (memory)")
-    loss: Literal["bce", "bce_uniform_off", "cross_entropy"] = "bce"
+    loss: Literal["bce", "cross_entropy"] = "bce"
     class_weights: Literal["none", "balanced"] = "none"
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     weight_decay: float = Field(0.0, ge=0, lt=1, description="L2 in the gradient (adam, sgd) or decoupled (adamw)")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    schedule: Literal["plateau", "constant", "step", "cosine", "one_cycle", "inverse_time"] = "plateau"
+    schedule: Literal["plateau", "constant", "step", "cosine", "inverse_time"] = "plateau"
     patience: int = Field(3, ge=0, description="epochs without a lower loss before the rate falls (plateau)")
     schedule_factor: float = Field(0.1, gt=0, lt=1, description="of each fall (plateau, step)")
     schedule_epochs: int = Field(5, ge=1, description="epochs between two falls (step)")
     schedule_decay: float = Field(0.0, ge=0, lt=1, description="d of rate / (1 + d t) after t steps (inverse_time)")
     warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the rate rises from 0")
     clip_norm: float = Field(0.0, ge=0, description="largest norm of a step's gradient; 0: any")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the running mean of weights that is kept; 0: none")
     selection: Literal["auto", "validation", "test"] = Field(
         "auto", description="split that chooses the epoch and the rate; auto: test with protocol 'authors'"
     )
@@ -195,20 +189,11 @@ class TrainParameters(Parameters):
 
     def identity(self) -> dict[str, Any]:
         """As of all parameters; of the cache counts that it rounds, not where it lies."""
-        values = super().identity()
-        # What is as it was before there was a choice says nothing, so that earlier runs keep their names.
-        if values.pop("cache") != "none":
-            values["cache"] = "8 bits"
-        del values["augment_reference"]
-        if self.augment != "none" and self.shifted_on != "after_resize":
-            values["augment_reference"] = self.shifted_on
-        return dict(sorted(values.items()))
+        return super().identity() | {"cache": "none" if self.cache == "none" else "8 bits"}
 
     @property
     def shifted_on(self) -> str:
         """The `reference` of the augmentation: "original" as in the papers' code for B-cos networks, else not."""
-        if self.augment_reference != "auto":
-            return self.augment_reference
         theirs = self.protocol == "authors" and self.model.startswith("bcos_")
         return "original" if theirs else "after_resize"
 

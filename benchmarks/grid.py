@@ -34,7 +34,7 @@ CELLS = (
     "value = sum(random.Random(seed).random() for _ in range(1000))\n"
     "pathlib.Path(os.environ['CXRKIT_OUTPUT'], 'value.txt').write_text(repr(value))",
 )
-RUNNER = "import sys; from cxrkit.study import grid; grid.run('small', int(sys.argv[1]), retry=True)"
+RUNNER = "import sys; from cxrkit import grid; grid.run('small', int(sys.argv[1]), retry=True)"
 
 
 def project(folder: Path, runs: int, nap: float) -> None:
@@ -116,7 +116,7 @@ def many(runs: int) -> None:
         (task.place / "run.json").write_text(text)
     print(f"{runs} finished runs, written in {time.perf_counter() - started:.1f} s")
     code = (
-        "import time; from cxrkit.study import grid; grid.states; a = time.perf_counter()\n"
+        "import time; from cxrkit import grid; grid.states; a = time.perf_counter()\n"
         "tasks = grid.plan('small'); b = time.perf_counter(); states = grid.states(tasks); c = time.perf_counter()\n"
         "assert {state.name for state in states} == {'done'}; print(b - a, c - b)"
     )

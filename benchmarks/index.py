@@ -49,7 +49,8 @@ def write_run(results: Path, number: int) -> None:
     for file, text in texts.items():
         (folder / file).write_text(text)
     files = {file: {"bytes": len(text), "sha256": ""} for file, text in texts.items()}
-    card = {"key": name, "kind": parameters.kind, "fingerprint": runs.fingerprint(parameters.kind), "files": files}
+    code = runs.fingerprint(f"notebooks/{parameters.kind}.ipynb")
+    card = {"key": name, "kind": parameters.kind, "fingerprint": code, "files": files}
     (folder / "run.json").write_text(json.dumps(card | {"finished": "2026-01-01T00:00:00Z"}))
 
 

@@ -18,7 +18,7 @@ from grid_project import PARAMETERS, RESULT, SQUARE, Project, notebook
 from cxrkit import grid
 from cxrkit.study import runs
 
-RUNNER = "import sys; from cxrkit.study import grid; grid.run('mine', 2, retry=True)"
+RUNNER = "import sys; from cxrkit import grid; grid.run('mine', 2, retry=True)"
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_a_key_follows_parameters_notebook_code_version_and_data(project, monkey
     assert run_key.identity_of(key(nap=0.01)) == run_key.identity_of(first)  # the default took part, not the cell
     notebook(project.square, PARAMETERS, SQUARE, RESULT)
     assert key() == first
-    monkeypatch.setattr(run_key, "fingerprint", lambda kind: "other")
+    monkeypatch.setattr(run_key, "fingerprint", lambda notebook: "other")
     assert key() not in (first, changed)
     monkeypatch.undo()
     monkeypatch.chdir(project.folder)
@@ -70,7 +70,7 @@ def test_a_key_follows_the_manifest_of_a_source(monkeypatch, tmp_path):
     (tmp_path / "data_manifests").mkdir()
     (tmp_path / "data_manifests" / "phantom.yaml").write_text("title: other")
     monkeypatch.setattr("cxrkit.__file__", str(package))
-    monkeypatch.setattr(run_key, "fingerprint", lambda kind: "same")
+    monkeypatch.setattr(run_key, "fingerprint", lambda notebook: "same")
     assert run_key.origin(TrainParameters())["data"] != manifest
 
 
@@ -134,7 +134,7 @@ def test_stale_runs_are_named_with_what_differs(project, monkeypatch):
     assert names(path) == ["stale", "stale"]
     assert details(path)[0] == f"{old} was made by other notebook"
     monkeypatch.setattr("cxrkit.__version__", "9.9")
-    monkeypatch.setattr(run_key, "fingerprint", lambda kind: "other")
+    monkeypatch.setattr(run_key, "fingerprint", lambda notebook: "other")
     assert details(path)[0] == f"{old} was made by other version and code and notebook"
     engine = Instant()
     grid.run(path, engine=engine)

@@ -174,7 +174,7 @@ def test_an_index_of_other_code_is_made_again(store, monkeypatch):
 
 def test_stale_follows_the_code_of_now(store, monkeypatch):
     index.table(store)
-    monkeypatch.setattr(runs, "fingerprint", lambda kind: "changed" if kind == "train" else "same")
+    monkeypatch.setattr(runs, "fingerprint", lambda name: "changed" if name == "notebooks/train.ipynb" else "same")
     frame = index.table(store)
     assert frame.loc[frame["kind"] == "train", "stale"].all()
 

@@ -302,7 +302,7 @@ def _versions() -> dict[str, str]:
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    return versions | {"cxrkit's code": fingerprint("any")}
+    return versions | {"cxrkit's code": fingerprint("")}
 
 
 def _about(project: str) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def _make(job: Job, settings: Settings, watch: _Watch) -> None:
 
     from cxrkit.grid.engine import KernelEngine
 
-    work = Path(job.work)
+    work, place = Path(job.work), Path(job.results) / job.key
+    before = _written(place)
     work.mkdir(parents=True)
     (work / "output").mkdir()
     papermill_engines.register("cxrkit", KernelEngine)
@@ -125,18 +126,26 @@ def _make(job: Job, settings: Settings, watch: _Watch) -> None:
     watch.stop()
     if watch.reason:
         raise RuntimeError(watch.reason[1])
-    place = Path(job.results) / job.key
-    if job.own_run:
-        if not (place / "run.json").is_file():
-            raise CxrkitError(
-                f"the notebook ended without its run {job.key}; either it writes none, or the package, the notebook or "
-                "its data changed while it ran"
-            )
+    if _written(place) not in (None, before):
         kept = Path(job.results) / "notebooks" / f"{job.key}.ipynb"
         kept.parent.mkdir(exist_ok=True)
         os.replace(work / "notebook.ipynb", kept)
+    elif job.own_run:
+        raise CxrkitError(
+            f"the notebook ended without its run {job.key}; either it writes none, or the package, the notebook or its "
+            "data changed while it ran"
+        )
     else:
         _keep(job, work)
+
+
+def _written(place: Path) -> tuple[int, int] | None:
+    """What tells one writing of a run from another; None where there is none."""
+    try:
+        card = (place / "run.json").stat()
+    except OSError:
+        return None
+    return card.st_ino, card.st_mtime_ns
 
 
 def _keep(job: Job, work: Path) -> None:

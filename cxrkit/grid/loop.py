@@ -21,6 +21,7 @@ from cxrkit.grid.planning import Task, check_names, plan
 from cxrkit.grid.state import estimate, states, status, whole
 from cxrkit.grid.store import Claim, Runner, Store, disk_full
 from cxrkit.study import run_key
+from cxrkit.study.import_closure import writes_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,7 +212,7 @@ class _Loop:
             work=str(store.work / name),
             claim=str(claim.path),
             heartbeat=str(store.runners / self.runner.name),
-            own_run=task.notebook.stem in (*run_key.KINDS, "measure"),
+            own_run=writes_run(run_key.notebook_of(task.parameters)),
             time_limit=task.time_limit,
             memory_limit=task.memory_limit,
         )

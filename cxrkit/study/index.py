@@ -52,13 +52,13 @@ def table(results: str | Path = "results") -> pd.DataFrame:
 
 
 def _frame(rows: list[Row]) -> pd.DataFrame:
-    current = {kind: runs.fingerprint(kind) for kind in {row["kind"] for row in rows}}
+    current = {notebook: runs.fingerprint(notebook) for notebook in {row["_notebook"] for row in rows}}
     columns: dict[str, list[Any]] = {}
     for name in _names(rows):
         if not name.startswith("_"):
             columns[name] = [row.get(name, np.nan) for row in rows]
         if name == "finished":
-            columns["stale"] = [row["_fingerprint"] != current[row["kind"]] for row in rows]
+            columns["stale"] = [row["_fingerprint"] != current[row["_notebook"]] for row in rows]
     return pd.DataFrame(columns)
 
 
@@ -84,6 +84,7 @@ def _row(results: Path, name: str, stamp: str) -> Row | None:
     except (CxrkitError, OSError):
         return None  # a cut-off or foreign folder is not a result; it is looked at again next time
     own = {"_folder": name, "_stamp": stamp, "_fingerprint": run.card["fingerprint"]}
+    own["_notebook"] = run_key.notebook_of(run.parameters)
     own |= {"key": run.key, "kind": run.kind, "finished": run.card["finished"]}
     # A notebook of one's own may call a parameter what the table calls a column.
     taken = {*own, "stale"}

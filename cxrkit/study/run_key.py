@@ -2,57 +2,34 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cxrkit
-from cxrkit.files import checksum, replace_file
+from cxrkit.files import checksum
 from cxrkit.project import in_project, project_folder, results_folder
+from cxrkit.study.import_closure import fingerprint, sources
 from cxrkit.train.parameters import Parameters, TrainParameters
 
 if TYPE_CHECKING:
     from cxrkit.study.notebook import NotebookParameters
 
 __all__ = [
-    "KINDS",
     "Names",
     "fingerprint",
     "identity_of",
     "in_project",
     "key",
+    "made_from",
+    "notebook_of",
     "origin",
     "project_folder",
     "results_folder",
 ]
 
-_TRAINED = ("data", "phantom", "models", "metrics/classification*.py", "train")
-_EXPLAINED = (
-    "data",
-    "phantom",
-    "models",
-    "attribution",
-    "metrics",
-    "train/devices.py",
-    "train/loader.py",
-    "train/setup.py",
-)
-# The parts of the package that decide what a run of a kind contains.
-_SOURCES = {
-    "train": _TRAINED,
-    "search": _TRAINED,
-    "explain": (*_EXPLAINED, "study/explaining.py"),
-    "judge": (*_EXPLAINED, "study/phantom_benchmark.py"),
-}
-KINDS = frozenset(_SOURCES)  # of runs that their notebooks write themselves
-# What any other notebook can't depend on: these only start runs, name them, or draw.
-_NEVER = ("cli", "terminal.py", "book.py", "view/", "grid/", "study/index.py", "study/run_key.py")
 _KEY = re.compile(r"^(?P<identity>.+-[0-9a-f]{12})-(?P<origin>[0-9a-f]{8})$")
 
 
@@ -73,8 +50,8 @@ class Names:
 
     def key(self, parameters: Parameters | NotebookParameters) -> str:
         values = parameters.identity()
-        inputs = tuple(str(values.get(name)) for name in ("dataset", "root", "weights", "run", "runs"))
-        same = (parameters.kind, getattr(parameters, "notebook", ""), *inputs)
+        inputs = (str(values.get(name)) for name in ("dataset", "root", "weights", "run", "runs"))
+        same = (notebook_of(parameters), *inputs)
         if same not in self._origins:
             self._origins[same] = _digest(origin(parameters), 8)
         return f"{_readable(parameters, values)}-{_digest(_identity(parameters, values), 12)}-{self._origins[same]}"
@@ -90,15 +67,28 @@ def origin(parameters: Parameters | NotebookParameters) -> dict[str, str]:
     """What a run is made from, as short hashes: `version` and `code` of the package, `notebook` (its code cells),
     `data` (manifest, tables of a data folder, weights file) and `runs` (the runs that it needs), where there are any.
     """
-    path = getattr(parameters, "notebook", f"notebooks/{parameters.kind}.ipynb")
-    made_from = {
+    notebook = notebook_of(parameters)
+    found = {
         "version": cxrkit.__version__,
-        "code": fingerprint(parameters.kind),
-        "notebook": _cells(project_folder() / path),
+        "code": fingerprint(notebook),
+        "notebook": _cells(project_folder() / notebook),
         "data": _digest(data, 10) if (data := _inputs(parameters)) else "",
         "runs": ",".join(match["origin"] for name in _needed(parameters) if (match := _KEY.match(name))),
     }
-    return {name: value for name, value in made_from.items() if value}
+    return {name: value for name, value in found.items() if value}
+
+
+def made_from(parameters: Parameters | NotebookParameters) -> dict[str, str]:
+    """Short hash of each module and file that `origin` sums up: of code, notebook and data."""
+    notebook = notebook_of(parameters)
+    cells = _cells(project_folder() / notebook)
+    data = {name: value[:8] for name, value in _inputs(parameters).items()}
+    return sources(notebook) | ({notebook: cells[:8]} if cells else {}) | data
+
+
+def notebook_of(parameters: Parameters | NotebookParameters) -> str:
+    """Path in the project of the notebook that these parameters belong to."""
+    return getattr(parameters, "notebook", f"notebooks/{parameters.kind}.ipynb")
 
 
 def _readable(parameters: Parameters | NotebookParameters, values: dict[str, Any]) -> str:
@@ -134,66 +124,6 @@ def _digest(value: Any, length: int) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
 
-@functools.cache  # the package doesn't change under a running program
-def fingerprint(kind: str) -> str:
-    """Hash of the code that decides a run's content; comments, docstrings and layout don't count.
-
-    A run made by other code is stale: it is made again rather than shown. For a notebook of which the package knows
-    nothing, nearly all its code counts.
-    """
-    root = Path(cxrkit.__file__).parent
-    files: list[Path] = []
-    for part in _SOURCES.get(kind, ("**/*.py",)):
-        for path in sorted(root.glob(part)):
-            files += [path] if path.is_file() else sorted(path.rglob("*.py"))
-    digest = hashlib.sha256()
-    with _remembered() as meanings:
-        for file in files:
-            name = file.relative_to(root).as_posix()
-            if kind in _SOURCES or not name.startswith(_NEVER):
-                digest.update(name.encode() + meanings(file).encode())
-    return digest.hexdigest()[:12]
-
-
-@contextlib.contextmanager
-def _remembered() -> Iterator[Callable[[Path], str]]:
-    """What files of the package mean, as hashes. Reading them takes a second, so what was found is kept among the
-    grid's own files, where there are any, until a file changes in size or time."""
-    path = results_folder() / ".grid" / "code.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        before = len(known)
-    except (OSError, ValueError, TypeError):
-        known, before = {}, 0
-
-    def meaning(file: Path) -> str:
-        found = file.stat()
-        name = _digest([str(file), found.st_mtime_ns, found.st_size], 20)
-        if not isinstance(known.get(name), str):
-            known[name] = _meaning(file)
-        return known[name]
-
-    yield meaning
-    if len(known) > before and path.parent.is_dir():
-        with contextlib.suppress(OSError):
-            replace_file(path, json.dumps(dict(list(known.items())[-2000:])))
-
-
-@functools.cache
-def _meaning(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            body[0].value.value = ""
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
 def _inputs(parameters: Parameters | NotebookParameters) -> dict[str, str]:
     # Data that lies in a folder may change under the same name; its tables are small enough to hash.
     found = {name: getattr(parameters, name, None) for name in ("dataset", "root", "weights")}
@@ -201,10 +131,10 @@ def _inputs(parameters: Parameters | NotebookParameters) -> dict[str, str]:
     files = sorted(in_project(root).glob("*.csv")) if root else []
     if weights and in_project(weights).is_file():
         files.append(in_project(weights))
-    hashes = {f"file {path.name}": _of_file(path, checksum) for path in files}
+    hashes = {f"{path.parent.name}/{path.name}": _of_file(path, checksum) for path in files}
     manifest = Path(cxrkit.__file__).parents[1] / "data_manifests" / f"{dataset}.yaml"
     if dataset and manifest.is_file():
-        hashes["manifest"] = _of_file(manifest, checksum)
+        hashes[f"data_manifests/{manifest.name}"] = _of_file(manifest, checksum)
     return hashes
 
 

@@ -26,7 +26,16 @@ import cxrkit
 from cxrkit.errors import DataError
 from cxrkit.files import checksum
 from cxrkit.study.notebook import CLASSES, NotebookParameters
-from cxrkit.study.run_key import fingerprint, in_project, key, origin, project_folder, results_folder
+from cxrkit.study.run_key import (
+    fingerprint,
+    in_project,
+    key,
+    made_from,
+    notebook_of,
+    origin,
+    project_folder,
+    results_folder,
+)
 from cxrkit.train.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -96,8 +105,8 @@ class Run:
 
     @property
     def stale(self) -> bool:
-        """Whether the package's code has changed since the run was made."""
-        return self.card["fingerprint"] != fingerprint(self.kind)
+        """Whether the code that its notebook imports has changed since the run was made."""
+        return self.card["fingerprint"] != fingerprint(notebook_of(self.parameters))
 
 
 def _parameters(card: dict[str, Any], values: dict[str, Any]) -> Parameters | NotebookParameters:
@@ -167,12 +176,13 @@ def writing(parameters: Parameters | NotebookParameters) -> Iterator[Writer]:
 
 
 def card_of(parameters: Parameters | NotebookParameters) -> dict[str, Any]:
-    """What names a run before it is made: key, kind, hash of the package's code, and what else it is made from."""
+    """Card of a run before it is made: key, kind, hash of the code that it needs, and of all that it is made from."""
     card = {
         "key": key(parameters),
         "kind": parameters.kind,
-        "fingerprint": fingerprint(parameters.kind),
+        "fingerprint": fingerprint(notebook_of(parameters)),
         "origin": origin(parameters),
+        "made_from": made_from(parameters),
     }
     return card | ({"notebook": parameters.notebook} if isinstance(parameters, NotebookParameters) else {})
 

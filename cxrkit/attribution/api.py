@@ -146,7 +146,7 @@ class _Run:
                 return None
             else:
                 start = rows.stop
-        return torch.cat(parts)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def one_by_one(self) -> tuple[Tensor, list[Refusal]]:
         """Maps of each image and label by itself, NaN where it is refused; raises where all are."""
@@ -252,6 +252,8 @@ def _rows_of(options: dict, rows: slice, count: int) -> dict:
 
 
 def _finite(maps: Tensor, method: str, first: int) -> Tensor:
+    if maps.sum().isfinite():  # which takes a tenth of the time
+        return maps
     bad = (~maps.isfinite().flatten(2).all(2)).nonzero()
     if len(bad):
         image, label = bad[0].tolist()

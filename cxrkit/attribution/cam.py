@@ -276,8 +276,9 @@ def _layer_gradients(explained: Explained, images: Tensor, layer) -> Iterator[tu
     fixed = checked_map(chosen.name, activation.map, images).detach()
     if not scores.requires_grad:
         raise AttributionError(independent(chosen.name))
+    is_bypassed = chosen.name in trace(explained, images[:1]).partial
     for j, gradient in enumerate(explained.gradients(scores, activation.map)):
-        if not gradient.any() and chosen.name in trace(explained, images[:1]).partial:
+        if is_bypassed and not gradient.any():
             raise AttributionError(independent(chosen.name, j))
         yield fixed, gradient
 

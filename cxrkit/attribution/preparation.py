@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import random
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 
 from cxrkit.errors import AttributionError
 
-__all__ = ["as_found", "explanation_mode", "working_weights"]
+__all__ = ["Snapshot", "as_found", "explanation_mode", "working_weights"]
 
 
 @contextmanager
-def as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
+def as_found(model: nn.Module, device: torch.device) -> Iterator[Snapshot]:
     """Evaluation mode, ordinary gradients, frozen weights, full precision; then everything is as before, bit for bit.
 
     Modules (training flags, attributes, hooks, buffers), weights (`requires_grad`, `.grad`) and torch's global state
@@ -29,21 +30,19 @@ def as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
     layer; backward hooks are set aside.
     """
     modules = list(model.modules())
-    tensors = _tensors(modules)
-    if any(nn.parameter.is_lazy(t) for t in tensors):
-        raise AttributionError("the network has lazy layers that have no weights yet; run it once on an image")
-    if any(t.is_meta for t in tensors):
-        raise AttributionError("the network's weights are on the device 'meta', without values; load them first")
     with ExitStack() as stack:
         stack.enter_context(_restored_settings(device))
-        stack.enter_context(_restored_modules(modules))
-        stack.enter_context(_restored_tensors(tensors))
+        stack.enter_context(_evaluation_mode(modules))
+        before = Snapshot(modules)
+        stack.callback(before.restore)
+        if any(nn.parameter.is_lazy(tensor) for tensor, _, _ in before.tensors):
+            raise AttributionError("the network has lazy layers that have no weights yet; run it once on an image")
+        if any(tensor.is_meta for tensor, _, _ in before.tensors):
+            raise AttributionError("the network's weights are on the device 'meta', without values; load them first")
         for module in modules:
-            if module.training:
-                module.training = False
             module._backward_hooks.clear()  # they change or watch gradients, not the function that is explained
             module._backward_pre_hooks.clear()
-        for tensor in tensors:
+        for tensor, _, _ in before.tensors:
             if tensor.requires_grad and tensor.is_leaf:
                 tensor.requires_grad_(False)
         stack.enter_context(torch.inference_mode(False))
@@ -55,37 +54,44 @@ def as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if device.type == "cuda":
             stack.enter_context(_ieee_convolutions())
-        yield
+        yield before
 
 
 @contextmanager
 def working_weights(
-    model: nn.Module, memory_format: torch.memory_format | None, dtype: torch.dtype | None, copies: bool
+    tensors: list[tuple[Tensor, Tensor, bool]],
+    memory_format: torch.memory_format | None,
+    dtype: torch.dtype | None,
+    copies: bool,
 ) -> Iterator[None]:
     """Weights in the order in which convolutions are fastest and in the precision `dtype`, where half precision is
-    too coarse; back to their own storage afterwards.
+    too coarse; back to their own storage afterwards. `tensors` as `Snapshot` has them.
 
     Buffers, and with `copies` the weights, are copied: what the network writes into them while it runs is forgotten.
     """
-    held = [(tensor, tensor.data, isinstance(tensor, nn.Parameter)) for tensor in _tensors(model.modules())]
+    replaced = []
     try:
-        for tensor, values, is_weight in held:
-            data = values.to(dtype) if dtype is not None and _is_half(values) else values
-            if data.ndim == 4 and memory_format is not None:
+        for tensor, values, is_weight in tensors:
+            data = values.to(dtype) if dtype is not None and values.dtype in _HALF else values
+            if memory_format is not None and data.ndim == 4:
                 data = data.contiguous(memory_format=memory_format)
             if data is values or data.data_ptr() == values.data_ptr():
-                data = values.clone() if copies or not is_weight else values
+                if is_weight and not copies:
+                    continue
+                data = values.clone()
+            replaced.append((tensor, values))
             tensor.data = data
         yield
     finally:
-        for tensor, values, _ in held:
+        for tensor, values in replaced:
             tensor.data = values
 
 
 @contextmanager
 def explanation_mode(model: nn.Module, active: bool) -> Iterator[None]:
     """Switch the explanation mode of B-cos layers (scales detached) on or off, and back to what each layer had."""
-    layers = [m for m in model.modules() if callable(getattr(m, "set_explanation_mode", None))]
+    name = "set_explanation_mode"
+    layers = [m for m in model.modules() if name in vars(m) or callable(getattr(type(m), name, None))]
     before = [getattr(layer, "detach", False) is True for layer in layers]
     try:
         for layer in layers:
@@ -96,78 +102,102 @@ def explanation_mode(model: nn.Module, active: bool) -> Iterator[None]:
             layer.set_explanation_mode(mode)
 
 
-def _is_half(values: Tensor) -> bool:
-    return values.dtype in (torch.float16, torch.bfloat16)
-
-
-def _tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Weights, buffers and tensors that are plain attributes of a module, each once."""
-    found = {}
-    for module in modules:
-        for held in (module._parameters, module._buffers, vars(module)):
-            found |= {id(value): value for value in held.values() if isinstance(value, Tensor)}
-    return list(found.values())
-
-
-_CONTAINERS = (dict, list, set, deque)
-
-
 @contextmanager
-def _restored_modules(modules: list[nn.Module]) -> Iterator[None]:
-    """Attributes of every module, and what is in the containers among them, however deep."""
-    flags = [module.training for module in modules]
-    held = [(vars(module), dict(vars(module))) for module in modules]
-    containers = [v for _, values in held for v in values.values() if isinstance(v, _CONTAINERS)]
-    empty, waiting, seen = [], containers, set()
-    while waiting:
-        value = waiting.pop()
-        if not value:  # as most hooks are
-            empty.append(value)
-        elif id(value) not in seen:
-            seen.add(id(value))
-            items = dict(value) if isinstance(value, dict) else list(value)
-            held.append((value, items))
-            within = items.values() if isinstance(value, dict) else items
-            waiting.extend(v for v in within if isinstance(v, _CONTAINERS))
+def _evaluation_mode(modules: list[nn.Module]) -> Iterator[None]:
+    training = [module for module in modules if module.training]
     try:
+        for module in training:
+            module.training = False
         yield
     finally:
-        for container in empty:
+        for module in training:
+            module.training = True
+
+
+class Snapshot:
+    """A network as it is now: the attributes of every module with what is in the containers among them, however deep,
+    and every tensor's storage, `requires_grad` and `.grad`. Values of tensors are kept by `working_weights`.
+
+    `tensors`: weights, buffers and tensors that are plain attributes of a module, each once, with its values and
+    whether it is a weight. `fingerprint`: everything but weights that decides how a network runs: its modules, their
+    simple attributes, their hooks.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]):
+        self._contents: list[tuple] = []  # containers with their items
+        self._empty: list = []  # containers, as most hooks are
+        tensors: list[Tensor] = []
+        simple: list[object] = []
+        full: list = []
+        for module in modules:
+            attributes = vars(module)
+            self._contents.append((attributes, dict(attributes)))
+            simple.append(id(module))
+            simple.extend(attributes)
+            simple.extend([tuple(hooks) for hooks in (module._forward_hooks, module._forward_pre_hooks) if hooks])
+            for held in (module._parameters, module._buffers):
+                tensors.extend([tensor for tensor in held.values() if tensor is not None])
+            for value in attributes.values():
+                kind = type(value)
+                if kind in _SIMPLE:
+                    simple.append(value)
+                elif kind in _CONTAINERS:
+                    (full if value else self._empty).append(value)
+                elif kind is tuple and _SIMPLE.issuperset(map(type, value)):
+                    simple.append(value)
+                elif isinstance(value, Tensor):
+                    tensors.append(value)
+                elif isinstance(value, (int, float, str)):
+                    simple.append(value)
+                elif isinstance(value, _CONTAINERS):
+                    full.append(value)
+        self._add(full)
+        self.fingerprint = tuple(simple)
+        tensors = {id(tensor): tensor for tensor in tensors}.values()
+        self.tensors = [(t, t.data, type(t) is not Tensor and isinstance(t, nn.Parameter)) for t in tensors]
+        self._gradients = [(t, t.requires_grad, t.grad) for t in tensors if t.is_leaf]
+
+    def _add(self, waiting: list) -> None:
+        seen = set()
+        while waiting:
+            container = waiting.pop()
+            if not container:
+                self._empty.append(container)
+            elif id(container) not in seen:
+                seen.add(id(container))
+                items = dict(container) if isinstance(container, dict) else list(container)
+                self._contents.append((container, items))
+                within = items.values() if isinstance(items, dict) else items
+                waiting.extend([item for item in within if isinstance(item, _CONTAINERS)])
+
+    def restore(self) -> None:
+        """Put all back; written only where something has changed: another thread may be using the network."""
+        for tensor, values, _ in self.tensors:
+            tensor.data = values
+        for tensor, trainable, gradient in self._gradients:
+            if tensor.requires_grad != trainable:
+                tensor.requires_grad_(trainable)
+            if tensor.grad is not gradient:
+                tensor.grad = gradient
+        for container in self._empty:
             if container:
                 container.clear()
-        for container, before in held:
-            _put_back(container, before)
-        for module, flag in zip(modules, flags, strict=True):  # of scripted modules, which aren't attributes
-            if module.training != flag:
-                module.training = flag
+        for container, items in self._contents:
+            if not _has(container, items):
+                container.clear()
+                (container.extend if isinstance(container, (list, deque)) else container.update)(items)
 
 
-def _put_back(container, before: dict | list) -> None:
-    """Write only where something has changed: another thread may be using the network."""
-    same = len(container) == len(before)
-    if isinstance(container, dict):
-        if not same or any(container.get(key, container) is not value for key, value in before.items()):
-            container.clear()
-            container.update(before)
-    elif not same or any(a is not b for a, b in zip(container, before, strict=True)):
-        container.clear()
-        (container.update if isinstance(container, set) else container.extend)(before)
+_HALF = (torch.float16, torch.bfloat16)
+_SIMPLE = {bool, int, float, str, type(None)}
+_CONTAINERS = (dict, OrderedDict, list, set, deque)
 
 
-@contextmanager
-def _restored_tensors(tensors: list[Tensor]) -> Iterator[None]:
-    """Storage, `requires_grad` and `.grad` of every tensor; values are kept by `working_weights`."""
-    held = [(t, t.data, t.requires_grad, t.grad if t.is_leaf else None) for t in tensors]
-    try:
-        yield
-    finally:
-        for tensor, values, trainable, gradient in held:
-            tensor.data = values
-            if tensor.is_leaf:
-                if tensor.requires_grad != trainable:
-                    tensor.requires_grad_(trainable)
-                if tensor.grad is not gradient:
-                    tensor.grad = gradient
+def _has(container, items: dict | list) -> bool:
+    """Whether these very items, in this order, are in the container."""
+    if len(container) != len(items) or not all(map(operator.is_, container, items)):
+        return False
+    return not isinstance(container, dict) or all(map(operator.is_, container.values(), items.values()))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cxrkit.attribution.preparation import as_found, working_weights
+from cxrkit.attribution.preparation import Snapshot, as_found, working_weights
 from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError
 
@@ -46,36 +46,24 @@ def prepared(explained: Explained, images: Tensor) -> Iterator[None]:
     `images` [B, C, H, W] on the network's device. The first call for a network and a size of images tries it out, and
     raises AttributionError where the logits aren't a function of one image alone.
     """
-    with as_found(explained.model, images.device):
-        conduct = _remembered(explained, images)
+    with as_found(explained.model, images.device) as snapshot:
+        conduct = _remembered(explained, images, snapshot.fingerprint)
         explained.memory_format, explained.dtype = conduct.memory_format, conduct.dtype
         explained.always_differentiable, explained.remembered = conduct.hooked, conduct.remembered
         norms = _Norms(conduct.norms) if conduct.norms else nullcontext()
-        with norms, working_weights(explained.model, conduct.memory_format, conduct.dtype, conduct.writes):
+        with norms, working_weights(snapshot.tensors, conduct.memory_format, conduct.dtype, conduct.writes):
             yield
 
 
-def _remembered(explained: Explained, images: Tensor) -> _Conduct:
+def _remembered(explained: Explained, images: Tensor, fingerprint: tuple) -> _Conduct:
     known = _known.setdefault(explained.model, {})
-    key = (images.shape[1:], images.dtype, images.device, *_fingerprint(explained.model))
+    key = (images.shape[1:], images.dtype, images.device, fingerprint)
     if key not in known:
         conduct = _tried(explained, images, ("instance_norm",))
         while len(known) >= _FEW:
             known.pop(next(iter(known)))
         known[key] = conduct
     return known[key]
-
-
-def _fingerprint(model: nn.Module) -> Iterator[object]:
-    """Everything but weights that decides how a network runs: its modules, their simple attributes, their hooks."""
-    for module in model.modules():
-        yield id(module)
-        for name, value in vars(module).items():
-            if isinstance(value, (bool, int, float, str)):
-                yield name
-                yield value
-            elif name in ("_forward_hooks", "_forward_pre_hooks") and value:
-                yield tuple(value)
 
 
 def _tried(explained: Explained, images: Tensor, helped: tuple[str, ...]) -> _Conduct:
@@ -95,7 +83,7 @@ def _compared(explained: Explained, images: Tensor) -> _Conduct:
     failure = None
     for order in (torch.channels_last, torch.contiguous_format):
         explained.memory_format, explained.dtype = order, stored
-        with working_weights(model, order, stored, copies=True):
+        with working_weights(_tensors(model), order, stored, copies=True):
             try:
                 found, slope = _run(explained, image)
             except AttributionError as error:  # such as of a view, which wants contiguous tensors
@@ -126,12 +114,16 @@ class _Norms(TorchFunctionMode):
         return result
 
 
+def _tensors(model: nn.Module) -> list[tuple[Tensor, Tensor, bool]]:
+    return Snapshot(model.modules()).tensors
+
+
 def _as_the_user_would(explained: Explained, image: Tensor) -> tuple[Tensor, Tensor | None, bool]:
     """Logits, gradient, and whether the network writes to its weights."""
     model = explained.model
     explained.memory_format, explained.dtype = torch.contiguous_format, image.dtype
     before = [(weight, weight.data) for weight in model.parameters()]
-    with working_weights(model, None, None, copies=True):
+    with working_weights(_tensors(model), None, None, copies=True):
         logits, gradient = _run(explained, image, whole=not explained.encodes)
         state = torch.get_rng_state(), random.getstate(), np.random.get_state()[2]  # noqa: NPY002
         again = _run(explained, image, whole=not explained.encodes)[0]  # with gradients too, for the same kernels
@@ -156,7 +148,7 @@ def _as_the_user_would(explained: Explained, image: Tensor) -> tuple[Tensor, Ten
 def _in_single_precision(explained: Explained, image: Tensor, half: torch.dtype, logits: Tensor, gradient):
     """Precision, logits and gradient of a network of half precision: float32, unless its code names its precision."""
     explained.dtype = torch.float32
-    with working_weights(explained.model, None, torch.float32, copies=True):
+    with working_weights(_tensors(explained.model), None, torch.float32, copies=True):
         try:
             exact = _run(explained, image)
         except AttributionError:

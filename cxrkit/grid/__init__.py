@@ -8,7 +8,7 @@ from cxrkit.lazy import lazily
 # A kernel that is started through this package needs none of them.
 __getattr__, __dir__, __all__ = lazily(
     __name__,
-    load="finished load",
+    studies="finished load",
     loop="Event make_settings retry run",
     planning="Task check_names find_grid plan",
     state="STATES clean estimate leftovers remove show states status",

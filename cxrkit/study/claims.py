@@ -1,19 +1,60 @@
-"""A paper's claims beside our differences: a claim is a sign, ours is an interval, the verdict is a word."""
+"""A paper's claims beside our differences: a claim is a sign, ours is an interval, the verdict is a word.
+
+The claims of a paper are rows of its ``claims.csv``:
+
+========= ==============================================================================================================
+id        a name, once in the file
+text      what the paper says, in our words
+published the difference that it rests on, in the unit of ours; a bare 1 or -1 where the paper prints no number
+printed   the paper's numbers as a reader may look them up; empty: ``published``
+table     the table of scores that ours is taken from, by the name under which the paper's ``tables.py`` hands it over
+score     a column of that table, or a measure by the name under which ``tables.py`` hands it over
+side_a    a query (pandas) that selects rows of the table
+side_b    the rows that are subtracted; empty: ours is the mean of ``side_a``
+by        columns in which two rows must agree to be subtracted, such as "image_id label"
+each      a column for whose values the claim is made one by one; empty: once
+absent    why it can't be tested where a side has no rows; empty: the claim is then left out
+========= ==============================================================================================================
+
+Words in braces in the text and the sides are filled in. A table has a column ``patient_id``, and may have ``barred``:
+why the row's network tests nothing, empty where it does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from cxrkit.errors import DataError, ParameterError, meant
 from cxrkit.metrics import bootstrap
+from cxrkit.project import project_folder
 from cxrkit.study import comparing
+from cxrkit.study.study import Study
 
-__all__ = ["FEWEST", "TOO_FEW", "Claim", "Measured", "measured", "table", "too_little", "verdict"]
+__all__ = [
+    "COLUMNS",
+    "FEWEST",
+    "TOO_FEW",
+    "Claim",
+    "Measured",
+    "difference",
+    "measured",
+    "read",
+    "table",
+    "too_little",
+    "verdict",
+    "verdicts",
+]
+
+COLUMNS = ("id", "text", "published", "printed", "table", "score", "side_a", "side_b", "by", "each", "absent")
+Measure = Callable[[pd.DataFrame, pd.DataFrame], "Measured | None"]
 
 # Patients below which no verdict is given: 2^(1 - 6) = 0.03 is the first chance of a false one below 0.05.
 FEWEST = 6
@@ -108,3 +149,94 @@ def table(claims: Iterable[Claim], scale: float = 100) -> pd.DataFrame:
         )
     frame = pd.DataFrame(rows, columns=["claim", "paper", "ours", "low", "high", "n", "verdict"])
     return frame.astype({"n": "Int64"})
+
+
+def read(paper: str) -> pd.DataFrame:
+    """The rows of a paper's `claims.csv`: text in all columns but `published`. Raises DataError for a file that isn't
+    one."""
+    path = _path(paper)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file of claims")
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if tuple(rows.columns) != COLUMNS:
+        raise DataError(f"{path}: the columns are {list(rows.columns)}, not {list(COLUMNS)}")
+    if rows["id"].duplicated().any():
+        raise DataError(f"{path}: several claims have the id {rows['id'][rows['id'].duplicated()].iloc[0]!r}")
+    try:
+        return rows.astype({"published": float})
+    except ValueError as error:
+        raise DataError(f"{path}, column 'published': {error}") from None
+
+
+def verdicts(
+    paper: str,
+    study: Study,
+    tables: Mapping[str, Callable[[Study], pd.DataFrame]],
+    measures: Mapping[str, Measure] | None = None,
+    **words: str,
+) -> pd.DataFrame:
+    """The claims of a paper tested on a study: :func:`table` of its `claims.csv`, in the file's order.
+
+    ``tables``: by name, a function that makes a table of scores; each is called at most once, and a ParameterError that
+    it raises is the reason why its claims can't be tested. ``measures``: by name, a function of the rows of both sides.
+    ``words``: values for the words in braces. Raises DataError naming the row at fault.
+    """
+
+    @functools.cache
+    def scores(name: str) -> pd.DataFrame | str:
+        try:
+            return tables[name](study)
+        except ParameterError as error:
+            return str(error)
+
+    found: list[Claim] = []
+    for row in read(paper).itertuples():
+        try:
+            if row.table not in tables:
+                raise ParameterError(f"table {row.table!r} is unknown; {meant(row.table, list(tables))}")
+            filled = row._replace(**{name: getattr(row, name).format(**words) for name in ("text", "side_a", "side_b")})
+            found += _claims(filled, scores(row.table), measures or {}, study.synthetic)
+        except (KeyError, ValueError, SyntaxError, pd.errors.UndefinedVariableError) as error:
+            raise DataError(f"{_path(paper)}, claim {row.id!r}: {error}") from None
+    return table(found)
+
+
+def _path(paper: str) -> Path:
+    return project_folder() / "notebooks" / "papers" / paper / "claims.csv"
+
+
+def _claims(row: Any, scores: pd.DataFrame | str, measures: Mapping[str, Measure], synthetic: bool) -> Iterator[Claim]:
+    """The claim of one row, or one for each value of a column; none where it is to be left out."""
+    facts = {"published": row.published, "printed": row.printed, "synthetic": synthetic}
+    if isinstance(scores, str):
+        if row.absent:
+            yield Claim(row.text, ours=None, why=scores, **facts)
+        return
+    a, b = scores.query(row.side_a), scores.query(row.side_b) if row.side_b else scores.iloc[:0]
+    parts = {f"{row.text} ({value})": part for value, part in a.groupby(row.each, sort=False)} if row.each else {}
+    for text, part in (parts or {row.text: a}).items():
+        ours = _ours(row, part, b, measures)
+        barred = [one for side in (part, b) for one in side.get("barred", pd.Series(dtype=str)).unique() if one]
+        if ours is not None or row.absent:
+            yield Claim(text, ours=ours, why=row.absent, barred=barred[0] if ours and barred else "", **facts)
+
+
+def _ours(row: Any, a: pd.DataFrame, b: pd.DataFrame, measures: Mapping[str, Measure]) -> Measured | None:
+    if a.empty or (row.side_b and b.empty):
+        return None
+    if row.score in measures:
+        return measures[row.score](a, b)
+    if row.side_b:
+        return difference(a, b, row.score, row.by.split())
+    known = a[a[row.score].notna()]
+    return measured(known[row.score], known["patient_id"]) if len(known) else None
+
+
+def difference(a: pd.DataFrame, b: pd.DataFrame, score: str, by: Sequence[str]) -> Measured | None:
+    """Mean of a score in `a` less that in `b`, over pairs of rows of one patient that agree in the columns `by`.
+
+    Several rows of a side that agree are averaged first. None without a pair that has both scores.
+    """
+    sides = [side.groupby(["patient_id", *by], sort=False)[score].mean() for side in (a, b)]
+    both = pd.concat(sides, axis=1, join="inner", keys=["a", "b"]).dropna()
+    return measured(both["a"] - both["b"], both.index.get_level_values("patient_id")) if len(both) else None

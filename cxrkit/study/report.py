@@ -10,7 +10,7 @@ import pandas as pd
 
 from cxrkit.data import Dataset
 from cxrkit.errors import ParameterError
-from cxrkit.metrics import Accumulator, LocalisationScores, classification_report
+from cxrkit.metrics import Accumulator, LocalisationScores, bootstrap, classification_report
 from cxrkit.study import runs
 from cxrkit.study.study import Study
 from cxrkit.train.loop import load_data
@@ -23,6 +23,7 @@ __all__ = [
     "enlarge",
     "images_of",
     "kept_of",
+    "means",
     "names",
     "own_method",
     "pointing_table",
@@ -257,6 +258,21 @@ def surest(data: Dataset, kept: dict[str, np.ndarray]) -> tuple[int, str]:
     logits = np.where(boxed[:, columns], kept["logits"][: len(data)], -np.inf)
     row, column = np.unravel_index(logits.argmax(), logits.shape)
     return int(row), str(kept["labels"][column])
+
+
+def means(frame: pd.DataFrame, score: str, by: Sequence[str], n: int = 500) -> pd.DataFrame:
+    """Mean of a column with its 95 % interval (patients resampled), a row for each value of the columns `by`.
+
+    Columns: those of `by`, the score, low, high, patients with a score, and `degenerate`: rows without one.
+    """
+    rows = []
+    for place, part in frame.groupby(list(by), sort=False):
+        known = part[score].notna()
+        mean, low, high = bootstrap(part[score].astype(float), part["patient_id"], n=n)
+        row = dict(zip(by, place, strict=True)) | {score: mean, "low": low, "high": high}
+        row["patients"] = part.loc[known, "patient_id"].nunique()
+        rows.append(row | {"degenerate": int((~known).sum())})
+    return pd.DataFrame(rows, columns=[*by, score, "low", "high", "patients", "degenerate"])
 
 
 def enlarge(maps: np.ndarray, size: int) -> np.ndarray:

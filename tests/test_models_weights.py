@@ -430,18 +430,6 @@ def test_a_random_bcos_network_keeps_a_signal_when_it_is_calibrated():
 def test_only_norms_that_were_randomised_are_calibrated():
     images = torch.rand(4, 1, 64, 64)
     trained = calibrate(create("bcos_resnet18", LABELS, seed=1).eval(), images)
-    steps = randomised(
-        trained, "cascading", layers=["network.fc", "network.layer4"], calibrate=[images[:2], images[2:]]
-    )
-    (_, first), (_, second) = steps
-    changed = [
-        {k for k, v in model.named_buffers() if not torch.equal(v, dict(trained.named_buffers())[k])}
-        for model in (first, second)
-    ]
-    assert changed[0] == set()  # the head has no norm
-    assert changed[1]
-    assert all(name.startswith("network.layer4.") for name in changed[1])
-    assert torch.equal(second.network.layer3[0].bn1.running_var, trained.network.layer3[0].bn1.running_var)
     semi = randomised(trained, "semi", calibrate=images)
     assert torch.equal(semi.network.layer4[0].bn1.running_var, trained.network.layer4[0].bn1.running_var)
     assert not torch.equal(semi.network.fc.linear.weight, trained.network.fc.linear.weight)
@@ -465,16 +453,14 @@ def test_norms_of_timm_are_reset_like_others():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_cascade_begins_with_the_head_alone(name):
+def test_the_head_is_randomised_alone_and_nothing_is_forgotten(name):
     with torch.device("meta"):
         model = create(name, LABELS)
-    (first, names), *others = randomise._stages(model).items()
-    assert names == [first]
-    assert first.split(".")[1] in {"fc", "head", "classifier", "classif", "linear_head", "0"}
-    in_stages = [*names, *(each for _, more in others for each in more)]
+    assert randomise._head(model).split(".")[1] in {"fc", "head", "classifier", "classif", "linear_head", "0"}
+    layers = randomise._layers(model)
     holding = {module.rpartition(".")[0] for module, _ in (*model.named_parameters(), *model.named_buffers())}
-    assert len(in_stages) == len(set(in_stages))
-    assert holding - set(in_stages) <= _constants(model)
+    assert len(layers) == len(set(layers))
+    assert holding - set(layers) <= _constants(model)
 
 
 def _constants(model):
@@ -487,13 +473,12 @@ def _constants(model):
 
 
 @pytest.mark.parametrize(("name", "head"), [("efficientnet_lite0", "classifier"), ("resnet50_v2", "head.fc")])
-def test_the_first_step_of_a_cascade_keeps_the_features(name, head):
+def test_a_random_head_keeps_the_features(name, head):
     images, seen = torch.rand(2, 1, 64, 64), []
     trained = calibrate(create(name, LABELS, seed=1), images).eval()
-    step, model = next(randomised(trained, "cascading"))
-    assert step == f"network.{head}"
+    model = randomised(trained, "semi")
     for network in (trained, model):
-        network.get_submodule(step).register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        network.get_submodule(f"network.{head}").register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     with torch.no_grad():
         assert not torch.equal(trained(images), model(images))
     assert torch.equal(*seen)

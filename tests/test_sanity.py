@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from functools import partial
 
@@ -111,31 +110,14 @@ def test_convolutions_have_the_variance_of_he():
 
 def test_semi_keeps_the_features(trained):
     assert differing(trained, randomised(trained, "semi")) == HEAD
-    chosen = randomised(trained, "semi", layers=["block"])
-    assert {name.split(".")[0] for name in differing(trained, chosen)} == {"block"}
-    assert differing(trained, chosen) == {n for n in trained.state_dict() if n.startswith("block.")} - COUNTERS
     features = [m(torch.ones(1, 1, 9, 9)) for m in (trained.stem, randomised(trained, "semi").stem)]
     assert features[0].equal(features[1])
 
 
-def test_cascade_goes_from_the_logits_to_the_input_and_ends_fully_random(trained):
-    steps = list(randomised(trained, "cascading", seed=5))
-    assert [name for name, _ in steps] == ["head", "block.conv", "stem.0"]
-    changed = [differing(trained, model) for _, model in steps]
-    assert changed[0] == HEAD
-    block = {n for n in trained.state_dict() if n.startswith("block.")} - COUNTERS
-    assert changed[1] == HEAD | block
-    assert changed[2] == set(trained.state_dict()) - COUNTERS
-    full = randomised(trained, seed=5)
-    assert not differing(full, steps[2][1])
-    assert not differing(randomised(trained, "semi", seed=5), steps[0][1])
-
-
-def test_named_stages_hold_their_order(trained):
-    steps = dict(randomised(trained, "cascading", layers=[trained.stem, "head"]))
-    assert list(steps) == ["stem", "head"]
-    assert {name.split(".")[0] for name in differing(trained, steps["stem"])} == {"stem"}
-    assert differing(trained, steps["head"]) - differing(trained, steps["stem"]) == HEAD
+def test_both_kinds_give_the_head_the_same_weights(trained):
+    full, semi = randomised(trained, seed=5), randomised(trained, "semi", seed=5)
+    assert full.head.weight.equal(semi.head.weight)
+    assert full.head.bias.equal(semi.head.bias)
 
 
 def test_same_seed_same_network_and_the_global_state_is_left_alone(trained):
@@ -158,7 +140,7 @@ def test_bcos_networks_keep_their_linear_maps_and_lose_their_weights():
     images = torch.rand(2, 1, 8, 8)
     sums = cxrkit.attribute(random, images, "bcos").sum((2, 3))
     torch.testing.assert_close(sums, random(images).detach(), atol=1e-6, rtol=1e-4)
-    assert [name for name, _ in randomised(model, "cascading")] == ["2.linear", "0.linear"]
+    assert differing(model, randomised(model, "semi")) == {"2.linear.weight"}
 
 
 def test_attention_and_class_tokens_are_randomised_too():
@@ -175,8 +157,7 @@ def test_attention_and_class_tokens_are_randomised_too():
     model.attention.out_proj.bias.data.normal_()
     random = randomised(model)
     assert differing(model, random) == set(model.state_dict()) - {"norm.weight"}  # was 1 and is 1
-    assert [name for name, _ in randomised(model, "cascading")] == ["attention.out_proj"]
-    assert not differing(list(randomised(model, "cascading"))[-1][1], random)
+    assert differing(model, randomised(model, "semi")) == {f"attention.out_proj.{name}" for name in ("weight", "bias")}
 
 
 def test_parameters_behind_the_last_matrix_are_not_forgotten():
@@ -192,21 +173,15 @@ def test_parameters_behind_the_last_matrix_are_not_forgotten():
 def test_the_card_of_the_copy_tells_and_the_model_s_does_not():
     model = cxrkit.models.create("resnet18", labels=["a", "b"]).eval()
     random = randomised(model, "semi", seed=4)
-    assert random.card["randomised"] == {"kind": "semi", "seed": 4, "layers": ["network.fc"]}
+    assert random.card["randomised"] == {"kind": "semi", "seed": 4}
     assert "randomised" not in model.card
     assert random(torch.rand(1, 1, 32, 32)).shape == (1, 2)
-    stages = [name for name, _ in itertools.islice(randomised(model, "cascading"), 3)]
-    assert stages == ["network.fc", "network.layer4.1.conv2", "network.layer4.1.conv1"]
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"kind": "half"}, ParameterError, "kind 'half' is unknown; use 'full', 'semi', 'cascading'"),
-        ({"kind": "full", "layers": ["head"]}, ParameterError, "kind 'full' randomises all"),
-        ({"kind": "semi", "layers": ["hed"]}, ParameterError, "unknown layer 'hed'; did you mean 'head'"),
-        ({"kind": "cascading", "layers": ["hed"]}, ParameterError, "unknown layer 'hed'"),
-        ({"kind": "semi", "layers": []}, ParameterError, "layers is empty"),
+        ({"kind": "half"}, ParameterError, "kind 'half' is unknown; use 'full', 'semi'"),
         ({"model": nn.Sequential(nn.ReLU())}, ModelError, "no layer with a matrix of weights"),
     ],
 )
@@ -307,10 +282,8 @@ def test_refusals_of_similarities():
 
 def test_randomising_shows_which_method_looks_at_the_network(trained):
     images = torch.rand(2, 1, 21, 21)
-    stages = list(randomised(trained, "cascading"))
-    before = cxrkit.attribute(trained, images, "saliency")
-    after = [cxrkit.attribute(model, images, "saliency") for _, model in stages]
-    assert map_correlation(before, after[-1]).abs().max() < 0.9
+    before, after = (cxrkit.attribute(model, images, "saliency") for model in (trained, randomised(trained)))
+    assert map_correlation(before, after).abs().max() < 0.9
     edges = images - images.roll(1, -1)  # a "method" that never asks the network
     assert map_correlation(edges, edges).min() == pytest.approx(1)
 

@@ -149,12 +149,12 @@ def test_tables_of_the_chapters(labels, scene):
     assert similar.iloc[0, 0] == pytest.approx(1)  # both labels read the same
     maps = method_pages.variants(bench, case, "integrated_gradients", "baseline", ["black", "white"])
     assert list(maps) == ["baseline black", "baseline white"]
-    sums = method_pages.completeness(bench, case, maps)
-    np.testing.assert_allclose(sums.iloc[:, 0], sums.iloc[:, 1], rtol=1e-4)
-    gaps = method_pages.gaps(bench, case, ["integrated_gradients", "guided_ig"], [2, 4])
-    assert (gaps < 1e-4).all().all()  # exact for a linear network
-    moved = method_pages.sensitivity(bench, case, ["input_x_gradient"], 1e-3)
-    assert 0 < moved["relative distance"].iloc[0] < 0.01
+    starts = {"baseline black": torch.zeros(1, 1, 64, 64), "baseline white": torch.ones(1, 1, 64, 64)}
+    sums = method_pages.map_sums(bench, case, maps, starts)
+    np.testing.assert_allclose(sums["sum"], sums["promised"], rtol=1e-4)  # exact for a linear network
+    assert (sums["relative"] < 1e-4).all()
+    maps = {"input_x_gradient": phantom_benchmark.maps_of(bench, "input_x_gradient", case.images, case.label)[0]}
+    assert method_pages.map_sums(bench, case, maps)["difference"].abs().iloc[0] < 1e-2
     assert "| saliency |" in method_pages.as_markdown(method_pages.method_table("gradient")).data
     assert len(method_pages.method_table()) == 20
 

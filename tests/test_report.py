@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cxrkit import ParameterError, grid
-from cxrkit.study import claims, comparing, published, report, runs
+from cxrkit.study import claims, comparison, published, report, runs
 from cxrkit.study.study import Study
 from papers.bcos import claims as bcos_claims
 from papers.bcos import tables as bcos
@@ -228,9 +228,9 @@ def test_what_learning_too_little_is():
     assert claims.too_little(known) == ""
     assert claims.too_little(known.assign(probability=0.5 * known["probability"])) == "it missed every positive"
     assert claims.too_little(frame.assign(probability=rng.random(60))) == "its AUC may be that of chance"
-    area = comparing.area(known)
+    area = comparison.area(known)
     assert area == (1, 1, 1)
-    assert comparing.area(frame.assign(probability=rng.random(60))).mean == pytest.approx(0.5, abs=0.2)
+    assert comparison.area(frame.assign(probability=rng.random(60))).mean == pytest.approx(0.5, abs=0.2)
 
 
 def test_recall_stands_beside_its_own_chance_and_interval(made):

@@ -6,10 +6,10 @@ from cxrkit.lazy import lazily
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
-    "comparing ensembles explaining method_pages papers parameters phantom_benchmark report runs training",
+    "comparison ensembles explanation method_pages papers parameters phantom_benchmark report runs training",
     parameters="ExplainParameters JudgeParameters",
     ensembles="ensemble",
     training="checkpoint_folder keep",
-    explaining="kept_maps score subject",
+    explanation="kept_maps score subject",
     runs="Run find newest writing",
 )

@@ -35,7 +35,7 @@ from numpy.typing import ArrayLike
 from cxrkit.errors import DataError, ParameterError, meant
 from cxrkit.metrics import bootstrap
 from cxrkit.project import project_folder
-from cxrkit.study import comparing
+from cxrkit.study import comparison
 from cxrkit.study.study import Study
 
 __all__ = [
@@ -127,7 +127,7 @@ def too_little(predictions: pd.DataFrame, cutoff: float = 0.5) -> str:
     positive = predictions["target"] > 0.5
     if positive.any() and not (predictions.loc[positive, "probability"] > cutoff).any():
         return "it missed every positive"
-    low, high = comparing.area(predictions)[1:]
+    low, high = comparison.area(predictions)[1:]
     return "its AUC may be that of chance" if low <= 0.5 <= high else ""
 
 

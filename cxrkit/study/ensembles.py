@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cxrkit.errors import DataError, ParameterError
-from cxrkit.metrics import classification_report, hard_vote, soft_vote
+from cxrkit.metrics import classification_report, hard_vote, over_seeds, soft_vote
 from cxrkit.study import runs
 
 __all__ = ["ensemble", "exclusive", "over_folds_and_seeds", "scores_of"]
@@ -91,14 +91,14 @@ def over_folds_and_seeds(table: pd.DataFrame, values: Sequence[str]) -> pd.DataF
     group = [name for name in table.columns if name not in ("fold", "seed", *values)]
     rows = []
     for place, part in table.groupby(group, sort=False, dropna=False) if group else [((), table)]:
-        folds = {seed: sorted(of_seed["fold"]) for seed, of_seed in part.groupby("seed")}
-        wanted = sorted(set(part["fold"]))
-        if wrong := [seed for seed, found in folds.items() if found != wanted]:
-            called = dict(zip(group, place, strict=True))
-            raise DataError(f"seed {wrong[0]} has the folds {folds[wrong[0]]}, others {wanted}; {called}")
-        by_seed = part.groupby("seed")[list(values)].mean()
-        row = dict(zip(group, place, strict=True)) | {"folds": len(wanted), "seeds": len(by_seed)}
+        row = dict(zip(group, place, strict=True))
+        times = pd.crosstab(part["seed"], part["fold"])
+        if len(wrong := times.index[(times != 1).any(axis=1)]):
+            folds = sorted(part.loc[part["seed"] == wrong[0], "fold"])
+            raise DataError(f"seed {wrong[0]} has the folds {folds}, others {list(times.columns)}; {row}")
+        row |= {"folds": times.shape[1], "seeds": times.shape[0]}
         for name in values:
-            row |= {f"{name}_mean": by_seed[name].mean(), f"{name}_std": by_seed[name].std(ddof=0)}
+            found = over_seeds(part.pivot(index="seed", columns="fold", values=name))
+            row |= {f"{name}_mean": found.mean, f"{name}_std": found.std}
         rows.append(row)
     return pd.DataFrame(rows)

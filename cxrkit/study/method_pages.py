@@ -1,36 +1,29 @@
-"""What the book's chapters on methods compute: one image of the phantom, one network, and small tables about them."""
+"""Tables and maps of the book's pages on methods: one image of the phantom and one network, by every method."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 import cxrkit.attribution
-from cxrkit.attribution.baselines import baseline_images
 from cxrkit.data.cards import escaped
-from cxrkit.metrics import completeness_gap, map_correlation, map_distance
+from cxrkit.metrics import completeness_gap, map_correlation
 from cxrkit.study.phantom_benchmark import Bench, Scene, settings_of
 from cxrkit.study.runs import project_folder
 
 __all__ = [
     "as_markdown",
-    "completeness",
-    "conservation",
-    "empty_maps",
-    "gaps",
     "label_similarity",
+    "map_sums",
     "method_table",
     "refusals",
-    "sensitivity",
     "settings",
     "support_table",
     "variants",
@@ -93,28 +86,6 @@ def variants(bench: Bench, scene: Scene, method: str, option: str, values: Itera
     return settings(bench, scene, method, {f"{option} {value}": {option: value, **fixed} for value in values})
 
 
-def completeness(bench: Bench, scene: Scene, maps: Mapping[str, Tensor]) -> pd.DataFrame:
-    """Sum of each map of integrated gradients beside what it should be; titles end with the baseline's name."""
-    rows = []
-    for title, values in maps.items():
-        start = baseline_images(scene.images[:1], title.split()[-1])
-        gap = _gap(bench, scene, values, promise="difference", baseline=start)
-        rows.append({"map": title, "sum of the map": float(values.sum())} | {"logit less baseline's": gap.promised})
-    return pd.DataFrame(rows).set_index("map")
-
-
-def conservation(bench: Bench, scene: Scene, methods: Sequence[str] = ("lrp", "rap")) -> pd.DataFrame:
-    """Sum of each method's map beside the logit less the constant that the network adds last."""
-    promise = "without_bias" if getattr(bench.model, "logit_bias", 0) else "score"
-    rows = []
-    for method in methods:
-        values = _maps(bench, scene, method, [scene.label])[0]
-        gap = _gap(bench, scene, values, promise=promise)
-        rows.append({"method": method, "sum of the map": float(values.double().sum()), "logit": gap.promised})
-        rows[-1]["difference"] = gap.gap
-    return pd.DataFrame(rows).set_index("method")
-
-
 def label_similarity(bench: Bench, scene: Scene, methods: Sequence[str] | None = None) -> pd.DataFrame:
     """How alike the maps of different labels of one image are: mean size of the correlation over all pairs, by method.
 
@@ -131,68 +102,30 @@ def label_similarity(bench: Bench, scene: Scene, methods: Sequence[str] | None =
     return pd.DataFrame(rows).set_index("method")
 
 
-def empty_maps(bench: Bench, methods: Sequence[str]) -> pd.DataFrame:
-    """Share of maps without any positive value, over all labels of a few images, by method."""
-    from cxrkit.study.phantom_benchmark import scenes
+def map_sums(
+    bench: Bench, scene: Scene, maps: Mapping[str, Tensor], baselines: Mapping[str, Tensor] | None = None
+) -> pd.DataFrame:
+    """Sum of each map [H, W] of the scene's first image and label beside the sum that its method promises.
 
-    images = next(scenes(bench)).images
-    rows = []
-    for method in methods:
-        maps = cxrkit.attribute(bench.model, images, method, bench.labels)
-        empty = (maps.flatten(2).amax(2) <= 0).float()
-        rows.append({"method": method, "maps": empty.numel(), "share without positive value": float(empty.mean())})
-    return pd.DataFrame(rows).set_index("method")
-
-
-def gaps(bench: Bench, scene: Scene, methods: Sequence[str], steps: Sequence[int]) -> pd.DataFrame:
-    """What is missing from the sum of a path method's map, as a share of what it should be, by number of steps."""
-    rows = {}
-    for method in methods:
-        start = _path_start(method, scene.images[:1])
-        maps = [_maps(bench, scene, method, [scene.label], n_steps=count)[0] for count in steps]
-        rows[method] = [_gap(bench, scene, one, promise="difference", baseline=start).relative for one in maps]
-    return pd.DataFrame(rows, index=pd.Index(steps, name="steps")).T
-
-
-def sensitivity(bench: Bench, scene: Scene, methods: Sequence[str], change: float, seed: int = 0) -> pd.DataFrame:
-    """How far a map moves when every pixel changes by at most `change`: relative distance, correlation, by method.
-
-    The distance is that of :func:`cxrkit.metrics.map_distance`, 1 at most.
+    That is the logit less the constant that the network adds last, or with ``baselines``, images by the maps' titles,
+    the logit less that of the baseline. Columns: sum, promised, difference, and relative: its size as a share of what
+    was promised; see :func:`cxrkit.metrics.completeness_gap`.
     """
-    noise = torch.rand(scene.images[:1].shape, generator=torch.Generator().manual_seed(seed))
-    moved = (scene.images[:1] + change * (2 * noise - 1)).clamp(0, 1)
-    rows = []
-    for method in methods:
-        options = settings_of(method, bench.parameters.n_steps, moved.shape[-1])
-        before = _maps(bench, scene, method, [scene.label], **options)
-        after = cxrkit.attribute(bench.model, moved, method, [scene.label], **options)[0].float().cpu()
-        distance, correlation = float(map_distance(before, after)), float(map_correlation(before, after))
-        rows.append({"method": method, "relative distance": distance, "correlation": correlation})
-    return pd.DataFrame(rows).set_index("method")
-
-
-class _Gap(NamedTuple):
-    gap: float
-    relative: float
-    promised: float
-
-
-def _gap(bench: Bench, scene: Scene, values: Tensor, **promise) -> _Gap:
-    """What the sum of a map [H, W] of the scene's first image lacks; see :func:`cxrkit.metrics.completeness_gap`."""
-    found = completeness_gap(bench.model, scene.images[:1], values[None, None], [scene.label], **promise)
-    gap = float(found.gap)
-    return _Gap(gap, float(found.relative), float(values.double().sum()) - gap)
+    rows = {}
+    for title, values in maps.items():
+        if baselines is not None:
+            promise = {"promise": "difference", "baseline": baselines[title]}
+        else:
+            promise = {"promise": "without_bias" if getattr(bench.model, "logit_bias", 0) else "score"}
+        found = completeness_gap(bench.model, scene.images[:1], values[None, None], [scene.label], **promise)
+        total, gap = float(values.double().sum()), float(found.gap)
+        rows[title] = {"sum": total, "promised": total - gap, "difference": gap, "relative": float(found.relative)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("map")
 
 
 def _maps(bench: Bench, scene: Scene, method: str, labels: Sequence[str], **options) -> Tensor:
     """Maps [L, H, W] of the scene's first image."""
     return cxrkit.attribute(bench.model, scene.images[:1], method, list(labels), **options)[0].float().cpu()
-
-
-def _path_start(method: str, image: Tensor) -> Tensor:
-    if method != "blur_ig":
-        return baseline_images(image, "black")
-    return torch.from_numpy(gaussian_filter(image[0, 0].numpy(), 50, mode="constant"))[None, None]  # Blur IG's start
 
 
 def _support() -> pd.DataFrame:

@@ -22,9 +22,10 @@ import cxrkit.metrics
 from cxrkit.attribution.api import device_of
 from cxrkit.errors import ParameterError
 from cxrkit.study import report, runs
+from cxrkit.study.explanation import network_of
 from cxrkit.study.parameters import JudgeParameters
 from cxrkit.study.study import Study
-from cxrkit.train.loop import chosen_device, target_table
+from cxrkit.train.loader import target_table
 
 __all__ = [
     "WORLDS",
@@ -91,15 +92,9 @@ def bench(parameters: JudgeParameters, load: Callable[[str], Study] | None = Non
         raise ParameterError(
             f"seed {parameters.seed} draws the patients that run {run.key} was trained on; take another"
         )
-    model = run.network(chosen_device(parameters))
-    drawn = [label for label in model.labels if options.get("prevalence", {}).get(label, 1) > 0]
-    labels = list(parameters.labels or drawn)
-    if unknown := [label for label in (*labels, *parameters.shortcuts.values()) if label not in model.labels]:
-        raise ParameterError(f"labels {unknown} are unknown to run {run.key}; it knows {list(model.labels)}")
-    able = [card.name for card in cxrkit.attribution.methods(model)]
-    methods = list(parameters.methods or able)
-    if unfit := [name for name in parameters.methods if name not in able]:
-        raise ParameterError(f"methods {unfit} can't explain {run.key}; those that can: {', '.join(able)}")
+    model, methods, labels = network_of(run, parameters, list(parameters.shortcuts.values()))
+    if not parameters.labels:
+        labels = [label for label in labels if options.get("prevalence", {}).get(label, 1) > 0]
     return Bench(run, parameters.model_copy(update={"run": run.key}), model, methods, labels)
 
 

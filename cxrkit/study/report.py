@@ -107,7 +107,7 @@ def classification_of(
 
 def pointing_table(scores: pd.DataFrame, threshold: float = 0.0, cutoff: float | None = None) -> pd.DataFrame:
     """Macro mean EPG by method, over all positives and over those found (TP) and missed (FN); scores as
-    `explaining.score` gives, with a column `run` where there are several runs.
+    `explanation.score` gives, with a column `run` where there are several runs.
 
     The mean is taken per label, then over labels, as in the tables of paper `bcos`; a label without any such image
     stays out. Intervals: 95 %, patients resampled. `chance` is that of the precision. A finding counts as found above
@@ -229,7 +229,7 @@ def names(pairs: list[tuple[runs.Run, runs.Run]]) -> list[str]:
 
 
 def kept_of(run: runs.Run, name: str = "maps") -> dict[str, np.ndarray]:
-    """The arrays that a run kept, by default its maps (see `explaining.kept_maps`)."""
+    """The arrays that a run kept, by default its maps (see `explanation.kept_maps`)."""
     with np.load(run.folder / f"{name}.npz", allow_pickle=False) as file:
         return dict(file)
 
@@ -242,7 +242,7 @@ def drawn_finer(parameters: TrainParameters, least: int, **changed: Any) -> Data
 
 
 def images_of(train: runs.Run, explain: runs.Run, least: int = 256) -> tuple[Dataset, dict[str, np.ndarray]]:
-    """The images whose maps an explanation run kept, and the kept arrays (see `explaining.kept_maps`).
+    """The images whose maps an explanation run kept, and the kept arrays (see `explanation.kept_maps`).
 
     The images are drawn finer than the network saw them.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from cxrkit.errors import ParameterError
-from cxrkit.study import comparing, runs
+from cxrkit.study import comparison, runs
 from cxrkit.study.claims import Claim, Measured, measured, too_little
 from cxrkit.study.claims import table as claim_table
 from cxrkit.study.published import table
@@ -224,7 +224,7 @@ def _areas(view: View, places: Sequence[Place]) -> Callable[[], Measured]:
         pair: list[runs.Run | None] = [trained.get((title, how)) for title, _, how in places]
         if None in pair:
             raise ParameterError(f"grid {view.study.name!r} lacks one of {places}")
-        row = comparing.scores((pair[0], pair[1])).loc["macro"]
+        row = comparison.scores((pair[0], pair[1])).loc["macro"]
         patients = set.intersection(*(set(run.frame("predictions")["patient_id"]) for run in pair))
         return Measured(row["difference"], row["low"], row["high"], len(patients))
 

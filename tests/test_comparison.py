@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cxrkit import ParameterError, study, train
-from cxrkit.study import comparing, runs
+from cxrkit.study import comparison, runs
 from cxrkit.study.study import Study
 
 
@@ -32,25 +32,25 @@ def pair(tmp_path):
         with runs.writing(parameters) as writer:
             writer.frame("predictions", predictions(shift))
         made.append(runs.key(parameters))
-    return comparing.pair(*made, results=str(tmp_path))
+    return comparison.pair(*made, results=str(tmp_path))
 
 
 def test_only_what_differs_is_listed(pair):
-    table = comparing.differences(pair)
+    table = comparison.differences(pair)
     assert table.index.tolist() == ["model"]
     assert table.loc["model"].tolist() == ["resnet18", "resnet34"]
 
 
 def test_areas_agree_with_scikit_learn_and_the_interval_is_paired(pair):
-    table = comparing.scores(pair, n=200)
+    table = comparison.scores(pair, n=200)
     frame = predictions(0.5).query("label == 'a'")
     assert table.loc["a", "first"] == pytest.approx(roc_auc_score(frame["target"], frame["logit"]))
     assert table.loc["macro", "second"] == pytest.approx(table["second"][["a", "b"]].mean())
     assert table.loc["never"].isna().all()
     assert (table["low"] <= table["difference"])[["a", "b", "macro"]].all()
     assert 0 < table.loc["macro", "low"] < table.loc["macro", "high"] < 1
-    pd.testing.assert_frame_equal(table, comparing.scores(pair, n=200))
-    same = comparing.scores((pair[0], pair[0]), n=50).loc["a"]
+    pd.testing.assert_frame_equal(table, comparison.scores(pair, n=200))
+    same = comparison.scores((pair[0], pair[0]), n=50).loc["a"]
     assert same[["difference", "low", "high"]].tolist() == [0, 0, 0]
 
 
@@ -68,7 +68,7 @@ def test_exclusive_classes_are_ranked_by_the_softmax_of_the_whole_run(tmp_path):
         with runs.writing(parameters) as writer:
             writer.frame("predictions", frame[frame["label"].isin(list(labels))])
         keys.append(runs.key(parameters))
-    table = comparing.scores(comparing.pair(*keys, results=str(tmp_path)), n=20)
+    table = comparison.scores(comparison.pair(*keys, results=str(tmp_path)), n=20)
     for column, label in enumerate("ab"):
         right = roc_auc_score(found == column, chances[:, column])
         assert right > 0.9 > 0.2 + roc_auc_score(found == column, logits[:, column])
@@ -81,7 +81,7 @@ def test_other_test_images_leave_no_interval(pair, tmp_path):
     parameters = train.TrainParameters(model="vgg16", results=str(tmp_path))
     with runs.writing(parameters) as writer:
         writer.frame("predictions", predictions(1.0, images=30))
-    table = comparing.scores(comparing.pair(pair[0].key, runs.key(parameters), results=str(tmp_path)), n=20)
+    table = comparison.scores(comparison.pair(pair[0].key, runs.key(parameters), results=str(tmp_path)), n=20)
     assert table["low"].isna().all()
     assert table.loc["a", "difference"] == table.loc["a", "second"] - table.loc["a", "first"]
 
@@ -91,7 +91,7 @@ def test_runs_that_trained_nothing_are_refused(pair, tmp_path):
     with runs.writing(parameters) as writer:
         writer.frame("scores", pd.DataFrame({"image_id": ["a"]}))
     with pytest.raises(ParameterError, match="trained no network"):
-        comparing.pair(pair[0].key, runs.key(parameters), results=str(tmp_path))
+        comparison.pair(pair[0].key, runs.key(parameters), results=str(tmp_path))
 
 
 def test_choices_are_named_by_what_changed(tmp_path):
@@ -101,7 +101,7 @@ def test_choices_are_named_by_what_changed(tmp_path):
         with runs.writing(parameters) as writer:
             writer.frame("predictions", predictions(2.0))
         made.append(runs.find(runs.key(parameters), tmp_path))
-    table = comparing.choices(Study("any", tuple(made)))
+    table = comparison.choices(Study("any", tuple(made)))
     assert table["choice"].tolist() == ["as it is", "augment: light", "as it is"]
     assert table["network"].tolist() == ["resnet18", "resnet18", "vgg16"]
     assert table["AUC"].nunique() == 1
@@ -110,8 +110,8 @@ def test_choices_are_named_by_what_changed(tmp_path):
 def test_one_patient_has_no_interval():
     frame = predictions(3.0).assign(patient_id="p")
     truth = frame.set_index(["patient_id", "image_id", "label"])["target"].unstack()
-    assert np.isnan(comparing._paired(truth, [truth.to_numpy()] * 2, 20, 0)).all()
-    found = comparing.area(frame[frame["label"] != "never"], n=20)
+    assert np.isnan(comparison._paired(truth, [truth.to_numpy()] * 2, 20, 0)).all()
+    found = comparison.area(frame[frame["label"] != "never"], n=20)
     assert 0.5 < found.mean <= 1
     assert np.isnan(found[1:]).all()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,11 +17,14 @@ from cxrkit.errors import DataError, ParameterError
 from cxrkit.study import runs
 from cxrkit.study.parameters import ExplainParameters
 from cxrkit.study.study import Study
-from cxrkit.train.loop import chosen_device, load_data, target_table
+from cxrkit.train.devices import chosen_device
+from cxrkit.train.loader import target_table
 from cxrkit.train.losses import probabilities
+from cxrkit.train.parameters import Parameters
 from cxrkit.train.scoring import activation_of
+from cxrkit.train.setup import load_data
 
-__all__ = ["Subject", "coverage", "example", "extent", "kept_maps", "score", "subject"]
+__all__ = ["Subject", "coverage", "example", "extent", "kept_maps", "network_of", "score", "subject"]
 
 # Why an image isn't scored for a label.
 LEFT_OUT = ("no box", "box outside", "box, label negative", "box, label unknown")
@@ -57,14 +60,7 @@ def subject(parameters: ExplainParameters, load: Callable[[], Study] | None = No
     run = runs.find(parameters.run, parameters.results) if parameters.run else _of_study(load)
     if run.parameters.root and not run.stale and runs.key(run.parameters) != run.key:
         raise DataError(f"run {run.key}: the tables in {run.parameters.root} have changed since; train it again")
-    model = run.network(chosen_device(parameters))
-    labels = list(parameters.labels or model.labels)
-    if unknown := set(labels) - set(model.labels):
-        raise ParameterError(f"labels {sorted(unknown)} are unknown to run {run.key}; it knows {list(model.labels)}")
-    able = [card.name for card in cxrkit.attribution.methods(model)]
-    methods = list(parameters.methods or able)
-    if unknown := [name for name in methods if name not in able]:
-        raise ParameterError(f"methods {unknown} can't explain {run.key}; those that can: {', '.join(able)}")
+    model, methods, labels = network_of(run, parameters)
     test = load_data(run.parameters).split("test")
     if not len(test.boxes):
         raise DataError(
@@ -76,6 +72,24 @@ def subject(parameters: ExplainParameters, load: Callable[[], Study] | None = No
         images = test.select(boxed[_spread(len(boxed), min(parameters.images, len(boxed)))])
     parameters = parameters.model_copy(update={"run": run.key})
     return Subject(run, parameters, model, images.cached(), methods, labels, _cutoffs(run), test)
+
+
+def network_of(
+    run: runs.Run, parameters: Parameters, others: Sequence[str] = ()
+) -> tuple[nn.Module, list[str], list[str]]:
+    """Network of a run, and the methods and labels that explain it: those that `parameters` name, or all.
+
+    Raises ParameterError for a method that can't explain it and a label that it doesn't know, also among `others`.
+    """
+    model = run.network(chosen_device(parameters))
+    labels = list(parameters.labels or model.labels)
+    if unknown := sorted({*labels, *others} - set(model.labels)):
+        raise ParameterError(f"labels {unknown} are unknown to run {run.key}; it knows {list(model.labels)}")
+    able = [card.name for card in cxrkit.attribution.methods(model)]
+    methods = list(parameters.methods or able)
+    if unfit := [name for name in methods if name not in able]:
+        raise ParameterError(f"methods {unfit} can't explain {run.key}; those that can: {', '.join(able)}")
+    return model, methods, labels
 
 
 def _cutoffs(run: runs.Run) -> dict[str, float]:
@@ -181,10 +195,8 @@ def _score_chunk(subject: Subject, rows: torch.Tensor, column: int, method: str)
     if not boxed.any():
         return pd.DataFrame()
     images, masks = batch.images[boxed], batch.masks[boxed, column]
-    device = next(subject.model.parameters()).device
-    maps = _attribute(subject, images.to(device), method, [label])[:, 0].cpu()
-    with torch.no_grad():
-        logits = subject.model(images.to(device)).cpu()
+    maps = _attribute(subject, images, method, [label])[:, 0]
+    logits = _logits(subject, images)
     place = list(subject.model.labels).index(label)
     frame = {
         "image_id": np.asarray(batch.image_ids)[boxed.numpy()],
@@ -226,11 +238,8 @@ def kept_maps(subject: Subject) -> dict[str, np.ndarray]:
     count = min(subject.parameters.maps, len(data))
     rows = _spread_positive(target_table(data), count)
     batch = data.batch(rows)
-    device = next(subject.model.parameters()).device
-    images = batch.images.to(device)
-    with torch.no_grad():
-        logits = subject.model(images).cpu()
-    maps = [_attribute(subject, images, method, subject.labels).cpu() for method in subject.methods]
+    logits = _logits(subject, batch.images)
+    maps = [_attribute(subject, batch.images, method, subject.labels) for method in subject.methods]
     columns = [list(subject.model.labels).index(label) for label in subject.labels]
     return {
         "image_ids": np.asarray(batch.image_ids, dtype=str),
@@ -253,16 +262,14 @@ def example(subject: Subject) -> dict:
     if not rows:
         raise ParameterError(f"run {subject.run.key}: no test image has any of the labels {subject.labels}")
     batch = data.batch(rows)
-    device = next(subject.model.parameters()).device
-    with torch.no_grad():
-        logits = subject.model(batch.images.to(device)).cpu()[:, columns]
     boxed = (targets[rows] > 0.5) & batch.masks[:, columns].flatten(2).any(2)
     if not boxed.any():
         raise ParameterError(f"run {subject.run.key}: no positive of the labels {subject.labels} has a box")
+    logits = _logits(subject, batch.images)[:, columns]
     logits[~boxed] = -torch.inf
     row, column = divmod(int(logits.argmax()), len(columns))
     image, label = batch.images[row : row + 1], subject.labels[column]
-    maps = [_attribute(subject, image.to(device), method, [label])[0, 0].cpu() for method in subject.methods]
+    maps = [_attribute(subject, image, method, [label])[0, 0] for method in subject.methods]
     return {
         "image": image[0, 0],
         "maps": torch.stack(maps),
@@ -275,7 +282,13 @@ def example(subject: Subject) -> dict:
 
 def _attribute(subject: Subject, images: torch.Tensor, method: str, labels: list[str]) -> torch.Tensor:
     options = {"n_steps": subject.parameters.n_steps} if method == "integrated_gradients" else {}
-    return cxrkit.attribute(subject.model, images, method=method, labels=labels, **options)
+    device = next(subject.model.parameters()).device
+    return cxrkit.attribute(subject.model, images.to(device), method=method, labels=labels, **options).cpu()
+
+
+def _logits(subject: Subject, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return subject.model(images.to(next(subject.model.parameters()).device)).cpu()
 
 
 def _spread(count: int, wanted: int) -> list[int]:
@@ -284,16 +297,8 @@ def _spread(count: int, wanted: int) -> list[int]:
 
 def _spread_positive(targets: torch.Tensor, wanted: int) -> list[int]:
     """Rows so that each label is met early: the first unused positive of each label in turn, then the rest in order."""
-    if wanted == 0:
-        return []
-    positive = targets.nan_to_num() > 0.5
-    chosen: list[int] = []
-    for turn in range(len(targets)):
-        for column in range(targets.shape[1]):
-            rows = [row for row in torch.nonzero(positive[:, column]).flatten().tolist() if row not in chosen]
-            if rows and len(chosen) < wanted:
-                chosen.append(rows[0])
-        if len(chosen) >= wanted or turn * targets.shape[1] > len(targets):
-            break
-    rest = [row for row in range(len(targets)) if row not in chosen]
-    return sorted((chosen + rest)[:wanted])
+    positives = [torch.nonzero(column > 0.5).flatten().tolist() for column in targets.T]
+    chosen: dict[int, None] = {}
+    for rows in positives * (len(targets) // len(positives) + 2):
+        chosen |= dict.fromkeys([row for row in rows if row not in chosen][:1])
+    return sorted([*chosen, *(row for row in range(len(targets)) if row not in chosen)][:wanted])

@@ -9,7 +9,7 @@ import torch
 
 from cxrkit import ParameterError
 from cxrkit.data.dataset import Dataset, Rendered
-from cxrkit.study import explaining
+from cxrkit.study import explanation
 from cxrkit.study.parameters import ExplainParameters
 
 SIZE = 32
@@ -37,18 +37,18 @@ class Grey:
 
 
 @pytest.fixture
-def subject() -> explaining.Subject:
+def subject() -> explanation.Subject:
     table = pd.DataFrame({"left": [1.0, 1, 0, 1], "right": [0.0, 1, 1, np.nan]})
     table = table.assign(image_id=list("abcd"), patient_id=list("pqrs"), path=None, orig_width=SIZE, orig_height=SIZE)
     box = {"label": "left", "x_min": 0, "y_min": 0, "x_max": 16, "y_max": 16, "reader": "r"}
     boxes = pd.DataFrame([{"image_id": "a"} | box, {"image_id": "b"} | box, {"image_id": "c", **box, "label": "right"}])
     data = Dataset("halves", ("left", "right"), table.assign(split="test"), boxes, Grey(), SIZE)
     parameters = ExplainParameters(thresholds=[0.0, 1.0], maps=3)
-    return explaining.Subject(None, parameters, Halves(), data, ["saliency", "input_x_gradient"], ["left", "right"])
+    return explanation.Subject(None, parameters, Halves(), data, ["saliency", "input_x_gradient"], ["left", "right"])
 
 
 def test_every_boxed_positive_is_scored_by_every_method(subject):
-    scores = explaining.score(subject)
+    scores = explanation.score(subject)
     rows = scores.groupby(["method", "threshold"])[["image_id", "label"]].apply(lambda part: part.to_numpy().tolist())
     # d is positive but has no box; b's "right" is positive but has none either.
     assert all(pairs == [["a", "left"], ["b", "left"], ["c", "right"]] for pairs in rows)
@@ -56,7 +56,9 @@ def test_every_boxed_positive_is_scored_by_every_method(subject):
 
 
 def test_scores_are_the_closed_forms(subject):
-    scores = explaining.score(subject).query("method == 'saliency' and threshold == 0").set_index(["image_id", "label"])
+    scores = (
+        explanation.score(subject).query("method == 'saliency' and threshold == 0").set_index(["image_id", "label"])
+    )
     left, right = scores.loc[("a", "left")], scores.loc[("c", "right")]
     assert left["chance"] == pytest.approx(0.25)
     assert left["precision"] == pytest.approx(0.5)  # the box holds half of the positive half
@@ -68,7 +70,7 @@ def test_scores_are_the_closed_forms(subject):
 
 
 def test_kept_maps_are_raw_and_of_every_label(subject):
-    kept = explaining.kept_maps(subject)
+    kept = explanation.kept_maps(subject)
     assert kept["maps"].shape == (2, 3, 2, SIZE, SIZE)
     assert kept["maps"].dtype == np.float32
     assert kept["maps"][0, 0, 0].min() == -1.0
@@ -77,14 +79,14 @@ def test_kept_maps_are_raw_and_of_every_label(subject):
 
 
 def test_the_example_is_the_surest_boxed_positive(subject):
-    example = explaining.example(subject)
+    example = explanation.example(subject)
     assert example["caption"].startswith("right, c")
     assert example["maps"].shape == (2, SIZE, SIZE)
     assert example["mask"].sum() == 256
 
 
 @pytest.fixture
-def mixed(subject) -> explaining.Subject:
+def mixed(subject) -> explanation.Subject:
     """Boxes that don't fit the labels: of "right" on a (negative) and d (unknown), and one beside the image on e."""
     table = pd.DataFrame({"left": [1.0, 1, 0, 1, 1], "right": [0.0, 1, 1, np.nan, 0]})
     table = table.assign(image_id=list("abcde"), patient_id=list("ppqrs"), path=None, split="test")
@@ -99,13 +101,13 @@ def mixed(subject) -> explaining.Subject:
 
 
 def test_what_is_left_out_is_counted_by_cause(mixed):
-    scores = explaining.score(mixed)
+    scores = explanation.score(mixed)
     assert set(map(tuple, scores[["image_id", "label"]].to_numpy())) == {("a", "left"), ("b", "left"), ("c", "right")}
-    found = explaining.coverage(mixed, scores).set_index("label")
+    found = explanation.coverage(mixed, scores).set_index("label")
     assert found.loc["left"].drop("cutoff").tolist() == [4, 2, 1, 1, 1, 0, 0]
     assert found.loc["right"].drop("cutoff").tolist() == [2, 1, 1, 1, 0, 1, 1]
     assert found.loc["all labels"].drop("cutoff").tolist() == [6, 3, 2, 2, 1, 1, 1]
-    told = explaining.extent(mixed, scores)
+    told = explanation.extent(mixed, scores)
     assert "5 images of 4 patients; 5 images of 4 patients have a box" in told
     assert "scored: 3 images of 2 patients" in told
     assert "Nothing to score on 2" in told
@@ -113,20 +115,20 @@ def test_what_is_left_out_is_counted_by_cause(mixed):
 
 
 def test_cutoffs_are_those_of_the_run(mixed):
-    scores = explaining.score(mixed)
+    scores = explanation.score(mixed)
     assert (scores.loc[scores["label"] == "left", "cutoff"] == 1e-30).all()
     assert scores.loc[scores["label"] == "right", "cutoff"].isna().all(), "the run could choose none"
-    assert "chosen on the validation split" in explaining.extent(mixed, scores)
+    assert "chosen on the validation split" in explanation.extent(mixed, scores)
     mixed.cutoffs = {}
-    scores = explaining.score(mixed)
+    scores = explanation.score(mixed)
     assert (scores["cutoff"] == 0.5).all()
-    assert "0.5 each, as the run keeps none" in explaining.extent(mixed, scores)
+    assert "0.5 each, as the run keeps none" in explanation.extent(mixed, scores)
 
 
 def test_a_refusal_says_what_was_left_out(mixed):
     mixed.images, mixed.run = mixed.images.select([3, 4]), type("Run", (), {"key": "k"})
     with pytest.raises(ParameterError, match=r"positive: 2, no box: 1, box outside: 1, .*unknown: 1"):
-        explaining.score(mixed)
+        explanation.score(mixed)
 
 
 def test_labels_without_any_positive_are_refused(subject):
@@ -134,4 +136,4 @@ def test_labels_without_any_positive_are_refused(subject):
     subject.images = subject.images.select([0])
     subject.run = type("Run", (), {"key": "k"})
     with pytest.raises(ParameterError, match="no test image has any of the labels"):
-        explaining.score(subject)
+        explanation.score(subject)

@@ -213,7 +213,7 @@ def test_an_edit_leaves_alone_what_it_cannot_change(stale_after):
     assert stale_after["cxrkit.phantom.source"] == stale_after["cxrkit.models.bcos"] == everywhere
     assert stale_after["cxrkit.data.public.rsna"] == everywhere, "a source is loaded by its name"
     assert stale_after["cxrkit.attribution.cam"] == {"explain", "judge"}
-    assert stale_after["cxrkit.study.explaining"] == {"explain"}
+    assert stale_after["cxrkit.study.explanation"] == {"explain", "judge"}
     assert stale_after["cxrkit.study.phantom_benchmark"] == {"judge"}
     assert stale_after["cxrkit.train.search"] == {"search"}
     for module, stale in stale_after.items():

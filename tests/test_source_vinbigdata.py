@@ -348,7 +348,7 @@ def test_a_copy_of_another_size_is_refused(copies):
     root = copies()
     data = load_vinbigdata(root)
     Image.new("L", (256, 256)).save(root / "vinbigdata" / "train" / f"{sorted(IDS)[0]}.png")
-    with pytest.raises(DataError, match="is 256 x 256 pixels, this square copy says 512 x 512"):
+    with pytest.raises(DataError, match="is 256 x 256 pixels, every image of this source says 512 x 512"):
         data[0]
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from cxrkit.data.dataset import Rendered
+from cxrkit.data.dataset import Dataset, Rendered
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.readers import gathered_notices, noticing, read_image
 from cxrkit.errors import CxrkitError, DataError
 
-__all__ = ["FileRenderer"]
+__all__ = ["FileRenderer", "file_dataset"]
 
 
 class FileRenderer:
@@ -84,3 +85,35 @@ class FileRenderer:
         if filled.any():
             truth[filled] = self.preprocessing.masks(masks[filled], size)
         return truth
+
+
+def file_dataset(
+    name: str,
+    labels: Sequence[str],
+    table: pd.DataFrame,
+    boxes: pd.DataFrame | None = None,
+    *,
+    size: int,
+    preprocessing: Preprocessing,
+    side: int | None = None,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    frames: np.ndarray | None = None,
+    hierarchy: Mapping[str, str] | None = None,
+    read: Callable[[str | Path], np.ndarray] = read_image,
+    truth: Callable[[int], np.ndarray | None] | None = None,
+) -> Dataset:
+    """A dataset of files, those of the column ``path``, with the boxes of its images.
+
+    ``side``: all files are ``side`` x ``side``; ``sizes``: width and height that each must have; ``frames``: those of
+    the originals ``[N, 2]``, by default ``side``, or NaN: only the file tells. Others as for Dataset and FileRenderer.
+    """
+    if side is not None:
+        sizes = [(side, side)] * len(table)
+    if frames is None:
+        frames = np.full((len(table), 2), np.nan if side is None else side)
+    renderer = FileRenderer(
+        table["path"].tolist(), sizes, preprocessing, read, truth, table="every image of this source"
+    )
+    if boxes is not None:
+        boxes = boxes[boxes["image_id"].isin(table["image_id"])]
+    return Dataset(name, labels, table, boxes, renderer, size, hierarchy, frames, preprocessing)

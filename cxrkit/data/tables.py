@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
+import gzip
+import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -24,13 +27,16 @@ __all__ = [
     "EDGES",
     "MISSING",
     "Problem",
+    "box_table",
     "collecting",
+    "corner_boxes",
     "counted_from",
     "notify",
     "numbers",
     "places",
     "read_table",
     "refuse",
+    "sound_rows",
     "whole_boxes",
 ]
 
@@ -111,16 +117,25 @@ def places(column: pd.Series, wrong: pd.Series | np.ndarray) -> list[tuple[int, 
     return [(line, repr(value)) for line, value in column[np.asarray(wrong, dtype=bool)].items()]
 
 
+def sound_rows(
+    path: Path, rows: pd.DataFrame, problems: Mapping[str, tuple[pd.Series, pd.Series | np.ndarray]]
+) -> pd.DataFrame:
+    """The rows without a problem; each one is refused. ``problems``: name -> column to quote, and where it holds."""
+    for problem, (column, wrong) in problems.items():
+        refuse(path, problem, places(column, wrong))
+    return rows[~np.any([np.asarray(wrong, dtype=bool) for _, wrong in problems.values()], axis=0)]
+
+
 def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
     """A table as text, cells stripped; its index holds the line of the file on which each row ends.
 
-    Cells are separated by commas, or by the semicolons, tabs or bars that the header has instead. Columns are found
-    whatever the case and the signs between words: "Image ID" is image_id. Raises DataError for a file that is not
-    UTF-8, not a table, lacks a ``required`` column, names one twice, or has rows whose number of cells differs from
-    the header's.
+    Cells are separated by commas, or by the semicolons, tabs or bars that the header has instead; empty cells at the
+    end of a row need not be there. Columns are found whatever the case and the signs between words: "Image ID" is
+    image_id. The file may be compressed (.gz, .zip). Raises DataError for a file that is not UTF-8, not a table, lacks
+    a ``required`` column, names one twice, or has rows whose number of cells differs from the header's.
     """
-    header, cells, widths, lines = _cells(path, required)
-    written, header = header, _known_names(header, [*required, *optional])
+    written, rows, lines = _rows(path, required)
+    header = _known_names(written, [*required, *optional])
     missing = [column for column in required if column not in header]
     if missing:
         others = [column for column in header if column not in required]
@@ -129,19 +144,57 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     if len(set(named)) != len(named):
         raise DataError(f"{path}: a column name occurs twice in {header}")
     width = len(header)
-    if any(held != width for held in widths):
-        uneven = zip(lines, widths, strict=True)
-        where = [(line, f"{held} cells, not {width}") for line, held in uneven if held != width]
-        refuse(path, "the number of cells differs from the header's", where)
-        starts = np.concatenate([[0], np.cumsum(widths)])
-        whole = [row for row, held in enumerate(widths) if held == width]
-        cells = [cell for row in whole for cell in cells[starts[row] : starts[row + 1]]]
-        lines = [lines[row] for row in whole]
-    columns = {column or f"column {place + 1}": cells[place::width] for place, column in enumerate(header)}
-    for place, column in enumerate(header):
-        if not column and not any(columns[f"column {place + 1}"]):
-            del columns[f"column {place + 1}"]  # of delimiters at the ends of the lines
-    return pd.DataFrame(columns, index=lines, dtype=None if lines else object)
+    least = max(place for place, column in enumerate(header, 1) if column)
+    uneven = [len(row) < least or any(row[width:]) for row in rows]
+    where = [
+        (line, f"{len(row)} cells, not {least}") for line, row, odd in zip(lines, rows, uneven, strict=True) if odd
+    ]
+    refuse(path, "the number of cells differs from the header's", where)
+    rows = [(row + [""] * width)[:width] for row, odd in zip(rows, uneven, strict=True) if not odd]
+    lines = [line for line, odd in zip(lines, uneven, strict=True) if not odd]
+    columns = [column or f"column {place}" for place, column in enumerate(header, 1)]
+    # As Python's own text: pandas steps through its own several times as slowly.
+    table = pd.DataFrame(rows, index=lines, columns=columns, dtype=object)
+    unnamed = [name for name, column in zip(columns, header, strict=True) if not column]
+    return table.drop(columns=[name for name in unnamed if not any(table[name])])
+
+
+def _rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[list[str]], list[int]]:
+    """The header, the rows below it, and the line on which each of these ends."""
+    text = _text(path)
+    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    told = re.fullmatch(r"sep=(.)\s*", first)  # what a spreadsheet puts above the header
+    delimiter = told[1] if told else _delimiter(first, required)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    rows, lines = [], []
+    try:
+        for row in reader:
+            if any(row):
+                rows.append(list(map(str.strip, row)))
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DataError(f"{path}: is not a comma-separated table ({error})") from None
+    above = 1 if told else 0
+    if len(rows) <= above:
+        raise DataError(f"{path}: is empty; expected a header with {', '.join(required)}")
+    return rows[above], rows[above + 1 :], lines[above + 1 :]
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                content = archive.read(archive.namelist()[0])
+        else:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                content = file.read()
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is not UTF-8 text (byte {error.start} can't be read); save it as CSV in UTF-8"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: can't be opened ({error.strerror})") from None
 
 
 def _letters(name: str) -> str:
@@ -168,38 +221,6 @@ def _cure(missing: list[str], header: list[str]) -> str:
         like += [column for column, of in letters.items() if of in near]
         told += f"; is {like[0]!r} meant to be {name!r}?" if like else ""
     return told
-
-
-def _cells(path: Path, required: Sequence[str]) -> tuple[list[str], list[str], list[int], list[int]]:
-    """The header, all cells below it one after the other, and of each row the number of cells and the line.
-
-    One flat list of text, because a list a row would keep the garbage collector busy for most of the time.
-    """
-    cells: list[str] = []
-    widths, lines = [], []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = next((line for line in file if line.strip()), "")
-            told = re.fullmatch(r"sep=(.)\s*", first)  # what a spreadsheet puts above the header
-            delimiter = told[1] if told else _delimiter(first, required)
-            file.seek(0)
-            reader = csv.reader(file, strict=True, delimiter=delimiter)
-            for row in reader:
-                if any(row) and not (told and not widths and "".join(row).startswith("sep=")):
-                    cells.extend(map(str.strip, row))
-                    widths.append(len(row))
-                    lines.append(reader.line_num)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: is not UTF-8 text (byte {error.start} can't be read); save it as CSV in UTF-8"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: can't be opened ({error.strerror})") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: is not a comma-separated table ({error})") from None
-    if not widths:
-        raise DataError(f"{path}: is empty; expected a header with {', '.join(required)}")
-    return cells[: widths[0]], cells[widths[0] :], widths[1:], lines[1:]
 
 
 def _delimiter(header: str, required: Sequence[str]) -> str:
@@ -233,6 +254,25 @@ def leaves_folder(file: str) -> bool:
     return bool(path.anchor) or ".." in path.parts
 
 
+def box_table(
+    image_ids: Sequence[str], labels: str | Sequence[str], edges: np.ndarray, reader: str | Sequence[str]
+) -> pd.DataFrame:
+    """Boxes as ``Dataset.boxes`` has them, of edges ``[M, 4]``; with the index of ``image_ids``, where it has one."""
+    boxes = pd.DataFrame(np.asarray(edges, dtype=float).reshape(-1, 4), columns=list(EDGES))
+    if isinstance(image_ids, pd.Series):
+        boxes.index = image_ids.index
+    boxes.insert(0, "image_id", image_ids)
+    boxes.insert(1, "label", labels)
+    boxes["reader"] = reader
+    return boxes
+
+
+def corner_boxes(path: Path, rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Edges ``[M, 4]`` of boxes that a table gives as x, y, width and height, in columns of these names."""
+    x, y, width, height = (numbers(path, rows, column) for column in columns)
+    return np.column_stack([x, y, x + width, y + height])
+
+
 def whole_boxes(
     path: Path, boxes: pd.DataFrame, limits: np.ndarray, originals: np.ndarray | None = None
 ) -> pd.DataFrame:
@@ -246,20 +286,20 @@ def whole_boxes(
     low, high = boxes[["x_min", "y_min"]].to_numpy(), boxes[["x_max", "y_max"]].to_numpy()
     shares = (high <= SHARE).all(axis=1) & (low >= -SHARE).all(axis=1) & (limits > _SMALL).all(axis=1)
     cure = "pixels are wanted; for shares of the image multiply x by the width and y by the height"
-    refuse(path, f"the box holds no whole pixel; {cure}", _described(boxes, limits, shares))
+    refuse(path, f"the box holds no whole pixel; {cure}", _box_places(boxes, limits, shares))
     outside = ~shares & ~((low >= -OVERSHOOT) & (high <= limits + OVERSHOOT)).all(axis=1)
     hint = ""
     for frame, words in ((limits[:, ::-1], "x and y seem swapped"), (originals, "it seems to be in original pixels")):
         if not hint and frame is not None and outside.any():
             fits = ((low >= -OVERSHOOT) & (high <= frame + OVERSHOOT))[outside].all()
             hint = f"; {words}" if fits else ""
-    refuse(path, f"the box lies outside its image{hint}", _described(boxes, limits, outside))
+    refuse(path, f"the box lies outside its image{hint}", _box_places(boxes, limits, outside))
     low, high = low.clip(0, limits), high.clip(0, limits)
     empty = ~shares & ~outside & ~(high > low).all(axis=1)
     sizes = empty.any() and (low + high <= limits + OVERSHOOT)[empty].all() and (high > 0)[empty].all()
     hint = "; x_max and y_max may be width and height, or the ends swapped" if sizes else "; its ends may be swapped"
     needed = f"the box has no area (x_min < x_max and y_min < y_max are needed{hint})"
-    refuse(path, needed, _described(boxes, limits, empty))
+    refuse(path, needed, _box_places(boxes, limits, empty))
     boxes = boxes.copy()
     boxes[["x_min", "y_min"]], boxes[["x_max", "y_max"]] = low, high
     return boxes[~shares & ~outside & ~empty]
@@ -286,7 +326,7 @@ def counted_from(boxes: pd.DataFrame, limits: np.ndarray) -> str:
     return ""
 
 
-def _described(boxes: pd.DataFrame, limits: np.ndarray, wrong: np.ndarray) -> list[tuple[int, str]]:
+def _box_places(boxes: pd.DataFrame, limits: np.ndarray, wrong: np.ndarray) -> list[tuple[int, str]]:
     rows = boxes.loc[wrong, ["image_id", *EDGES]].itertuples(name=None)
     return [
         (line, repr(f"{image_id}: {x_min:g}, {y_min:g}, {x_max:g}, {y_max:g} in {width:g} x {height:g}"))

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrkit.data.dataset import BOX_COLUMNS, Dataset
-from cxrkit.data.files import FileRenderer
+from cxrkit.data.dataset import Dataset
+from cxrkit.data.files import file_dataset
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.public.layout import choose, find_folder, subfolders
 from cxrkit.data.size_limits import check_file
 from cxrkit.data.splits import FOLDS, with_validation
-from cxrkit.data.tables import refuse
+from cxrkit.data.tables import box_table, refuse
 from cxrkit.errors import DataError
 
 __all__ = ["LABELS", "Masks", "load_brain_mri", "read_slice"]
@@ -63,16 +63,10 @@ def load_brain_mri(
     if split is not None:
         table["split"] = split
     of_label = (table.pop("label") - 1).astype(int).tolist()
-    files = table["path"].tolist()
-    dataset = Dataset(
-        name="brain_mri",
-        labels=LABELS,
-        table=table,
-        boxes=boxes,
-        renderer=FileRenderer(files, preprocessing=preprocessing, read=read_slice, truth=Masks(files, of_label)),
-        size=size,
-        preprocessing=preprocessing,
-    )
+    frames = table[["orig_width", "orig_height"]].to_numpy()
+    truth = Masks(table["path"].tolist(), of_label)
+    options = {"size": size, "preprocessing": preprocessing, "frames": frames, "read": read_slice, "truth": truth}
+    dataset = file_dataset("brain_mri", LABELS, table, boxes, **options)
     if split_by == "slices":
         dataset.leak = "split_by='slices' divides slices whatever the patient, as paper `path` did."
     return dataset
@@ -182,10 +176,8 @@ def _boxes(table: pd.DataFrame, borders: list[np.ndarray]) -> pd.DataFrame:
     low, high = corners[:, 0] - 1, corners[:, 1]
     limits = table[["orig_width", "orig_height"]].to_numpy()
     edges = np.column_stack([low.clip(0, limits), high.clip(0, limits)])
-    boxes = pd.DataFrame(edges, columns=list(BOX_COLUMNS[2:6]))
-    boxes.insert(0, "image_id", table["image_id"])
-    boxes.insert(1, "label", [LABELS[label - 1] for label in table["label"]])
-    boxes["reader"] = "figshare 1512427"
+    labels = [LABELS[label - 1] for label in table["label"]]
+    boxes = box_table(table["image_id"], labels, edges, "figshare 1512427")
     return boxes[~bare.to_numpy()].reset_index(drop=True)
 
 

@@ -17,29 +17,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cxrkit.data.dataset import BOX_COLUMNS, Dataset
-from cxrkit.data.files import FileRenderer
+from cxrkit.data.dataset import Dataset
+from cxrkit.data.files import file_dataset
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.public.layout import choose, find_folder, keep_present, stems_in, subfolders
 from cxrkit.data.public.object_cxr import POLYGON, outline_mask
 from cxrkit.data.splits import with_validation
-from cxrkit.data.tables import refuse, whole_boxes
+from cxrkit.data.tables import box_table, refuse, whole_boxes
 from cxrkit.errors import DataError
 
 __all__ = ["LABELS", "LABELS_10", "load_chestx_det"]
 
 SIDE = 1024
 LABELS_10 = (
-    "Atelectasis",
-    "Calcification",
-    "Consolidation",
-    "Effusion",
-    "Emphysema",
-    "Fibrosis",
-    "Fracture",
-    "Mass",
-    "Nodule",
-    "Pneumothorax",
+    *("Atelectasis", "Calcification", "Consolidation", "Effusion", "Emphysema", "Fibrosis", "Fracture", "Mass"),
+    *("Nodule", "Pneumothorax"),
 )
 LABELS = tuple(sorted((*LABELS_10, "Cardiomegaly", "Diffuse Nodule", "Pleural Thickening")))
 _FILES = (
@@ -83,21 +75,10 @@ def load_chestx_det(
     table = table[there].reset_index(drop=True)
     entries = [entry for entry, kept in zip(entries, there, strict=True) if kept]
     outlined = any(entry.outlines for entry in entries)
-    dataset = Dataset(
-        name="chestx_det",
-        labels=labels,
-        table=table,
-        boxes=_boxes(path, entries, table["image_id"]),
-        renderer=FileRenderer(
-            table["path"],
-            [(SIDE, SIDE)] * len(table),
-            preprocessing,
-            truth=_Truth(labels, entries) if outlined else None,
-            table="every image of this source",
-        ),
-        size=size,
-        frames=np.full((len(table), 2), SIDE),
-        preprocessing=preprocessing,
+    truth = _Truth(labels, entries) if outlined else None
+    boxes = _boxes(path, entries, table["image_id"])
+    dataset = file_dataset(
+        "chestx_det", labels, table, boxes, size=size, preprocessing=preprocessing, side=SIDE, truth=truth
     )
     if split_by == "official":
         dataset.leak = "The published parts of ChestX-Det share patients."
@@ -205,13 +186,9 @@ def _paths(folder: Path, table: pd.DataFrame) -> pd.Series:
 
 
 def _boxes(path: Path, entries: Sequence[_Entry], image_ids: Sequence[str]) -> pd.DataFrame:
-    rows = [
-        (image, finding, *box)
-        for image, entry in zip(image_ids, entries, strict=True)
-        for finding, box in zip(entry.findings, entry.boxes, strict=True)
-    ]
-    boxes = pd.DataFrame(rows, columns=list(BOX_COLUMNS[:-1]))
-    boxes["reader"] = "ChestX-Det"
+    names = np.repeat(np.asarray(image_ids, dtype=object), [len(entry.findings) for entry in entries])
+    findings = [finding for entry in entries for finding in entry.findings]
+    boxes = box_table(names, findings, np.array([box for entry in entries for box in entry.boxes]), "ChestX-Det")
     boxes.index = [None] * len(boxes)  # the file has no lines to name
     return whole_boxes(path, boxes, np.full((len(boxes), 2), SIDE)).reset_index(drop=True)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cxrkit.data.dataset import BOX_COLUMNS, Dataset
-from cxrkit.data.files import FileRenderer
+from cxrkit.data.files import file_dataset
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.public.layout import choose, find_folder, keep_present, subfolders
 from cxrkit.data.size_limits import check_pixels
@@ -23,27 +23,13 @@ from cxrkit.errors import DataError
 __all__ = ["LABELS", "Outlines", "load_chexpert", "rle_box", "rle_mask", "rle_runs"]
 
 LABELS = (
-    "No Finding",
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Opacity",
-    "Lung Lesion",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
+    *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),
+    *("Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture"),
     "Support Devices",
 )
 HIERARCHY = {
     "Cardiomegaly": "Enlarged Cardiomediastinum",
-    "Lung Lesion": "Lung Opacity",
-    "Edema": "Lung Opacity",
-    "Consolidation": "Lung Opacity",
-    "Atelectasis": "Lung Opacity",
+    **dict.fromkeys(("Lung Lesion", "Edema", "Consolidation", "Atelectasis"), "Lung Opacity"),
     "Pneumonia": "Consolidation",
 }
 # Part, names of its table and names of its folder: CheXpert's own, then those of the CheXlocalize release.
@@ -100,20 +86,17 @@ def load_chexpert(
         raise DataError(f"{home}: its tables name no image that is there")
     outlines, covered = _read_outlines(root, home, table)
     boxes, frames = _boxes(outlines, table)
-    return Dataset(
-        name="chexpert",
-        labels=LABELS,
-        table=table.drop(columns="split") if split_by == "patients" else table,
-        boxes=boxes,
-        renderer=FileRenderer(
-            table["path"].tolist(),
-            preprocessing=preprocessing,
-            truth=Outlines(outlines, table["image_id"].tolist(), table["split"].isin(covered).tolist()),
-        ),
+    truth = Outlines(outlines, table["image_id"].tolist(), table["split"].isin(covered).tolist())
+    return file_dataset(
+        "chexpert",
+        LABELS,
+        table.drop(columns="split") if split_by == "patients" else table,
+        boxes,
         size=size,
-        hierarchy=HIERARCHY,
-        frames=frames,
         preprocessing=preprocessing,
+        frames=frames,
+        hierarchy=HIERARCHY,
+        truth=truth,
     )
 
 

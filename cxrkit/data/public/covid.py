@@ -12,7 +12,7 @@ import pandas as pd
 
 from cxrkit.data.covid_labels import HIERARCHY, LABELS
 from cxrkit.data.dataset import Dataset
-from cxrkit.data.files import FileRenderer
+from cxrkit.data.files import file_dataset
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.public.covid_cohen import PATHS, VIEWS, cohen_table, located, radiographs
 from cxrkit.data.public.kermany import kermany_table
@@ -75,17 +75,7 @@ def load_covid(
     table = pd.concat([table, pd.DataFrame(targets.reshape(-1, len(LABELS)), columns=list(LABELS))], axis=1)
     if split_by == "published":
         table["split"] = _published(table, targets, fold, seed, authors)
-    return Dataset(
-        name="covid",
-        labels=LABELS,
-        table=table,
-        boxes=None,
-        renderer=FileRenderer(table["path"].tolist(), preprocessing=preprocessing),
-        size=size,
-        hierarchy=HIERARCHY,
-        frames=np.full((len(table), 2), np.nan),
-        preprocessing=preprocessing,
-    )
+    return file_dataset("covid", LABELS, table, size=size, preprocessing=preprocessing, hierarchy=HIERARCHY)
 
 
 # Labels

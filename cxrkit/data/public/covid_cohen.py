@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrkit.data.dataset import BOX_COLUMNS, Dataset
-from cxrkit.data.files import FileRenderer
+from cxrkit.data.dataset import Dataset
+from cxrkit.data.files import file_dataset
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.public.layout import choose, find_folder, images_in, keep_present
-from cxrkit.data.tables import leaves_folder, places, read_table, refuse
+from cxrkit.data.tables import EDGES, box_table, leaves_folder, read_table, sound_rows
 from cxrkit.errors import DataError, ParameterError
 
 __all__ = [
@@ -32,23 +32,14 @@ NO_FINDING = "No Finding"
 # Not yet looked at, or not told: says nothing about any label.
 UNKNOWN = ("todo", "Unknown", "")
 # Until mid 2020 the table held names joined by commas; since then, paths.
-PATHS = {
-    "COVID-19": "Pneumonia/Viral/COVID-19",
-    "SARS": "Pneumonia/Viral/SARS",
-    "MERS": "Pneumonia/Viral/MERS",
-    "Influenza": "Pneumonia/Viral/Influenza",
-    "Varicella": "Pneumonia/Viral/Varicella",
-    "Viral": "Pneumonia/Viral",
-    "Bacterial": "Pneumonia/Bacterial",
-    "Streptococcus": "Pneumonia/Bacterial/Streptococcus",
-    "Klebsiella": "Pneumonia/Bacterial/Klebsiella",
-    "Chlamydophila": "Pneumonia/Bacterial/Chlamydophila",
-    "Legionella": "Pneumonia/Bacterial/Legionella",
-    "E.Coli": "Pneumonia/Bacterial/E.Coli",
-    "Mycoplasma Bacterial Pneumonia": "Pneumonia/Bacterial/Mycoplasma",
-    "Pneumocystis": "Pneumonia/Fungal/Pneumocystis",
-    "Lipoid": "Pneumonia/Lipoid",
+_ABOVE = {
+    "Pneumonia/Viral": ("COVID-19", "SARS", "MERS", "Influenza", "Varicella"),
+    "Pneumonia/Bacterial": ("Streptococcus", "Klebsiella", "Chlamydophila", "Legionella", "E.Coli"),
+    "Pneumonia/Fungal": ("Pneumocystis",),
+    "Pneumonia": ("Viral", "Bacterial", "Lipoid"),
 }
+PATHS = {name: f"{above}/{name}" for above, names in _ABOVE.items() for name in names}
+PATHS["Mycoplasma Bacterial Pneumonia"] = "Pneumonia/Bacterial/Mycoplasma"
 _LUNG_BOXES = "annotations/imageannotation_ai_lung_bounding_boxes.json"
 _LUNG_MASKS = "annotations/lungVAE-masks"
 _KEPT = ("offset", "sex", "age", "view", "survival", "date", "location", "license", "url", "doi")
@@ -82,16 +73,15 @@ def load_covid_cohen(
         stem = table["image_id"].str.rsplit(".", n=1).str[0]
         table["lung_mask"] = (stem + "_mask.png").map(masks)
     boxes, frames = _lungs(root / _LUNG_BOXES, table)
-    return Dataset(
-        name="covid_cohen",
-        labels=labels,
-        table=table,
-        boxes=boxes,
-        renderer=FileRenderer(table["path"].tolist(), preprocessing=preprocessing),
+    return file_dataset(
+        "covid_cohen",
+        labels,
+        table,
+        boxes,
         size=size,
-        hierarchy=hierarchy,
-        frames=frames,
         preprocessing=preprocessing,
+        frames=frames,
+        hierarchy=hierarchy,
     )
 
 
@@ -117,15 +107,13 @@ def radiographs(path: Path, views: tuple[str, ...]) -> pd.DataFrame:
     if len(unknown) == len(views):
         raise DataError(f"{path}: holds no radiograph of the views {list(views)}; it has {sorted(set(rows['view']))}")
     rows = rows[rows["view"].isin(views)]
-    wrong = {
-        "patientid is empty": ("patientid", rows["patientid"] == ""),
-        "filename is empty": ("filename", rows["filename"] == ""),
-        "filename leaves the folder": ("filename", rows["filename"].map(leaves_folder)),
-        "filename occurs twice": ("filename", rows["filename"].duplicated()),
+    problems = {
+        "patientid is empty": (rows["patientid"], rows["patientid"] == ""),
+        "filename is empty": (rows["filename"], rows["filename"] == ""),
+        "filename leaves the folder": (rows["filename"], rows["filename"].map(leaves_folder)),
+        "filename occurs twice": (rows["filename"], rows["filename"].duplicated()),
     }
-    for problem, (column, where) in wrong.items():
-        refuse(path, problem, places(rows[column], where))
-    return rows[~np.logical_or.reduce([where for _, where in wrong.values()])]
+    return sound_rows(path, rows, problems)
 
 
 def located(name: str, path: Path, rows: pd.DataFrame, paths: pd.Series, missing: str) -> pd.DataFrame:
@@ -176,11 +164,10 @@ def _lungs(path: Path, table: pd.DataFrame) -> tuple[pd.DataFrame | None, np.nda
     except (ValueError, KeyError, TypeError, UnicodeDecodeError):
         raise DataError(f"{path}: is not the COCO file of lung boxes that the repository holds") from None
     files = dict(zip(images["id"], images["file_name"], strict=True))
-    boxes = pd.DataFrame({"image_id": boxed["image_id"].map(files), "label": boxed["category_id"].map(names)})
     # COCO gives corner and extent.
-    boxes[list(BOX_COLUMNS[2:6])] = np.column_stack([edges[:, :2], edges[:, :2] + edges[:, 2:]])
-    boxes["reader"] = "General Blockchain"
+    edges[:, 2:] += edges[:, :2]
+    boxes = box_table(boxed["image_id"].map(files), boxed["category_id"].map(names), edges, "General Blockchain")
     # Images that the annotators skipped stand there with boxes of nulls.
-    boxes = boxes.dropna(subset=list(BOX_COLUMNS[2:6]))
+    boxes = boxes.dropna(subset=list(EDGES))
     extent = images.drop_duplicates("file_name").set_index("file_name").reindex(table["image_id"])
-    return boxes[boxes["image_id"].isin(table["image_id"])], extent[["width", "height"]].to_numpy(dtype=np.float64)
+    return boxes, extent[["width", "height"]].to_numpy(dtype=np.float64)

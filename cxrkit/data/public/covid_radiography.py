@@ -7,23 +7,20 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
-import numpy as np
 import pandas as pd
 
 from cxrkit.data.dataset import Dataset
-from cxrkit.data.files import FileRenderer
+from cxrkit.data.files import file_dataset
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.public.layout import MISSING, choose, find_folder, images_in
 from cxrkit.data.tables import refuse
 from cxrkit.errors import DataError, ParameterError
 
-__all__ = ["CLASSES", "load_covid_radiography", "read_spreadsheet"]
+__all__ = ["CLASSES", "load_covid_radiography"]
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
-_SHEET = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
-_LARGEST = 64 * 2**20  # bytes of one unpacked part of a spreadsheet; the true ones hold about 2 MB
+_LARGEST = 64 * 2**20  # bytes of an unpacked spreadsheet; the true ones hold about 2 MB
 
 
 def load_covid_radiography(
@@ -56,16 +53,8 @@ def load_covid_radiography(
         raise DataError(f"{root}: holds no image of {list(classes)}")
     for name in classes:
         table[name] = (table["class"] == name).astype(float)
-    return Dataset(
-        name="covid_radiography",
-        labels=classes,
-        table=table.drop(columns="class"),
-        boxes=None,
-        renderer=FileRenderer(table["path"].tolist(), preprocessing=preprocessing),
-        size=size,
-        frames=np.full((len(table), 2), np.nan),
-        preprocessing=preprocessing,
-    )
+    table = table.drop(columns="class")
+    return file_dataset("covid_radiography", classes, table, size=size, preprocessing=preprocessing)
 
 
 def _classes(classes: Sequence[str]) -> tuple[str, ...]:
@@ -119,61 +108,19 @@ def _without_rsna(root: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _urls(path: Path) -> dict[str, str]:
-    rows = read_spreadsheet(path)
-    header = rows[0] if rows else []
-    if not {"FILE NAME", "URL"} <= set(header):
-        raise DataError(f"{path}: lacks the columns FILE NAME and URL; it has {header}")
-    name, url = header.index("FILE NAME"), header.index("URL")
-    return {row[name].casefold(): row[url] for row in rows[1:] if row[name]}
-
-
-def read_spreadsheet(path: Path) -> list[list[str]]:
-    """The first sheet of an .xlsx file as text, row by row, as wide as its first; dates and formulas are not meant.
-
-    Read here, with the standard library, because four small tables do not justify a further dependency. Raises
-    DataError for a file that is not a spreadsheet, or that unpacks to more than 64 MB.
-    """
+    """The origin of each image by its name in lower case."""
     try:
         with zipfile.ZipFile(path) as archive:
-            shared = _part(archive, "xl/sharedStrings.xml", path) if _SHARED in archive.namelist() else None
-            sheet = _part(archive, "xl/worksheets/sheet1.xml", path)
-        words = [] if shared is None else [_text(item) for item in shared.iter(f"{_SHEET}si")]
-        rows = []
-        for row in sheet.iter(f"{_SHEET}row"):
-            cells = {_column(cell.get("r", "")): _cell(cell, words) for cell in row.iter(f"{_SHEET}c")}
-            rows.append(cells)
-    except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, ValueError, IndexError, OSError):
+            unpacked = sum(part.file_size for part in archive.infolist())
+        if unpacked > _LARGEST:
+            raise DataError(f"{path}: unpacks to more than {_LARGEST // 2**20} MB")
+        rows = pd.read_excel(path, dtype=str, na_filter=False)
+    except ImportError as error:
+        raise DataError(f"{path}: {error}") from None
+    except DataError:
+        raise
+    except Exception:  # openpyxl raises whatever the damage leads to
         raise DataError(f"{path}: is not a spreadsheet that can be read") from None
-    width = max(rows[0]) + 1 if rows and rows[0] else 0
-    return [[row.get(column, "") for column in range(width)] for row in rows]
-
-
-_SHARED = "xl/sharedStrings.xml"
-
-
-def _part(archive: zipfile.ZipFile, name: str, path: Path) -> ElementTree.Element:
-    if archive.getinfo(name).file_size > _LARGEST:
-        raise DataError(f"{path}: unpacks to more than {_LARGEST // 2**20} MB")
-    text = archive.read(name)
-    if b"<!DOCTYPE" in text[:1024]:
-        raise DataError(f"{path}: holds a document type, which no spreadsheet does")
-    return ElementTree.fromstring(text)
-
-
-def _text(item: ElementTree.Element) -> str:
-    return "".join(piece.text or "" for piece in item.iter(f"{_SHEET}t")).strip()
-
-
-def _column(reference: str) -> int:
-    """``"A1"`` gives 0, ``"AB7"`` 27."""
-    number = 0
-    for letter in reference.rstrip("0123456789"):
-        number = number * 26 + ord(letter) - ord("A") + 1
-    return number - 1
-
-
-def _cell(cell: ElementTree.Element, words: list[str]) -> str:
-    if cell.get("t") == "inlineStr":
-        return _text(cell)
-    value = cell.findtext(f"{_SHEET}v", "")
-    return words[int(value)] if cell.get("t") == "s" else value.strip()
+    if not {"FILE NAME", "URL"} <= set(rows.columns):
+        raise DataError(f"{path}: lacks the columns FILE NAME and URL; it has {list(rows.columns)}")
+    return dict(zip(rows["FILE NAME"].str.casefold(), rows["URL"], strict=True))

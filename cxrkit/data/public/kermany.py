@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from cxrkit.data.dataset import Dataset
-from cxrkit.data.files import FileRenderer
+from cxrkit.data.files import file_dataset
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.public.layout import choose, find_folder, images_in
 from cxrkit.data.tables import refuse
@@ -19,12 +18,7 @@ __all__ = ["LABELS", "kermany_table", "load_kermany"]
 LABELS = ("Pneumonia", "Pneumonia/Bacterial", "Pneumonia/Viral")
 HIERARCHY = {"Pneumonia/Bacterial": "Pneumonia", "Pneumonia/Viral": "Pneumonia"}
 PARTS = {"train": "train", "val": "validation", "test": "test"}
-FINDINGS = {
-    "normal": "No Finding",
-    "im": "No Finding",
-    "bacteria": "Bacterial Pneumonia",
-    "virus": "Viral Pneumonia",
-}
+FINDINGS = {"normal": "No Finding", "im": "No Finding", "bacteria": "Bacterial Pneumonia", "virus": "Viral Pneumonia"}
 # person12_bacteria_34, IM-0115-0001, NORMAL2-IM-0246-0001-0002; the later release has BACTERIA-1008087-0001.
 _NAME = (
     r"^(?:(?P<person>person\d+)_(?P<kind>bacteria|virus)_\d+"
@@ -56,17 +50,7 @@ def load_kermany(
     leaks = split_by == "official" and (table.groupby("patient_id")["split"].nunique() > 1).any()
     if split_by == "patients":
         table = table.drop(columns="split")
-    dataset = Dataset(
-        name="kermany",
-        labels=LABELS,
-        table=table,
-        boxes=None,
-        renderer=FileRenderer(table["path"].tolist(), preprocessing=preprocessing),
-        size=size,
-        hierarchy=HIERARCHY,
-        frames=np.full((len(table), 2), np.nan),
-        preprocessing=preprocessing,
-    )
+    dataset = file_dataset("kermany", LABELS, table, size=size, preprocessing=preprocessing, hierarchy=HIERARCHY)
     if leaks:
         dataset.leak = "Patient numbers recur in several folders of the official split."
     return dataset
@@ -87,29 +71,22 @@ def kermany_table(root: str | Path) -> pd.DataFrame:
     stem = table["file"].str.rsplit(".", n=1).str[0]
     named = stem.str.extract(_NAME)
     unknown = named.isna().all(axis=1)
-    refuse(root, "the name tells neither class nor patient (person1_virus_6, IM-0001-0001 are right)",
-           _files(table, unknown))  # fmt: skip
+    problem = "the name tells neither class nor patient (person1_virus_6, IM-0001-0001 are right)"
+    refuse(root, problem, _files(table, unknown))
     kind = named["kind"].fillna(named["release"].str.lower()).fillna("im").str.lower()
     finding = kind.map(FINDINGS)
     misplaced = ~unknown & ((finding == "No Finding") != (table["folder"] == "NORMAL"))
     refuse(root, "the name and the folder disagree about the class", _files(table, misplaced))
     patient = named["person"].fillna(named["normal"]).fillna(named["number"])
-    table = pd.DataFrame(
-        {
-            "image_id": stem,
-            "patient_id": patient.replace(SAME_PATIENT),
-            "path": table["path"],
-            "Pneumonia": (finding != "No Finding").astype(float),
-            "Pneumonia/Bacterial": (finding == "Bacterial Pneumonia").astype(float),
-            "Pneumonia/Viral": (finding == "Viral Pneumonia").astype(float),
-            "finding": finding,
-            "split": table["part"].map(PARTS),
-        }
-    )
     twice = stem.duplicated()
     refuse(root, "a file name occurs in two folders", [(None, repr(name)) for name in stem[twice]])
+    columns = {"image_id": stem, "patient_id": patient.replace(SAME_PATIENT), "path": table["path"]}
+    columns["Pneumonia"] = (finding != "No Finding").astype(float)
+    columns["Pneumonia/Bacterial"] = (finding == "Bacterial Pneumonia").astype(float)
+    columns["Pneumonia/Viral"] = (finding == "Viral Pneumonia").astype(float)
+    found = pd.DataFrame({**columns, "finding": finding, "split": table["part"].map(PARTS)})
     # By name, so that nothing depends on the order in which a disk lists its files.
-    return table[~unknown & ~misplaced & ~twice].sort_values("image_id", ignore_index=True)
+    return found[~unknown & ~misplaced & ~twice].sort_values("image_id", ignore_index=True)
 
 
 def _files(table: pd.DataFrame, wrong: pd.Series) -> list[tuple[None, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 from cxrkit.data.tables import places, refuse
 from cxrkit.errors import DataError, ParameterError
 
-__all__ = ["MISSING", "choose", "find_folder", "images_in", "keep_present", "stems_in", "subfolders"]
+__all__ = ["MISSING", "choose", "find_folder", "images_in", "keep_present", "stems_in", "subfolders", "with_files"]
 
 MISSING = ("refuse", "leave_out")
 _PICTURES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
@@ -82,6 +82,17 @@ def stems_in(*folders: Path) -> dict[str, str]:
             if found.setdefault(stem, path) != path:
                 raise DataError(f"{path}: is there a second time, as {found[stem]}; keep one of them")
     return found
+
+
+def with_files(
+    name: str, path: Path, table: pd.DataFrame, files: Mapping[str, str], missing: str, of: str = "image_id"
+) -> pd.DataFrame:
+    """The rows whose file is there, with its path as column ``path``; see :func:`keep_present`.
+
+    ``files``: paths by the names that the column ``of`` holds.
+    """
+    paths = pd.Series([files.get(value) for value in table[of]], table.index, dtype=object)
+    return table.assign(path=paths)[keep_present(name, path, table[of], paths.notna(), missing)]
 
 
 def keep_present(name: str, path: Path, files: pd.Series, there: np.ndarray, missing: str) -> np.ndarray:

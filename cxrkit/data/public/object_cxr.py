@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrkit.data.dataset import BOX_COLUMNS, Dataset
-from cxrkit.data.files import FileRenderer
+from cxrkit.data.dataset import Dataset
+from cxrkit.data.files import file_dataset
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.public.layout import MISSING, choose, find_folder, images_in, keep_present
 from cxrkit.data.readers import image_size
-from cxrkit.data.tables import places, read_table, refuse
+from cxrkit.data.tables import box_table, places, read_table, refuse
 from cxrkit.errors import DataError
 
 __all__ = ["LABEL", "Outlines", "load_object_cxr", "outline_mask"]
@@ -58,17 +57,9 @@ def load_object_cxr(
     table[LABEL] = [float(bool(outlines)) for outlines in shapes]
     if split_by == "patients":
         table = table.drop(columns="split")
-    paths = table["path"].tolist()
-    return Dataset(
-        name="object_cxr",
-        labels=(LABEL,),
-        table=table,
-        boxes=_boxes(table, shapes),
-        renderer=FileRenderer(paths, preprocessing=preprocessing, truth=Outlines(paths, shapes)),
-        size=size,
-        frames=np.full((len(table), 2), np.nan),
-        preprocessing=preprocessing,
-    )
+    truth = Outlines(table["path"].tolist(), shapes)
+    boxes = _boxes(table, shapes)
+    return file_dataset("object_cxr", (LABEL,), table, boxes, size=size, preprocessing=preprocessing, truth=truth)
 
 
 @dataclass(frozen=True)
@@ -123,35 +114,32 @@ def _read_annotations(path: Path, column: pd.Series) -> tuple[list[list[Shape]],
 
 
 def _read_shape(text: str) -> tuple[Shape | None, str]:
+    """A shape, or what is wrong with it."""
     kind, *words = text.split()
     try:
-        values = [float(word) for word in words]
+        points = np.array(words, dtype=np.float64)
     except ValueError:
-        return None, "the annotation holds a coordinate that is no number"
-    if not all(map(math.isfinite, values)):
+        points = np.array([np.nan])
+    if not np.isfinite(points).all():
         return None, "the annotation holds a coordinate that is no number"
     if kind not in (RECTANGLE, ELLIPSE, POLYGON):
         return None, "the shape is none of 0 (rectangle), 1 (ellipse), 2 (polygon)"
-    if kind != POLYGON and len(values) != 4:
+    if kind != POLYGON and len(points) != 4:
         return None, "a rectangle or ellipse needs four coordinates"
-    if kind == POLYGON and (len(values) < 6 or len(values) % 2):
+    if kind == POLYGON and (len(points) < 6 or len(points) % 2):
         return None, "a polygon needs at least three pairs of coordinates"
-    x, y = values[::2], values[1::2]
-    if max(x) <= min(x) or max(y) <= min(y):
+    points = points.reshape(-1, 2)
+    if (np.ptp(points, axis=0) <= 0).any():
         return None, "the shape has no area"
-    if max(x) <= 0 or max(y) <= 0:
+    if (points.max(axis=0) <= 0).any():
         return None, "the shape lies outside its image"
-    return (kind, np.array((x, y)).T), ""
+    return (kind, points), ""
 
 
 def _boxes(table: pd.DataFrame, shapes: Sequence[Sequence[Shape]]) -> pd.DataFrame:
-    counts = [len(outlines) for outlines in shapes]
     corners = [(*points.min(axis=0), *points.max(axis=0)) for outlines in shapes for _, points in outlines]
-    boxes = pd.DataFrame(np.array(corners).reshape(-1, 4).clip(0), columns=list(BOX_COLUMNS[2:6]))
-    boxes.insert(0, "image_id", np.repeat(table["image_id"].to_numpy(), counts))
-    boxes.insert(1, "label", LABEL)
-    boxes["reader"] = "object-CXR"
-    return boxes
+    image_ids = np.repeat(table["image_id"].to_numpy(), [len(outlines) for outlines in shapes])
+    return box_table(image_ids, LABEL, np.array(corners).reshape(-1, 4).clip(0), "object-CXR")
 
 
 def outline_mask(shapes: Sequence[Shape], width: int, height: int) -> np.ndarray:

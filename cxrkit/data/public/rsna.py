@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrkit.data.dataset import BOX_COLUMNS, Dataset
-from cxrkit.data.files import FileRenderer
+from cxrkit.data.dataset import Dataset
+from cxrkit.data.files import file_dataset
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
-from cxrkit.data.public.layout import choose, find_folder, keep_present, stems_in
+from cxrkit.data.public.layout import choose, find_folder, stems_in, with_files
 from cxrkit.data.public.xrv_tables import Annotations, table_of
 from cxrkit.data.readers import read_image
 from cxrkit.data.splits import FOLDS, stratified_folds, with_validation
-from cxrkit.data.tables import numbers, places, read_table, refuse, whole_boxes
+from cxrkit.data.tables import box_table, corner_boxes, places, read_table, refuse, sound_rows, whole_boxes
 from cxrkit.errors import DataError
 
 __all__ = ["load_rsna", "read_annotations"]
@@ -30,7 +30,6 @@ CLASSES = (OPACITY, "No Lung Opacity / Not Normal", "Normal")
 LABELS_CSV, CLASSES_CSV = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv"
 IMAGES = "stage_2_train_images"
 _BOX = ["x", "y", "width", "height"]
-_SPLITS = ("paper", "patients")
 
 
 def load_rsna(
@@ -54,31 +53,17 @@ def load_rsna(
     labels which that package carries when the folder holds none. ``missing``: "leave_out" loads the images that are
     there. Raises DataError naming file and rows. Source: paper `bcos`, its published code.
     """
-    choose("split_by", split_by, _SPLITS)
+    choose("split_by", split_by, ("paper", "patients"))
     folder = find_folder(root, LABELS_CSV, IMAGES)
     found = read_annotations(folder, tables, labels)
     table = found.images
     if split_by == "paper":
         table["split"] = _paper_split(table, found.labels, fold, seed)
     files = stems_in(folder / IMAGES if (folder / IMAGES).is_dir() else folder)
-    table["path"] = pd.Series(list(map(files.get, table["image_id"])), table.index, dtype=object)
-    there = keep_present("rsna", found.path, table["image_id"], table["path"].notna(), missing)
-    table = table[there]
-    return Dataset(
-        name="rsna",
-        labels=found.labels,
-        table=table,
-        boxes=found.boxes[found.boxes["image_id"].isin(table["image_id"])],
-        renderer=FileRenderer(
-            table["path"],
-            [(SIDE, SIDE)] * len(table),
-            preprocessing,
-            read=partial(read_image, window=False),
-            table="every image of this source",
-        ),
-        size=size,
-        frames=np.full((len(table), 2), SIDE),
-        preprocessing=preprocessing,
+    table = with_files("rsna", found.path, table, files, missing)
+    read = partial(read_image, window=False)
+    return file_dataset(
+        "rsna", found.labels, table, found.boxes, size=size, preprocessing=preprocessing, side=SIDE, read=read
     )
 
 
@@ -86,57 +71,38 @@ def read_annotations(folder: Path, tables: str = "folder", labels: str = "binary
     """Labels and boxes of all patients, in order of their id, without looking at images."""
     choose("labels", labels, ("binary", "classes"))
     path, rows = table_of(folder, LABELS_CSV, ["patientId", *_BOX, "Target"], tables)
-    rows = _checked(path, rows)
-    images = rows.sort_values("patientId", kind="stable").drop_duplicates("patientId")
-    images = pd.DataFrame(
-        {"image_id": images["patientId"], "patient_id": images["patientId"], "Target": images["Target"]}
-    )
-    images[OPACITY] = (images.pop("Target") == "1").astype(np.float32)
+    rows = _sound(path, rows)
+    first = rows.sort_values("patientId", kind="stable").drop_duplicates("patientId")
+    images = pd.DataFrame({"image_id": first["patientId"], "patient_id": first["patientId"]})
+    images[OPACITY] = (first["Target"] == "1").astype(np.float32)
     classes = _classes(folder / CLASSES_CSV, images)
-    names = (OPACITY,)
-    if labels == "classes":
-        if classes is None:
-            raise DataError(f"{folder}: labels='classes' needs {CLASSES_CSV}, which is not there")
-        names = CLASSES
-        for name in CLASSES[1:]:
-            images[name] = (classes == name).to_numpy(dtype=np.float32)
+    if classes is None and labels == "classes":
+        raise DataError(f"{folder}: labels='classes' needs {CLASSES_CSV}, which is not there")
+    names = CLASSES if labels == "classes" else (OPACITY,)
+    for name in names[1:]:
+        images[name] = (classes == name).to_numpy(dtype=np.float32)
     if classes is not None:
         images["detailed_class"] = classes.to_numpy()
-    return Annotations(names, images, _boxes(path, rows[rows["Target"] == "1"]), path)
+    boxed = rows[rows["Target"] == "1"]
+    boxes = box_table(boxed["patientId"], OPACITY, corner_boxes(path, boxed, _BOX), "RSNA")
+    boxes = whole_boxes(path, boxes, np.full((len(boxes), 2), SIDE)).reset_index(drop=True)
+    return Annotations(names, images, boxes, path)
 
 
-def _checked(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+def _sound(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """Rows whose Target and coordinates go together."""
     if rows.empty:
         raise DataError(f"{path}: holds a header but no row")
     patient, target = rows["patientId"], rows["Target"]
     filled = rows[_BOX] != ""
-    wrong = {
+    problems = {
         "patientId is empty": (patient, patient == ""),
         "Target is neither 0 nor 1": (target, ~target.isin(["0", "1"])),
         "Target is 1, but the box is not complete": (patient, (target == "1") & ~filled.all(axis=1)),
         "Target is 0, but there is a box": (patient, (target == "0") & filled.any(axis=1)),
         "Target differs between rows of a patient": (patient, target.groupby(patient).transform("nunique") > 1),
     }
-    for problem, (column, where) in wrong.items():
-        refuse(path, problem, places(column, where))
-    return rows[~np.any([where for _, where in wrong.values()], axis=0)]
-
-
-def _boxes(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    x, y, width, height = (numbers(path, rows, column) for column in _BOX)
-    boxes = pd.DataFrame(
-        {
-            "image_id": rows["patientId"],
-            "label": OPACITY,
-            "x_min": x,
-            "y_min": y,
-            "x_max": x + width,
-            "y_max": y + height,
-        }
-    )
-    boxes["reader"] = "RSNA"
-    return whole_boxes(path, boxes, np.full((len(boxes), 2), SIDE))[list(BOX_COLUMNS)].reset_index(drop=True)
+    return sound_rows(path, rows, problems)
 
 
 def _classes(path: Path, images: pd.DataFrame) -> pd.Series | None:
@@ -146,14 +112,13 @@ def _classes(path: Path, images: pd.DataFrame) -> pd.Series | None:
     rows = read_table(path, ["patientId", "class"])
     patient, name = rows["patientId"], rows["class"]
     positive = patient.map(images.set_index("image_id")[OPACITY])
-    wrong = {
+    problems = {
         f"class is none of {list(CLASSES)}": ~name.isin(CLASSES),
         f"patientId is not in {LABELS_CSV}": positive.isna(),
         "class differs between rows of a patient": name.groupby(patient).transform("nunique") > 1,
         f"class does not fit Target in {LABELS_CSV}": positive.notna() & ((name == OPACITY) != (positive == 1)),
     }
-    for problem, where in wrong.items():
-        refuse(path, problem, places(patient, where))
+    sound_rows(path, rows, {problem: (patient, wrong) for problem, wrong in problems.items()})
     found = images["image_id"].map(rows.drop_duplicates("patientId").set_index("patientId")["class"])
     refuse(path, "has no row for a patient; the line is that of the labels", places(images["image_id"], found.isna()))
     return found

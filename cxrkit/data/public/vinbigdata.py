@@ -14,32 +14,31 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrkit.data.dataset import BOX_COLUMNS, Dataset
-from cxrkit.data.files import FileRenderer
+from cxrkit.data.dataset import Dataset
+from cxrkit.data.files import file_dataset
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
-from cxrkit.data.public.layout import choose, find_folder, keep_present, stems_in
+from cxrkit.data.public.layout import choose, find_folder, stems_in, with_files
 from cxrkit.data.public.xrv_tables import Annotations, table_of
 from cxrkit.data.readers import image_size, read_image
 from cxrkit.data.splits import FOLDS, multilabel_folds, with_validation
-from cxrkit.data.tables import EDGES, lengths, numbers, places, read_table, refuse, whole_boxes
+from cxrkit.data.tables import (
+    EDGES,
+    box_table,
+    lengths,
+    numbers,
+    places,
+    read_table,
+    refuse,
+    sound_rows,
+    whole_boxes,
+)
 from cxrkit.errors import DataError
 
 __all__ = ["LABELS", "load_vinbigdata", "read_annotations"]
 
 LABELS = (
-    "Aortic enlargement",
-    "Atelectasis",
-    "Calcification",
-    "Cardiomegaly",
-    "Consolidation",
-    "ILD",
-    "Infiltration",
-    "Lung Opacity",
-    "Nodule/Mass",
-    "Other lesion",
-    "Pleural effusion",
-    "Pleural thickening",
-    "Pneumothorax",
+    *("Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Consolidation", "ILD", "Infiltration"),
+    *("Lung Opacity", "Nodule/Mass", "Other lesion", "Pleural effusion", "Pleural thickening", "Pneumothorax"),
     "Pulmonary fibrosis",
 )
 NO_FINDING = "No finding"
@@ -83,24 +82,23 @@ def load_vinbigdata(
     if split_by == "paper":
         table["split"] = _paper_split(table, found.labels, fold, seed)
     pictures = stems_in(folder / "train" if (folder / "train").is_dir() else folder)
-    table["path"] = pd.Series(list(map(pictures.get, table["image_id"])), table.index, dtype=object)
-    table = table[keep_present("vinbigdata", found.path, table["image_id"], table["path"].notna(), missing)]
+    table = with_files("vinbigdata", found.path, table, pictures, missing)
     sizes = _sizes(folder, table)
-    files = _files(folder, table["path"].to_numpy(), sizes)
+    square = _square(folder, table["path"].to_numpy(), sizes)
     placed = found.boxes[found.boxes["image_id"].isin(table["image_id"])]
-    placed = _in_original(found.path, placed, table["image_id"], sizes, files, boxes)
-    side = files.square
-    return Dataset(
-        name="vinbigdata",
-        labels=found.labels,
-        table=table,
-        boxes=placed[list(BOX_COLUMNS)],
-        renderer=FileRenderer(
-            table["path"], files.sizes, preprocessing, read=partial(read_image, window=window), table=files.promise
-        ),
+    placed = _in_original(found.path, placed, table["image_id"], sizes, square, boxes)
+    known = square is None and not np.isnan(sizes).any()
+    return file_dataset(
+        "vinbigdata",
+        found.labels,
+        table,
+        placed,
         size=size,
+        preprocessing=preprocessing if square is None else Squashed(preprocessing, square),
+        side=square,
+        sizes=[(int(width), int(height)) for width, height in sizes] if known else None,
         frames=sizes,
-        preprocessing=preprocessing if side is None else Squashed(preprocessing, side),
+        read=partial(read_image, window=window),
     )
 
 
@@ -134,7 +132,7 @@ def read_annotations(
     """
     choose("readers", readers, _RULES)
     path, rows = table_of(folder, TRAIN_CSV, ["image_id", "class_name", "class_id", "rad_id", *EDGES], tables)
-    rows = _checked(path, rows.astype(object))
+    rows = _sound(path, rows)
     images = rows.sort_values("image_id", kind="stable").drop_duplicates("image_id")
     images = pd.DataFrame({"image_id": images["image_id"], "patient_id": images["image_id"]})
     of_image = pd.Series(np.arange(len(images)), index=images["image_id"].to_numpy())
@@ -163,7 +161,7 @@ def _votes(rows: pd.DataFrame, of_image: pd.Series) -> tuple[np.ndarray, np.ndar
     return votes, asked, [";".join(of_one) for of_one in names]
 
 
-def _checked(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+def _sound(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         raise DataError(f"{path}: holds a header but no row")
     name, filled = rows["class_name"], rows[list(EDGES)] != ""
@@ -171,7 +169,7 @@ def _checked(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     number = name.map({label: str(position) for label, position in _NUMBER.items()})
     reader = rows["image_id"] + " " + rows["rad_id"]
     both = reader.isin(reader[none]) & reader.isin(reader[~none])
-    wrong = {
+    problems = {
         "image_id is empty": (rows["image_id"], rows["image_id"] == ""),
         "rad_id is empty": (rows["rad_id"], rows["rad_id"] == ""),
         f"class_name is none of {list(_CLASSES)}": (name, number.isna()),
@@ -180,16 +178,12 @@ def _checked(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
         f"{NO_FINDING!r} has a box": (rows["image_id"], none & filled.any(axis=1)),
         f"a reader says {NO_FINDING!r} and a finding": (rows["rad_id"], both),
     }
-    for problem, (column, where) in wrong.items():
-        refuse(path, problem, places(column, where))
-    return rows[~np.any([where for _, where in wrong.values()], axis=0)]
+    return sound_rows(path, rows, problems)
 
 
 def _boxes(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    boxes = pd.DataFrame({"image_id": rows["image_id"], "label": rows["class_name"]})
-    for edge in EDGES:
-        boxes[edge] = numbers(path, rows, edge)
-    boxes["reader"] = rows["rad_id"]
+    edges = np.column_stack([numbers(path, rows, edge) for edge in EDGES])
+    boxes = box_table(rows["image_id"], rows["class_name"], edges, rows["rad_id"])
     # How large the images are is not known yet, or only to their files.
     return whole_boxes(path, boxes, np.full((len(boxes), 2), np.inf))
 
@@ -226,54 +220,43 @@ def _sizes(folder: Path, table: pd.DataFrame) -> np.ndarray:
     return sizes.to_numpy(dtype=float)
 
 
-@dataclass(frozen=True)
-class _Files:
-    """``square``: the side to which all files were squashed, or None; ``sizes``: what each must measure, or None."""
-
-    square: int | None
-    sizes: list[tuple[int, int]] | None
-    promise: str
-
-
-def _files(folder: Path, paths: np.ndarray, sizes: np.ndarray) -> _Files:
-    """How the files relate to the originals, told by the file of the largest of them."""
+def _square(folder: Path, paths: np.ndarray, sizes: np.ndarray) -> int | None:
+    """The side to which all files were squashed, told by the file of the largest original; None for originals."""
     known = not np.isnan(sizes).any()
     row = int(sizes.prod(axis=1).argmax()) if known else 0
     first = paths[row]
     if Path(first).suffix.lower() in (".dcm", ".dicom"):
-        held = None
-    else:
-        held = image_size(first)
-        if not known:
-            raise DataError(
-                f"{folder}: copies of the images need the originals' sizes: {META_CSV}, with image_id, dim0, dim1"
-            )
-    if held is None or held == tuple(sizes[row]):
-        whole = [(int(width), int(height)) for width, height in sizes] if known else None
-        return _Files(None, whole, "the table of original sizes")
-    if held[0] != held[1]:
+        return None
+    if not known:
         raise DataError(
-            f"{first}: is {held[0]} x {held[1]}, neither the original size nor a square copy; boxes can't be placed"
+            f"{folder}: copies of the images need the originals' sizes: {META_CSV}, with image_id, dim0, dim1"
         )
-    return _Files(held[0], [held] * len(sizes), "this square copy")
+    width, height = image_size(first)
+    if (width, height) == tuple(sizes[row]):
+        return None
+    if width != height:
+        raise DataError(
+            f"{first}: is {width} x {height}, neither the original size nor a square copy; boxes can't be placed"
+        )
+    return width
 
 
 def _in_original(
-    path: Path, boxes: pd.DataFrame, image_ids: pd.Series, sizes: np.ndarray, files: _Files, given: str
+    path: Path, boxes: pd.DataFrame, image_ids: pd.Series, sizes: np.ndarray, square: int | None, given: str
 ) -> pd.DataFrame:
     """Boxes in original pixels, checked against the images where their sizes are known."""
     position = pd.Series(np.arange(len(image_ids)), index=image_ids.to_numpy())
     limits = sizes[position[boxes["image_id"]].to_numpy()]
-    if files.square is not None and given != "original" and len(boxes):
+    if square is not None and given != "original" and len(boxes):
         reach = boxes[list(EDGES)].to_numpy().max()
         if given == "file":
-            boxes = whole_boxes(path, boxes, np.full_like(limits, files.square))
+            boxes = whole_boxes(path, boxes, np.full_like(limits, square))
             limits = sizes[position[boxes["image_id"]].to_numpy()]
             boxes = boxes.copy()
-            boxes[list(EDGES)] = boxes[list(EDGES)].to_numpy() * np.tile(limits, 2) / files.square
-        elif reach <= files.square + 1 < sizes.max():
+            boxes[list(EDGES)] = boxes[list(EDGES)].to_numpy() * np.tile(limits, 2) / square
+        elif reach <= square + 1 < sizes.max():
             raise DataError(
-                f"{path}: no box reaches beyond {reach:g}, so all seem to be in pixels of the copies, {files.square} x "
-                f"{files.square}; say boxes='file' to convert them, or boxes='original' if they are not"
+                f"{path}: no box reaches beyond {reach:g}, so all seem to be in pixels of the copies, {square} x "
+                f"{square}; say boxes='file' to convert them, or boxes='original' if they are not"
             )
     return boxes if np.isnan(limits).all() else whole_boxes(path, boxes, limits)

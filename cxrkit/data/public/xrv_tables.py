@@ -67,12 +67,7 @@ def table_of(folder: Path, file: str, required: Sequence[str], tables: str) -> t
     if tables == "folder":
         raise DataError(f"{folder}: lacks {file}; tables='torchxrayvision' takes the copy which that package carries")
     path = carried_file(file)
-    rows = pd.read_csv(path, dtype=object, na_filter=False)
-    rows.index += 2  # as read_table: the line of the file, whose first holds the header
-    missing = [column for column in required if column not in rows.columns]
-    if missing:
-        raise DataError(f"{path}: lacks the columns {missing}; it has {list(rows.columns)}")
-    return path, rows
+    return path, read_table(path, required)
 
 
 def carried_file(file: str) -> Path:

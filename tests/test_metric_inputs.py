@@ -413,11 +413,7 @@ def test_gaps_in_a_column_of_objects_are_nan():
         metrics.bootstrap([1.0, math.inf], ["a", "b"])
 
 
-def test_a_label_without_a_cutoff_is_neither_found_nor_missed():
-    frame = metrics.epg_split([[0.2, 0.4]], [[1, 1]], [[0.3, 0.3]], cutoff=[0.1, math.nan], labels=["a", "b"])
-    counts = frame.set_index(["label", "subset"])["n"]
-    assert counts["a", "TP"] == counts["b", "all"] == 1
-    assert counts["b", "TP"] == counts["b", "FN"] == 0
+def test_a_label_without_a_cutoff_has_no_votes():
     assert np.isnan(metrics.hard_vote(np.full((3, 1, 2), 0.6), [0.5, math.nan])[0, 1])
 
 

@@ -259,51 +259,6 @@ def test_class_agnostic_mask_is_the_union_for_every_label():
         assert torch.equal(metrics.class_agnostic(masks)[:, label], union)
 
 
-def test_split_into_found_and_missed():
-    scores = torch.tensor([[0.2, 0.9], [0.6, NAN], [1.0, 0.5], [0.4, 0.1]])
-    targets = torch.tensor([[1.0, 1], [1, 1], [0, NAN], [1, 0]])
-    probabilities = torch.tensor([[0.5, 0.9], [0.9, 0.8], [0.9, 0.9], [0.7, 0.1]])
-    frame = metrics.epg_split(scores, targets, probabilities, labels=["a", "b"]).set_index(["label", "subset"])
-    assert frame.loc[("a", "all"), "mean"] == pytest.approx(0.4)
-    assert frame.loc[("a", "TP"), "mean"] == pytest.approx(0.5)  # 0.5 itself is not found
-    assert frame.loc[("a", "FN"), "mean"] == pytest.approx(0.2)
-    assert frame.loc[("a", "TP"), "std"] == pytest.approx(0.1)  # of the population
-    assert frame.loc[("b", "all"), ["n", "degenerate"]].tolist() == [1, 1]
-    assert frame.loc[("macro", "all"), "mean"] == pytest.approx((0.4 + 0.9) / 2)
-    assert frame.loc[("macro", "FN"), "mean"] == pytest.approx(0.2)  # b has none: it stays out
-    authors = metrics.epg_split(scores, targets, probabilities, labels=["a", "b"], protocol="authors")
-    authors = authors.set_index(["label", "subset"])
-    assert authors.loc[("macro", "FN"), "mean"] == pytest.approx(0.1)  # ... or counts 0
-    assert authors.loc[("macro", "TP"), "mean"] == frame.loc[("macro", "TP"), "mean"]
-    assert math.isnan(authors.loc[("b", "FN"), "mean"])
-
-
-def test_split_refuses_a_positive_without_probability():
-    one = torch.ones(1, 1)
-    with pytest.raises(ParameterError, match="row 0"):
-        metrics.epg_split(one, one, one * NAN)
-    with pytest.raises(ParameterError, match="shape"):
-        metrics.epg_split(one, one, torch.ones(2, 1))
-
-
-def test_split_of_the_negatives_where_they_have_a_mask():
-    scores = torch.tensor([[0.2], [0.6], [1.0], [NAN], [0.5]])
-    targets, probabilities = (
-        torch.tensor([[1.0], [0], [0], [0], [NAN]]),
-        torch.tensor([[0.9], [0.9], [0.1], [0.8], [1]]),
-    )
-    frame = metrics.epg_split(scores, targets, probabilities, subsets=("TP", "FN", "FP", "TN"))
-    rows = frame[frame["label"] == "0"].set_index("subset")
-    assert rows["mean"].to_dict() == pytest.approx({"TP": 0.2, "FN": NAN, "FP": 0.6, "TN": 1.0}, nan_ok=True)
-    assert rows["n"].tolist() == [1, 0, 1, 1]
-    assert rows["degenerate"].tolist() == [0, 0, 1, 0]
-    with pytest.raises(ParameterError, match="'FP'"):
-        metrics.epg_split(scores, targets, probabilities, subsets=["fp"])
-    metrics.epg_split(scores, targets, torch.where(targets == 0, NAN, probabilities))  # of no use to TP and FN
-    with pytest.raises(ParameterError, match="row 1"):
-        metrics.epg_split(scores, targets, torch.where(targets == 0, NAN, probabilities), subsets=["FP"])
-
-
 def test_missed_findings_are_explained_by_another_label_in_the_authors_protocol():
     maps = torch.stack([box(8, 0, 0, 4, 4).float(), box(8, 4, 4, 8, 8).float()])[None]
     logits, mask = torch.tensor([[2.0, -1.0]]), box(8, 4, 4, 8, 8)  # a finding of label 1, called label 0

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     accumulator="Accumulator",
     artefacts="grid_energy isotropic_grid_energy power_spectrum",
-    boxes="class_agnostic energy_pointing_game_boxes epg_split explained_maps",
+    boxes="class_agnostic energy_pointing_game_boxes explained_maps",
     cards="METRICS MetricCard metric_card metric_cards",
     classification="classification_report hard_vote operating_cutoffs soft_vote",
     faithfulness="CompletenessGap Curve completeness_gap deletion insertion",

@@ -49,8 +49,8 @@ def classification_report(
     1]. Source: paper `bcos`, appendix A; paper `covid`, Eqs. 1 and 2 (macro, micro); definitions as in
     scikit-learn.
     """
-    targets, probabilities = checked_predictions(targets, probabilities, labels)
-    cutoffs = checked_cutoffs(cutoff, len(labels))
+    targets, probabilities = _checked_predictions(targets, probabilities, labels)
+    cutoffs = _checked_cutoffs(cutoff, len(labels))
     zero_division = number("zero_division", zero_division, "0, 1 or nan", lambda v: v in (0, 1) or v != v)
     predicted = _decisions(targets, probabilities, cutoffs, flag("exclusive", exclusive))
     known, values = ~np.isnan(targets), np.stack([targets, probabilities, predicted])
@@ -104,7 +104,7 @@ def operating_cutoffs(
     Index for rating diagnostic tests, Cancer 3 (1950).
     """
     one_of("criterion", criterion, CRITERIA)
-    targets, probabilities = checked_predictions(targets, probabilities, labels)
+    targets, probabilities = _checked_predictions(targets, probabilities, labels)
     known = ~np.isnan(targets)
     return np.array(
         [
@@ -146,7 +146,7 @@ def hard_vote(probabilities: ArrayLike, cutoff: float | Sequence[float] = 0.5) -
     whose cutoff is nan. Source: paper `covid`, whose text says majority (``cutoff=0.51``).
     """
     members = _members(probabilities)
-    cutoffs = checked_cutoffs(cutoff, members.shape[2])
+    cutoffs = _checked_cutoffs(cutoff, members.shape[2])
     return np.where(np.isnan(cutoffs), np.nan, (members > cutoffs).mean(0))
 
 
@@ -159,7 +159,7 @@ def _members(probabilities: ArrayLike) -> np.ndarray:
     return members
 
 
-def checked_cutoffs(cutoff: float | Sequence[float], count: int) -> np.ndarray:
+def _checked_cutoffs(cutoff: float | Sequence[float], count: int) -> np.ndarray:
     """One cutoff, ``[]``, or one for each of ``count`` labels, ``[L]``, each in [0, 1] or nan."""
     cutoffs = numbers("cutoff", cutoff)
     if cutoffs.shape not in ((), (count,)):
@@ -169,15 +169,15 @@ def checked_cutoffs(cutoff: float | Sequence[float], count: int) -> np.ndarray:
     return cutoffs
 
 
-def checked_predictions(
-    targets: ArrayLike, probabilities: ArrayLike, labels: Sequence[str], used: np.ndarray | None = None
+def _checked_predictions(
+    targets: ArrayLike, probabilities: ArrayLike, labels: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and probabilities ``[N, L]``, float64; ``used``: entries that need a probability, the known targets."""
+    """Targets and probabilities ``[N, L]``, float64; every known target needs a probability."""
     targets, probabilities = numbers("targets", targets), numbers("probabilities", probabilities)
     if targets.ndim != 2 or targets.shape != probabilities.shape:
         raise ParameterError(f"targets {targets.shape} and probabilities {probabilities.shape} must agree as [N, L]")
     known = ~np.isnan(targets)
-    wrong = (known if used is None else used) & ~((probabilities >= 0) & (probabilities <= 1))
+    wrong = known & ~((probabilities >= 0) & (probabilities <= 1))
     for column, label in enumerate(label_names(labels, targets.shape[1])):
         if bad := sorted(set(targets[known[:, column], column].tolist()) - {0.0, 1.0}):
             raise ParameterError(f"label {label!r} has the target {bad[0]}; targets are 0, 1 or nan")

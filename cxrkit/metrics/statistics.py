@@ -59,29 +59,20 @@ def bootstrap(
 def intervals(values: np.ndarray, patients: np.ndarray, n: int, seed: int, confidence: float) -> list[Interval]:
     """:func:`bootstrap` of every column of ``[N, K]``; columns with the same nan share their resamples."""
     n, seed, confidence = resampling(n, seed, confidence)
-    found = [Interval(mean, np.nan, np.nan) for mean in means(values)]
-    for columns, drawn in _resampled(values, patients, n, seed):
+    means = [float(valid.mean()) if len(valid := column[~np.isnan(column)]) else np.nan for column in values.T]
+    found = [Interval(mean, np.nan, np.nan) for mean in means]
+    for columns, sums, counts in _known(values, patients):
+        drawn = resampled_ratios(sums, counts, n, seed)
         bounds = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
         for column, low, high in zip(columns, *bounds, strict=True):
-            found[column] = Interval(found[column].mean, float(low), float(high))
+            found[column] = Interval(means[column], float(low), float(high))
     return found
-
-
-def means(values: np.ndarray) -> list[float]:
-    """Mean of each column ``[N, K]`` without its nan; nan where nothing is left."""
-    return [float(valid.mean()) if len(valid := column[~np.isnan(column)]) else np.nan for column in values.T]
 
 
 def resampling(n: int, seed: int, confidence: float) -> tuple[int, int, float]:
     """The same as plain numbers; ParameterError for one out of range."""
     confidence = number("confidence", confidence, "inside (0, 1)", lambda share: 0 < share < 1)
     return whole("n", n, 1), whole("seed", seed, 0), confidence
-
-
-def _resampled(values: np.ndarray, patients: np.ndarray, n: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Columns that lack the same values, and their means in ``n`` resamples, ``[n, k]``; none below two patients."""
-    for columns, sums, counts in _known(values, patients):
-        yield columns, resampled_ratios(sums, counts, n, seed)
 
 
 def _known(values: np.ndarray, patients: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -4,18 +4,29 @@ BIN    := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python; do \
             $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: book test fuzz lab bench clean
+.PHONY: book test check fuzz lab bench clean
 .DEFAULT_GOAL := book
 
 book: $(VENV)/.user
 	$(BIN)/cxrkit book
 
+# Pages show about 85 characters of code, so notebooks have a file of rules of their own.
+NOTEBOOKS = $$(find notebooks -name '*.ipynb' -not -path '*/.*')
+define LINT
+$(BIN)/ruff check .
+$(BIN)/ruff format --check .
+$(BIN)/ruff check --config ruff-notebooks.toml $(NOTEBOOKS)
+$(BIN)/ruff format --check --config ruff-notebooks.toml $(NOTEBOOKS)
+endef
+
 test: $(VENV)/.developer
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check --config ruff-notebooks.toml $$(find notebooks -name '*.ipynb' -not -path '*/.*')
-	$(BIN)/ruff format --check --config ruff-notebooks.toml $$(find notebooks -name '*.ipynb' -not -path '*/.*')
+	$(LINT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax tests notebooks
+
+# Lint, and the tests of the parts that changed since the last commit.
+check: $(VENV)/.developer
+	$(LINT)
+	@tests=$$($(BIN)/python tests/changed.py); test -z "$$tests" || OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $$tests
 
 lab: $(VENV)/.user
 	$(BIN)/jupyter lab --notebook-dir . --LabApp.news_url=None \

@@ -1,0 +1,63 @@
+"""Print the test files that the changes since the last commit concern: `python tests/changed.py [COMMIT]`.
+
+A test is concerned where it changed itself, or uses a changed module by name. Tests that only meet a change through
+other modules are left to `make test`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cxrkit
+from cxrkit.study.import_closure import Code
+
+PROJECT = Path(__file__).resolve().parents[1]
+ROOTS = ("cxrkit/", "notebooks/", "book/")
+
+
+def changed(commit: str = "HEAD") -> set[str]:
+    """Paths in the project that differ from a commit, or are new."""
+    commands = (["diff", "--name-only", commit], ["ls-files", "--others", "--exclude-standard"])
+    told = [
+        subprocess.run(["git", *command], cwd=PROJECT, capture_output=True, text=True).stdout for command in commands
+    ]
+    return set("".join(told).split("\n")) - {""}
+
+
+def modules(paths: set[str]) -> set[str]:
+    """The modules among some paths, as tests name them."""
+    names = {path.removeprefix("notebooks/").removesuffix(".py") for path in paths if path.endswith(".py")}
+    return {name.removesuffix("/__init__").replace("/", ".") for name in names if not name.startswith("tests/")}
+
+
+def homes(code: Code, name: str) -> list[str]:
+    """A dotted name, and where the package that it goes through takes it from."""
+    package, _, last = name.rpartition(".")
+    path = code.path(package) if package else None
+    facts = code.facts(path, package) if path is not None and path.is_file() else {"names": {}, "lazy": {}}
+    return [name, *facts["names"].get(last, []), *filter(None, [facts["lazy"].get(last)])]
+
+
+def concerned(paths: set[str]) -> list[str]:
+    """The test files, sorted, that changed or that use one of the changed modules; for one that no test uses by name,
+    those that use its package."""
+    code = Code(Path(cxrkit.__file__).parent, PROJECT)
+    uses = {}
+    for test in sorted((PROJECT / "tests").glob("test_*.py")):
+        facts = code.facts(test, test.stem)
+        names = (*facts["uses"], *facts["imports"])
+        uses[test.relative_to(PROJECT).as_posix()] = {home for name in names for home in homes(code, name)}
+    found = paths & uses.keys()
+    for module in modules(paths):
+        found |= _using(module, uses) or _using(module.rpartition(".")[0] or module, uses)
+    return sorted(found)
+
+
+def _using(module: str, uses: dict[str, set[str]]) -> set[str]:
+    return {test for test, names in uses.items() if any(f"{name}.".startswith(f"{module}.") for name in names)}
+
+
+if __name__ == "__main__":
+    print("\n".join(concerned(changed(*sys.argv[1:2]))))

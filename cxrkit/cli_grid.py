@@ -16,6 +16,7 @@ from cxrkit.project import project_folder
 from cxrkit.terminal import console, print_frame
 
 if TYPE_CHECKING:
+    from cxrkit.grid.engines import Engine
     from cxrkit.grid.state import State
 
 __all__ = ["Workers", "grid_app", "run_grid"]
@@ -48,8 +49,8 @@ def grid_run(
     """Run what isn't done of a grid; killed at any moment, the same command goes on."""
     if dry_run:
         return _foretell(file, profile, 1 if serial else workers or _few())
-    limits = _limits(time_limit, memory_limit)
-    run_grid(file, workers, profile=profile, limits=limits, scheduler=scheduler, slurm=slurm, serial=serial)
+    limits = {"time_limit": time_limit, "memory_limit": memory_limit}
+    run_grid(file, workers, profile=profile, scheduler=scheduler, slurm=slurm, serial=serial, **limits)
 
 
 @grid_app.command("retry")
@@ -64,8 +65,8 @@ def grid_retry(
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Run what isn't done of a grid, and what failed once more."""
-    limits = _limits(time_limit, memory_limit)
-    run_grid(file, workers, True, profile=profile, limits=limits, scheduler=scheduler, slurm=slurm, serial=serial)
+    limits = {"time_limit": time_limit, "memory_limit": memory_limit}
+    run_grid(file, workers, True, profile=profile, scheduler=scheduler, slurm=slurm, serial=serial, **limits)
 
 
 @grid_app.command("status")
@@ -98,6 +99,19 @@ def grid_show(
         if told.get(name) and kept != 0:
             console.rule(name)
             console.print("\n".join(told[name].splitlines()[-kept if kept else None :]), markup=False)
+
+
+@grid_app.command("why")
+def grid_why(
+    key: Annotated[str, typer.Argument(help="a run's key, or how it begins")],
+    results: Annotated[str, typer.Option(help="folder that holds the runs")] = "results",
+) -> None:
+    """Print which parameter, file or version made a run stale."""
+    from cxrkit import grid
+
+    reasons = grid.why(key, results)
+    for reason in reasons or ["It isn't stale: made again today, it would be the same run."]:
+        console.print(reason, markup=False)
 
 
 @grid_app.command("clean")
@@ -140,10 +154,10 @@ def run_grid(
     again: bool = False,
     *,
     profile: str | None = None,
-    limits: dict[str, float] | None = None,
     scheduler: str | None = None,
     slurm: Path | None = None,
     serial: bool = False,
+    **limits: str | None,
 ) -> None:
     """Run a grid with progress, the failed runs as well where `again`. Exits with status 1 when runs aren't done."""
     from cxrkit import grid
@@ -151,14 +165,15 @@ def run_grid(
 
     if sum(map(bool, (scheduler, slurm, serial))) > 1:
         raise ParameterError("choose one of --scheduler, --slurm and --serial")
-    workers = 1 if serial else workers or _few()
+    workers, read = 1 if serial else workers or _few(), _limits(**limits)
     for name in ("SIGTERM", "SIGHUP"):  # what a queue or a closing terminal sends: ends as Ctrl-C does
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
+    title = f"grids {', '.join(file)}" if isinstance(file, tuple) else f"grid {file}"
     try:
         engine = _engine(scheduler, slurm, serial)
-        with progress.reporter(console, workers, _called(file)) as report:
-            state = grid.run(file, workers, report, profile=profile, engine=engine, retry=again, **(limits or {}))
+        with progress.reporter(console, workers, title) as report:
+            state = grid.run(file, workers, report, profile=profile, engine=engine, retry=again, **read)
     except KeyboardInterrupt:
         console.print("Stopped. Nothing is left running; the same command goes on.")
         raise SystemExit(130) from None
@@ -173,35 +188,30 @@ def run_grid(
     raise SystemExit(1)
 
 
-def _called(file: str | tuple[str, ...]) -> str:
-    return f"grids {', '.join(file)}" if isinstance(file, tuple) else f"grid {file}"
-
-
-def _engine(scheduler: str | None, slurm: Path | None, serial: bool):
+def _engine(scheduler: str | None, slurm: Path | None, serial: bool) -> Engine | str:
     from cxrkit import grid
 
+    if not scheduler and not slurm:
+        return "serial" if serial else "local"
+    from cxrkit.grid import cluster
+    from cxrkit.grid import slurm as queue
+
     if slurm:
-        from cxrkit.grid import slurm as cluster
-
-        return cluster.start(slurm, grid.make_settings())
-    if scheduler:
-        from cxrkit.grid import engines_dask
-
-        return engines_dask.connect(scheduler, grid.make_settings())
-    return "serial" if serial else "local"
+        return cluster.DaskEngine(grid.make_settings(), jobs=queue.SlurmJobs(queue.read(slurm)))
+    return cluster.DaskEngine(grid.make_settings(), cluster.address_of(scheduler))
 
 
 def _few() -> int:
     return min(2, os.cpu_count() or 1)
 
 
-def _limits(time_limit: str | None, memory_limit: str | None) -> dict[str, float]:
-    from cxrkit.grid import spec
+def _limits(**given: str | None) -> dict[str, float]:
+    from cxrkit.grid.planning import duration, memory
 
     limits = {}
-    for name, text, read in (("time_limit", time_limit, spec.duration), ("memory_limit", memory_limit, spec.memory)):
+    for name, text in given.items():
         try:
-            limits |= {name: read(text)} if text is not None else {}
+            limits |= {name: {"time_limit": duration, "memory_limit": memory}[name](text)} if text is not None else {}
         except ValueError as error:
             raise ParameterError(f"--{name.replace('_', '-')} {text!r}: {error}") from None
     return limits
@@ -225,14 +235,10 @@ def _foretell(file: str, profile: str | None, workers: int) -> None:
     if len(named) > _LONG:
         console.print(f"and {len(named) - _LONG} more failed or stale")
     expected = grid.estimate([state.task for state in states if state.name in ("open", "stale")])
-    unknown = expected.count(None)
-    told = "unknown" if expected and unknown == len(expected) else str(timedelta(seconds=_sum(expected) // workers))
-    told += f", and {unknown} runs of unknown length" if 0 < unknown < len(expected) else ""
+    known = [seconds for seconds in expected if seconds is not None]
+    told = str(timedelta(seconds=round(sum(known)) // workers)) if known or not expected else "unknown"
+    told += f", and {len(expected) - len(known)} runs of unknown length" if 0 < len(known) < len(expected) else ""
     console.print(f"{len(expected)} runs would start; estimated time, {workers} at a time: {told}", markup=False)
-
-
-def _sum(seconds: list[float | None]) -> int:
-    return round(sum(one for one in seconds if one is not None))
 
 
 def _counts(states: list[State]) -> dict[str, int]:

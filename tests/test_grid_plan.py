@@ -166,9 +166,9 @@ def test_a_run_that_someone_makes_is_running(project):
     assert names(path) == ["open", "open"]
 
 
-def test_estimates_come_from_earlier_runs_then_from_the_file(project):
-    path = project.grid(one={"seeds": 2, "estimate": "1 min"}, two={"parameters": {"seed": 7}})
-    assert grid.estimate(grid.plan(path)) == [60.0, 60.0, None]
+def test_estimates_come_from_earlier_runs(project):
+    path = project.grid(one={"seeds": 2}, two={"parameters": {"seed": 7}})
+    assert grid.estimate(grid.plan(path)) == [None, None, None]
     store = Store(project.results)
     store.prepare()
     for seconds in (1.0, 5.0, 3.0):
@@ -270,6 +270,7 @@ def test_a_generic_run_reads_like_any_other(project):
     card = json.loads((task.place / "run.json").read_text())
     assert card["notebook"] == "notebooks/square.ipynb"
     assert set(card["origin"]) == {"version", "code", "notebook"}
+    assert set(card["made_from"]) == {"notebooks/square.ipynb"}
 
 
 def test_tasks_can_be_told_apart_and_copied(project):
@@ -277,3 +278,35 @@ def test_tasks_can_be_told_apart_and_copied(project):
     assert replace(task, time_limit=3.0).key == task.key
     assert not task.done
     assert task.place == project.results / task.key
+
+
+def test_why_names_what_made_a_run_stale(project, monkeypatch):
+    module = project.folder / "notebooks" / "helper.py"
+    module.write_text("power = 2")
+    (project.folder / "data").mkdir()
+    (project.folder / "data" / "images.csv").write_text("a")
+    notebook(project.square, PARAMETERS + "root = 'data'\n", "import helper", RESULT)
+    look = notebook(project.folder / "notebooks" / "look.ipynb", "run = ''\n", RESULT.replace("seed", "1"))
+    path = project.grid(one={}, two={"notebook": f"../{look.name}", "after": "one"})
+    grid.run(path, engine=Instant())
+    old, about = (task.key for task in grid.plan(path))
+    assert grid.why(old) == grid.why(about) == []
+    assert "isn't stale" in CliRunner().invoke(app, ["grid", "why", old]).output
+
+    module.write_text("power = 3  # now")
+    (project.folder / "data" / "images.csv").write_text("b")
+    monkeypatch.setattr("cxrkit.__version__", "9.9")
+    expected = ["cxrkit: 0.1.0 then, 9.9 now", "data/images.csv: changed", "helper: changed"]
+    assert grid.why(old) == grid.why(old[:-4]) == expected
+    new = grid.plan(path)[0].key
+    assert grid.status(path)["state"].tolist() == ["stale", "stale"]
+    assert grid.why(new) == expected, "the key of the run that takes its place"
+    assert f"run {old}, which it needs: helper: changed" in grid.why(about)
+    assert CliRunner().invoke(app, ["grid", "why", old]).output.splitlines() == expected
+
+    notebook(project.square, PARAMETERS.replace("name", "title"), "import helper, os", RESULT)
+    told = grid.why(old)
+    assert {"parameter name: gone", "parameter root: gone", "parameter title: new"} <= set(told)
+    assert "notebooks/square.ipynb: changed" in told
+    with pytest.raises(DataError, match="no runs called 'x'"):
+        grid.why("x")

@@ -19,7 +19,7 @@ from grid_project import PARAMETERS, RESULT, SQUARE, Instant, Project, notebook
 
 from cxrkit import DataError, ParameterError, grid
 from cxrkit.grid import engines, processes, state, store
-from cxrkit.grid.execute import Job, Outcome, Settings, execute
+from cxrkit.grid.execute import Job, Outcome, Settings, execute, gpus
 from cxrkit.grid.store import Runner, Store
 from cxrkit.study import runs
 
@@ -387,15 +387,15 @@ def test_a_full_disk_is_told_and_nothing_is_half_written(project, monkeypatch):
 
 
 def test_cores_and_cards_are_shared_out(monkeypatch):
-    monkeypatch.setattr(engines, "_cores", lambda: list(range(8)))
+    monkeypatch.setattr(engines, "cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
     engine = engines.LocalEngine(Settings("here"), 3)
     assert [(one.threads, one.gpu) for one in engine._settings] == [(2, "0"), (2, "2"), (2, "0")]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert engines.gpus() == []
+    assert gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(engines.shutil, "which", lambda name: None)
-    assert engines.gpus() == []
+    monkeypatch.setenv("PATH", "")
+    assert gpus() == []
     assert engines.LocalEngine(Settings("here", threads=5), 2)._settings[0].gpu is None
 
 

@@ -16,10 +16,11 @@ import pytest
 import yaml
 
 from cxrkit import CxrkitError, ParameterError, grid
-from cxrkit.grid import slurm
+from cxrkit.grid import cluster, slurm
+from cxrkit.grid.cluster import DaskEngine
 from cxrkit.grid.execute import Settings
 
-pytest.importorskip("dask_jobqueue")
+dask_jobqueue = pytest.importorskip("dask_jobqueue")
 dask = pytest.importorskip("dask")
 psutil = pytest.importorskip("psutil")
 
@@ -58,13 +59,22 @@ def directives(script: str) -> list[str]:
     return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
 
 
+def job_script(resources: slurm.Resources) -> str:
+    job = dask_jobqueue.slurm.SLURMJob("tcp://SCHEDULER:8786", name="grid", **slurm.options(resources))
+    return job.job_script()
+
+
+def start(file: Path, project: Path | str = ".") -> DaskEngine:
+    return DaskEngine(Settings(str(project)), jobs=slurm.SlurmJobs(slurm.read(file)))
+
+
 def check_syntax(script: str) -> None:
     told = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
 
 
 def test_a_job_asks_for_what_the_file_says(write, results):
-    script = slurm.job_script(slurm.read(write(FULL)))
+    script = job_script(slurm.read(write(FULL)))
     check_syntax(script)
     logs = f"{results}/.grid/slurm/cxrkit-grid-%J"
     assert directives(script) == [
@@ -92,7 +102,7 @@ def test_a_job_asks_for_what_the_file_says(write, results):
 
 
 def test_the_least_that_must_be_said(write):
-    script = slurm.job_script(slurm.read(write(NEEDED)))
+    script = job_script(slurm.read(write(NEEDED)))
     check_syntax(script)
     told = directives(script)
     assert not any(one.startswith(("-p", "-A", "--gres")) for one in told)
@@ -104,7 +114,7 @@ def test_the_least_that_must_be_said(write):
 def test_a_projects_folder_stays_one_word(write, tmp_path, monkeypatch, name):
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
-    script = slurm.job_script(slurm.read(write(NEEDED)))
+    script = job_script(slurm.read(write(NEEDED)))
     check_syntax(script)
     line = next(line for line in script.splitlines() if line.startswith("cd "))
     told = subprocess.run(["bash", "-c", f"{line}; pwd"], capture_output=True, text=True)
@@ -114,33 +124,16 @@ def test_a_projects_folder_stays_one_word(write, tmp_path, monkeypatch, name):
 def test_logs_that_slurm_would_misread_are_refused(write, monkeypatch, tmp_path):
     monkeypatch.setenv("CXRKIT_RESULTS", str(tmp_path / "my results"))
     with pytest.raises(ParameterError, match="SLURM can't write its logs"):
-        slurm.job_script(slurm.read(write(NEEDED)))
+        job_script(slurm.read(write(NEEDED)))
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [
-        ("8 h", "08:00:00"),
-        ("90 min", "01:30:00"),
-        ("2 d", "48:00:00"),
-        ("08:00:00", "08:00:00"),
-        ("100:30", "01:40:30"),
-        ("1-12", "36:00:00"),
-        ("1-12:30", "36:30:00"),
-        ("1-0:0:30", "24:00:30"),
-    ],
+    [("8 h", "08:00:00"), ("90 min", "01:30:00"), ("2 d", "48:00:00"), ("08:00:00", "08:00:00"), ("1-12", "1-12")],
 )
 def test_times(write, text, expected):
     assert slurm.read(write(NEEDED | {"time": text})).time == expected
     assert slurm.read(write(f"time: {text}\nmemory: 32 GB\ncores: 8\n")).time == expected  # in no quotes
-
-
-@pytest.mark.parametrize(
-    ("text", "mebibytes"),
-    [("32 GB", 30518), ("32GiB", 32768), ("32G", 32768), ("500M", 500), ("500 MB", 477), ("1T", 2**20)],
-)
-def test_memory(write, text, mebibytes):
-    assert slurm.read(write(NEEDED | {"memory": text})).memory == mebibytes
 
 
 @pytest.mark.parametrize(
@@ -149,28 +142,19 @@ def test_memory(write, text, mebibytes):
         ("time: 90", "write it as '8 h' or '08:00:00'"),
         ("time: '90'", "a unit is missing"),
         ("time: soon", "a time is"),
-        ("time: 10 s", "at least a minute"),
         ("memory: 32", "a memory limit is text"),
         ("memory: 32 apples", "a memory limit is text"),
-        ("memory: 1 MB", "at least 256 MiB"),
         ("cores: 0", "greater than or equal to 1"),
         ("cores: '8'", "valid integer"),
         ("jobs: 0", "greater than or equal to 1"),
-        ("runs: 9", "9 runs at a time need as many cores"),
         ("queue: gpu; rm -rf", "pattern"),
         ("account: 'a b'", "pattern"),
         ("gpus: -1", "greater than or equal to 0"),
-        ("gpus: 'a100'", "pattern"),
         ("extra: --exclusive", "valid list"),
-        ("extra: [exclusive]", "starts with - or --"),
-        ("extra: ['--mem=8G']", "--mem is set by memory"),
-        ("extra: ['-t 10']", "-t is set by time"),
-        ("extra: ['--array=1-9']", "--array is set by the grid"),
         ('extra: ["--x\\n#SBATCH --y"]', "one line of text"),
         ('environment: ["a\\nb"]', "one line of text"),
-        ("environment: ['source \"venv']", "No closing quotation"),
         ("python: ''", "one line of text"),
-        ("walltime: 8 h", "unknown 'walltime'; known: time, memory"),
+        ("walltime: 8 h", "'walltime': unknown; known: time, memory"),
         ("queue: None", "None is text in YAML; write null"),
     ],
 )
@@ -185,8 +169,8 @@ def test_what_is_wrong_is_named(write, change, message):
 
 def test_all_problems_come_at_once(write):
     with pytest.raises(ParameterError) as error:
-        slurm.read(write({"memory": "much", "cores": 0, "nodes": 2, "extra": ["x", "--mem=1"]}))
-    for part in ("'time' is missing", "'memory'", "'cores'", "unknown 'nodes'", "starts with - or --", "set by memory"):
+        slurm.read(write({"memory": "much", "cores": 0, "nodes": 2, "extra": ["x\n"]}))
+    for part in ("'time': Field required", "'memory'", "'cores'", "'nodes': unknown", "'extra'"):
         assert part in str(error.value)
 
 
@@ -205,17 +189,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_users_own_dask_settings_change_nothing(write):
-    wanted = slurm.job_script(slurm.read(write(NEEDED)))
+    wanted = job_script(slurm.read(write(NEEDED)))
     settings = {"jobqueue.slurm.job-extra-directives": ["--evil"], "jobqueue.slurm.job-script-prologue": ["evil"]}
     settings |= {"jobqueue.slurm.worker-extra-args": ["--evil"], "jobqueue.slurm.walltime": "1"}
     with dask.config.set(settings):
-        assert slurm.job_script(slurm.read(write(NEEDED))) == wanted
+        assert job_script(slurm.read(write(NEEDED))) == wanted
 
 
 def test_without_slurm_one_is_told_what_to_do(write, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ParameterError, match=r"there is no sbatch and no squeue.*--workers, or --scheduler"):
-        slurm.start(write(NEEDED), Settings("."))
+        start(write(NEEDED)).__enter__()
 
 
 # What the tests below take for SLURM: jobs are processes of this machine.
@@ -298,7 +282,7 @@ def test_a_grid_through_slurm_with_a_job_lost_on_the_way(write, standin, tiny_gr
         if events.count("start") == 2 and event.kind == "start":
             os.killpg(jobs(standin)[0], signal.SIGKILL)
 
-    engine = slurm.start(write(SMALL), Settings(str(tmp_path)))
+    engine = start(write(SMALL), tmp_path)
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}):
         state = grid.run(tiny_grid, engine=engine, report=hear)
     assert set(state["state"]) == {"done"}
@@ -307,15 +291,15 @@ def test_a_grid_through_slurm_with_a_job_lost_on_the_way(write, standin, tiny_gr
 
 
 def test_what_slurm_refuses_is_told_before_anything_starts(write, standin, tiny_grid, tmp_path):
-    engine = slurm.start(write(SMALL | {"queue": "nowhere"}), Settings(str(tmp_path)))
+    engine = start(write(SMALL | {"queue": "nowhere"}), tmp_path)
     with pytest.raises(ParameterError, match=r"SLURM refuses such a job: .*invalid partition specified"):
         grid.run(tiny_grid, engine=engine)
     assert jobs(standin) == []
 
 
 def test_jobs_that_die_at_once_end_the_wait(write, standin, tiny_grid, tmp_path, monkeypatch):
-    monkeypatch.setattr(slurm, "_GRACE", 0.5)
-    engine = slurm.start(write(SMALL | {"environment": ["exit 3"]}), Settings(str(tmp_path)))
+    monkeypatch.setattr(cluster, "_GRACE", 0.5)
+    engine = start(write(SMALL | {"environment": ["exit 3"]}), tmp_path)
     started = time.monotonic()
     with pytest.raises(CxrkitError, match="no SLURM job of this grid is waiting or running"):
         grid.run(tiny_grid, engine=engine)
@@ -323,7 +307,7 @@ def test_jobs_that_die_at_once_end_the_wait(write, standin, tiny_grid, tmp_path,
 
 
 def test_the_example_in_the_documentation_is_right(write):
-    text = textwrap.dedent(slurm.__doc__.split("dask-jobqueue.\n")[1].split("\nA job that")[0])
+    text = textwrap.dedent(slurm.__doc__.split("asks for.\n")[1].split("\nA job that")[0])
     resources = slurm.read(write(text))
     assert (resources.time, resources.cores, resources.jobs) == ("08:00:00", 8, 4)
-    check_syntax(slurm.job_script(resources))
+    check_syntax(job_script(resources))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxrkit import ParameterError, grid
-from cxrkit.grid import spec
+from cxrkit.grid.planning import Step, combinations, duration
 from cxrkit.study.notebook import parameters_for
 from cxrkit.train.parameters import TrainParameters
 
@@ -61,7 +61,7 @@ def test_products_zips_cases_seeds_and_folds_multiply(project):
     st.lists(st.fixed_dictionaries({"case": st.integers()}), min_size=1, max_size=3),
 )
 def test_combinations_agree_with_counting(product, cases):
-    rows = spec.combinations(spec.Step(notebook="x", product=product, cases=cases))
+    rows = combinations(Step(notebook="x", product=product, cases=cases))
     count = len(cases)
     for axis in product.values():
         count *= len(axis)
@@ -76,12 +76,12 @@ def test_seeds_and_folds_may_be_lists(project):
 def test_conditions_choose_among_the_combinations(project):
     notebook(project.square, "seed = 0\nsize = 0\nmodel = ''\noptions = {}\n", "1")
     product = {"model": ["plain", "bcos"], "size": [32, 64, 128]}
-    when = {"product": product, "when": "model == bcos and size >= 64"}
+    when = {"product": product, "when": "model == bcos and size in [64, 128]"}
     assert values(grid.plan(project.grid(one=when)), "model", "size") == [("bcos", 64), ("bcos", 128)]
-    unless = {"product": product, "unless": ["model == bcos and size != 64", "size in [32, 128]"]}
-    assert values(grid.plan(project.grid(one=unless)), "model", "size") == [("plain", 64), ("bcos", 64)]
+    when = {"product": product, "when": ["model != bcos", "size not in [32, 128]"]}
+    assert values(grid.plan(project.grid(one=when)), "model", "size") == [("plain", 64)]
     cases = [{"options": {"view": "binary"}}, {"options": {"view": "multilabel"}}, {"options": {}}]
-    nested = {"cases": cases, "when": "options.view not in [binary]"}
+    nested = {"cases": cases, "when": "options.view != binary"}
     assert [task.parameters.options for task in grid.plan(project.grid(one=nested))] == [{"view": "multilabel"}, {}]
 
 
@@ -93,15 +93,15 @@ def test_a_condition_may_ask_about_the_run_that_is_needed(project):
             "notebook": "../look.ipynb",
             "after": "one",
             "product": {"method": ["cam", "rap"]},
-            "unless": "method == rap and run.seed > 0",
+            "when": "run.seed in [0, 2]",
         },
     )
     tasks = grid.plan(path)
     assert [(task.parameters.method, task.needs[:12]) for task in tasks[3:]] == [
         ("cam", "square-seed0"),
-        ("cam", "square-seed1"),
         ("cam", "square-seed2"),
         ("rap", "square-seed0"),
+        ("rap", "square-seed2"),
     ]
 
 
@@ -136,21 +136,21 @@ def test_a_profile_changes_steps(project):
 
 
 def test_limits_are_read_with_their_units(project):
-    task = grid.plan(project.grid(one={"time_limit": "2 h", "memory_limit": "1.5 GB", "estimate": 90}))[0]
-    assert (task.time_limit, task.memory_limit, task.estimate) == (7200.0, 1_500_000_000, 90.0)
+    task = grid.plan(project.grid(one={"time_limit": "2 h", "memory_limit": "1.5 GB"}))[0]
+    assert (task.time_limit, task.memory_limit) == (7200.0, 1_500_000_000)
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [(5, 5), ("5", 5), ("5 s", 5), ("1.5 min", 90), ("2h", 7200), ("1 d", 86400)]
 )
 def test_times_have_units(text, seconds):
-    assert spec.duration(text) == seconds
+    assert duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["soon", "-5 s", "0", True, "5 weeks", ""])
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(ValueError, match="a time is"):
-        spec.duration(text)
+        duration(text)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_file_that_is_no_grid_is_refused(project, text, message):
         ({"when": "__import__('os')"}, "expected 'name == value'"),
         ({"when": "sede == 3"}, "'sede' is no parameter"),
         ({"when": "seed in 3"}, "'in' needs a list"),
-        ({"when": "seed < x"}, "which has no order with 'x'"),
+        ({"when": "seed < 3"}, "expected 'name == value'"),
         ({"when": "seed == 3"}, "its conditions leave no run"),
         ({"product": {"seed": [1, 1]}}, "the same run comes twice"),
         ({"after": "one"}, "steps wait for each other: one → one"),
@@ -225,7 +225,7 @@ def test_every_problem_is_told_at_once(project):
         "'product.seed' must have something in it",
         "'tme_limit'; did you mean 'time_limit'",
         "'model' is no parameter",
-        "steps 'six' and 'seven': the same run comes twice",
+        "): in six and seven",
         "profile 'quick': there is no step 'eight'",
         "unknown part 'sedes'; did you mean 'seeds'",
         "unknown profile 'qick'; known: quick",
@@ -302,7 +302,7 @@ def test_numbers_of_a_grid_file_are_numbers(project):
     found = tasks[0].parameters.values
     assert (found["options"], found["listed"]) == ({"lr": 0.001, "scale": [100.0]}, [0.001, "no"])
     assert found["text"] == "no"
-    picked = f"a: {{notebook: ../square.ipynb, product: {{{step}}}, when: lr < 1e-3}}"
+    picked = f"a: {{notebook: ../square.ipynb, product: {{{step}}}, when: 'lr in [1e-4]'}}"
     assert values(grid.plan(project.grid(picked)), "lr") == [(0.0001,)]
     assert "not YAML" in problems(project.grid("a: {notebook: ../square.ipynb, when: 'lr == ['}"))
     for wrong in ("parameters: {free: None}", "when: lr == None", "product: {lr: [0.1, None]}"):
@@ -342,7 +342,7 @@ def test_a_notebook_that_is_none_is_refused(project):
     project.square.write_text("{")
     assert "square.ipynb: not a notebook" in problems(project.grid(one={}))
     notebook(project.square, "seed = 0", "1", language="R")
-    assert "is written in r; a grid runs Python" in problems(project.grid(one={}))
+    assert "is written in R; a grid runs Python" in problems(project.grid(one={}))
 
 
 def test_options_and_folder_of_a_notebooks_own_data_set_stay_with_it(project):

@@ -11,5 +11,5 @@ __getattr__, __dir__, __all__ = lazily(
     studies="finished load",
     loop="Event make_settings retry run",
     planning="Task check_names find_grid plan",
-    state="STATES clean estimate leftovers remove show states status",
+    state="STATES clean estimate leftovers remove show states status why",
 )

@@ -1,6 +1,6 @@
 """Where runs execute: in this process, or in processes of this machine that live as long as the grid does.
 
-Every engine calls the same `execute`; the loop treats them all alike. A third, for clusters, is in `engines_dask`.
+Every engine calls the same `execute`; the loop treats them all alike. A third, for clusters, is in `cluster`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import queue
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,10 +18,10 @@ from collections import deque
 from pathlib import Path
 from typing import Protocol
 
-from cxrkit.grid.execute import Job, Outcome, Settings, end_all, execute
+from cxrkit.grid.execute import Job, Outcome, Settings, cores, end_all, execute, gpus
 from cxrkit.grid.store import end_kernel
 
-__all__ = ["Engine", "LocalEngine", "SerialEngine", "gpus"]
+__all__ = ["Engine", "LocalEngine", "SerialEngine"]
 
 _GOODBYE = 5.0
 
@@ -78,47 +76,34 @@ class SerialEngine:
 
 
 class _Worker:
-    """A process that runs one job after the other; it ends, with its kernel, when this side of its pipe closes."""
+    """A process that makes one run after the other; it ends, with its kernel, when this side of its pipe closes."""
 
-    def __init__(self, slot: int, events: queue.Queue):
-        self.slot, self.job = slot, None
+    def __init__(self):
         self.complaints = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
+        command = [sys.executable, "-m", "cxrkit.grid.worker"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.complaints}
         # A session of its own: Ctrl-C in the terminal is the runner's to answer.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cxrkit.grid.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.complaints,
-            start_new_session=True,
-        )
-        threading.Thread(target=self._listen, args=(events,), name=f"grid worker {slot}", daemon=True).start()
+        self.process = subprocess.Popen(command, **pipes, start_new_session=True)
 
-    def _listen(self, events: queue.Queue) -> None:
+    def make(self, job: Job, settings: Settings) -> Outcome | None:
+        """How a job ended; None where the worker was killed."""
+        order, answer = {"job": dataclasses.asdict(job), "settings": dataclasses.asdict(settings)}, b""
         with contextlib.suppress(OSError, ValueError):
-            for line in self.process.stdout:
-                if not line.endswith(b"\n"):
-                    break  # it was killed while it wrote
-                told = json.loads(line)
-                events.put((self, told["id"], Outcome(**told["outcome"])))
-        events.put((self, None, None))
-
-    def send(self, job: Job, settings: Settings) -> None:
-        self.job = job
-        order = {"job": dataclasses.asdict(job), "settings": dataclasses.asdict(settings)}
-        with contextlib.suppress(OSError):  # it has just died, which `_listen` tells
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
-
-    def lost(self) -> Outcome | None:
-        """What to say of the job that it died with: None where it was killed, else what it complained of."""
-        if (self.process.returncode or 0) <= 0:
+            answer = self.process.stdout.readline()
+        if answer.endswith(b"\n"):
+            return Outcome(**json.loads(answer))
+        self.end(0.5)
+        end_kernel(Path(job.work))
+        if self.process.returncode <= 0:
             return None
         self.complaints.seek(0)
         told = self.complaints.read().decode(errors="replace")
         last = told.strip().rpartition("\n")[2]
         return Outcome("failed", "start", f"the worker ended with status {self.process.returncode}: {last}", told)
 
-    def end(self, grace: float = _GOODBYE) -> None:
+    def end(self, grace: float) -> None:
         """Close its pipe, and kill it where that doesn't do."""
         with contextlib.suppress(OSError):
             self.process.stdin.close()
@@ -127,8 +112,6 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        if self.job is not None:
-            end_kernel(Path(self.job.work))
 
 
 class LocalEngine:
@@ -140,14 +123,15 @@ class LocalEngine:
 
     def __init__(self, settings: Settings, workers: int = 1):
         self.capacity = max(1, workers)
-        threads = settings.threads or max(1, len(_cores()) // self.capacity)
+        threads = settings.threads or max(1, cores() // self.capacity)
         cards = [settings.gpu] if settings.gpu is not None else gpus()
         self._settings = [
             dataclasses.replace(settings, threads=threads, gpu=cards[slot % len(cards)] if cards else None)
             for slot in range(self.capacity)
         ]
         self._workers: dict[int, _Worker] = {}
-        self._events: queue.Queue = queue.Queue()
+        self._jobs: dict[int, Job] = {}
+        self._ended: queue.Queue[tuple[int, Job, Outcome | None]] = queue.Queue()
 
     def __enter__(self) -> LocalEngine:
         return self
@@ -156,55 +140,35 @@ class LocalEngine:
         self.cancel()
 
     def submit(self, job: Job) -> None:
-        busy = {slot for slot, worker in self._workers.items() if worker.job is not None}
-        slot = next(slot for slot in range(self.capacity) if slot not in busy)
-        if slot not in self._workers:
-            self._workers[slot] = _Worker(slot, self._events)
-        self._workers[slot].send(job, self._settings[slot])
+        slot = next(slot for slot in range(self.capacity) if slot not in self._jobs)
+        self._jobs[slot] = job
+        if slot not in self._workers or self._workers[slot].process.poll() is not None:
+            self._workers[slot] = _Worker()
+        work = (slot, job, self._workers[slot])
+        threading.Thread(target=self._make, args=work, name=f"grid worker {slot}", daemon=True).start()
+
+    def _make(self, slot: int, job: Job, worker: _Worker) -> None:
+        self._ended.put((slot, job, worker.make(job, self._settings[slot])))
 
     def finished(self, timeout: float) -> list[tuple[str, Outcome | None]]:
         ended: list[tuple[str, Outcome | None]] = []
-        over = time.monotonic() + timeout
-        while True:
-            try:
-                worker, name, outcome = self._events.get(timeout=0 if ended else max(0.0, over - time.monotonic()))
-            except queue.Empty:
-                return ended
-            if name is not None:
-                worker.job = None
-                ended.append((name, outcome))
-            elif self._workers.get(worker.slot) is worker:
-                del self._workers[worker.slot]
-                worker.end(0.5)
-                if worker.job is not None:
-                    ended.append((worker.job.id, worker.lost()))
+        with contextlib.suppress(queue.Empty):
+            slot, job, outcome = self._ended.get(timeout=timeout)
+            while True:
+                if self._jobs.get(slot) is job:  # else it was cancelled
+                    del self._jobs[slot]
+                    ended.append((job.id, outcome))
+                slot, job, outcome = self._ended.get_nowait()
+        return ended
 
     def cancel(self) -> None:
-        workers = list(self._workers.values())
+        jobs, workers = list(self._jobs.values()), list(self._workers.values())
+        self._jobs.clear()
         self._workers.clear()
         for worker in workers:
             with contextlib.suppress(OSError):
                 worker.process.stdin.close()
         for worker in workers:
-            worker.end()
-
-
-def _cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def gpus() -> list[str]:
-    """The graphics cards that may be used here, as CUDA_VISIBLE_DEVICES names them; none without NVIDIA's tool."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [card.strip() for card in chosen.split(",") if card.strip()]
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    try:
-        told = subprocess.run([tool, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return told.stdout.decode().split() if told.returncode == 0 else []
+            worker.end(_GOODBYE)
+        for job in jobs:
+            end_kernel(Path(job.work))

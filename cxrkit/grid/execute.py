@@ -7,9 +7,11 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,14 @@ from cxrkit.errors import CxrkitError
 from cxrkit.grid import processes
 from cxrkit.grid.store import LEASE, disk_full
 
-__all__ = ["ALLOCATOR", "Job", "Outcome", "Settings", "end_all", "execute"]
+__all__ = ["ALLOCATOR", "Job", "Outcome", "Settings", "cores", "end_all", "execute", "gpus"]
 
 _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM", "BLIS", "RAYON")
 # Linux' allocator gives large blocks back after each use and asks for them anew, a tenth of a training's time on a CPU.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 _FULL = ("No space left on device", "Disk quota exceeded")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_FATAL = {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"}  # sent by someone; others are the kernel's own crash
+_SENT = {1, 2, 9, 15}  # signals to hang up, interrupt, kill, end: by someone; others are the kernel's own crash
 
 
 @dataclass(frozen=True)
@@ -249,10 +251,28 @@ class _Watch:
 _live: dict[str, _Watch] = {}
 
 
-def end_all() -> None:
-    """Kill every kernel that this process has started."""
-    for watch in list(_live.values()):
+def end_all(names: Collection[str] | None = None) -> None:
+    """Kill the kernels that this process has started, or those of the attempts of these names."""
+    for watch in [watch for name, watch in list(_live.items()) if names is None or name in names]:
         watch.end()
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """The graphics cards that may be used here, as CUDA_VISIBLE_DEVICES names them; none without NVIDIA's tool."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [card.strip() for card in chosen.split(",") if card.strip()]
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return told.stdout.split() if told.returncode == 0 else []
 
 
 def _failure(error: Exception, watch: _Watch) -> Outcome:
@@ -260,37 +280,26 @@ def _failure(error: Exception, watch: _Watch) -> Outcome:
     watch.end()
     if watch.reason:
         return Outcome("failed", *watch.reason)
-    name = type(error).__name__
+    name, status = type(error).__name__, watch.status
     if name == "PapermillExecutionError":
-        told = _ANSI.sub("", "\n".join(error.traceback)) or str(error)
+        trace = _ANSI.sub("", "\n".join(error.traceback)) or str(error)
         message = _ANSI.sub("", f"{error.ename}: {error.evalue}").split("\n")[0]
         full = any(text in message for text in _FULL)
-        return Outcome("failed", "disk" if full else "error", f"cell {error.exec_count}: {message}", told)
+        return Outcome("failed", "disk" if full else "error", f"cell {error.exec_count}: {message}", trace)
     if disk_full(error):
         return Outcome("failed", "disk", f"the disk is full: {error}")
     if isinstance(error, CxrkitError):
         return Outcome("failed", "error", str(error))
-    text = "".join(traceback.format_exception(error))
-    if watch.status is not None and (name == "DeadKernelError" or "Kernel died" in str(error)):
-        return _death(watch, text)
-    return Outcome("failed", "start" if watch.status is None else "error", f"{name}: {error}", text)
-
-
-def _death(watch: _Watch, text: str) -> Outcome:
-    status = watch.status
+    trace = "".join(traceback.format_exception(error))
+    if status is None or not (name == "DeadKernelError" or "Kernel died" in str(error)):
+        return Outcome("failed", "start" if status is None else "error", f"{name}: {error}", trace)
     if status >= 0:
-        with contextlib.suppress(OSError):
-            text = Path(watch.job.work, "log.txt").read_text(encoding="utf-8", errors="replace")[-10_000:]
-        last = _ANSI.sub("", text).strip().rpartition("\n")[2]
-        return Outcome("failed", "error", f"the kernel ended by itself with status {status}: {last}", text)
-    with contextlib.suppress(ValueError):
-        sent = signal.Signals(-status).name
-        if sent not in _FATAL:
-            return Outcome("failed", "error", f"the kernel crashed ({sent})", text)
-        hint = "; the system does this when memory runs out" if sent == "SIGKILL" else ""
-        used = f", having held {_size(watch.peak)}" if watch.peak else ""
-        return Outcome("failed", "killed", f"the kernel was killed ({sent}){used}{hint}", text)
-    return Outcome("failed", "killed", f"the kernel was killed (signal {-status})", text)
+        return Outcome("failed", "error", f"the kernel ended by itself with status {status}", trace)
+    if -status not in _SENT:
+        return Outcome("failed", "error", f"the kernel crashed (signal {-status})", trace)
+    used = f", having held {_size(watch.peak)}" if watch.peak else ""
+    hint = "; the system does this when memory runs out" if status == -signal.SIGKILL else ""
+    return Outcome("failed", "killed", f"the kernel was killed (signal {-status}){used}{hint}", trace)
 
 
 def _size(count: int) -> str:

@@ -8,8 +8,8 @@ import os
 import shutil
 import time
 import uuid
-from collections import defaultdict, deque
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from cxrkit.errors import DataError
 from cxrkit.grid.engines import Engine, LocalEngine, SerialEngine
 from cxrkit.grid.execute import Job, Outcome, Settings
 from cxrkit.grid.planning import Task, check_names, plan
-from cxrkit.grid.state import estimate, states, status, whole
+from cxrkit.grid.state import states, status, whole
 from cxrkit.grid.store import Claim, Runner, Store, disk_full
 from cxrkit.study import run_key
 from cxrkit.study.import_closure import writes_run
@@ -34,9 +34,9 @@ _TICK = 0.5
 
 @dataclass(frozen=True)
 class Event:
-    """What `report` hears: begin, start, done, failed, repeat, elsewhere, blocked, end.
+    """News of a runner, for `report`: begin (with all `tasks`), start, done, failed, repeat, elsewhere, blocked, end.
 
-    `tasks` and `expected` (seconds of work ahead, None where unknown) come with "begin"; `message` says why.
+    `message` says why.
     """
 
     kind: str
@@ -44,7 +44,6 @@ class Event:
     seconds: float = 0.0
     message: str = ""
     tasks: tuple[Task, ...] = ()
-    expected: float | None = None
 
 
 Report = Callable[[Event], None]
@@ -131,37 +130,27 @@ class _Loop:
     def __init__(
         self, tasks: list[Task], engine: Engine, stores: dict[Path, Store], runner: Runner, report: Report, tries: int
     ):
-        self.tasks, self.engine, self.stores, self.runner = tasks, engine, stores, runner
+        self.engine, self.stores, self.runner = engine, stores, runner
         self.report, self.tries = report, tries
-        open_keys = {task.key for task in tasks}
-        self.waits = {task.key: {key for key in task.after if key in open_keys} for task in tasks}
-        self.behind: dict[str, list[Task]] = defaultdict(list)
-        for task in tasks:
-            for key in self.waits[task.key]:
-                self.behind[key].append(task)
-        self.ready = deque(task for task in tasks if not self.waits[task.key])
-        self.running: dict[str, _Attempt] = {}
-        self.elsewhere: dict[str, Task] = {}
-        self.losses: dict[str, int] = defaultdict(int)
+        self.open = {task.key: task for task in tasks}
+        self.running: dict[str, _Attempt] = {}  # by the name of the attempt
+        self.ended: dict[str, str] = {}  # key: done, failed or blocked
+        self.elsewhere: set[str] = set()
+        self.losses: Counter[str] = Counter()
         self.attempts = {task.key: self._count(task) for task in tasks}
         self.full = ""
 
     def go(self) -> None:
         """Work until nothing is left that could be done."""
-        expected = estimate(self.tasks)
-        total = None if None in expected else sum(expected)
-        self.report(Event("begin", tasks=tuple(self.tasks), expected=total))
+        self.report(Event("begin", tasks=tuple(self.open.values())))
         try:
             _guard(self._tidy)
-            while self.running or (not self.full and (self.ready or self.elsewhere)):
-                try:
+            while self.running or (self.open and not self.full):
+                with self._full_disk():
                     self._start()
-                except OSError as error:  # what runs may still come to its end
-                    self._full(error)
                 for name, outcome in self.engine.finished(_TICK):
                     if attempt := self.running.pop(name, None):
-                        self._ended(attempt, outcome)
-                self._look_elsewhere()
+                        self._finish(attempt, outcome)
         finally:
             if self.running:
                 self.engine.cancel()
@@ -181,19 +170,38 @@ class _Loop:
             store.forget_runners()
 
     def _start(self) -> None:
-        while self.ready and not self.full and len(self.running) < self.engine.capacity:
-            task = self.ready.popleft()
-            claim = self._store(task).claim(task.key, self.runner)
-            if claim is None:
-                if task.key not in self.elsewhere:
-                    self.report(Event("elsewhere", task))
-                self.elsewhere[task.key] = task
-                continue
-            self.elsewhere.pop(task.key, None)
-            if self._settled_elsewhere(task):
-                claim.release()
-                continue
+        """Start what can be, block what can't be any more; the rest waits for its turn or for another runner."""
+        for task in list(self.open.values()):
+            needed = [key for key in task.after if key in self.open or self.ended.get(key) in ("failed", "blocked")]
+            if failed := next((key for key in needed if key not in self.open), None):
+                self._end(task, "blocked", message=f"needs {failed}, which failed")
+            elif not needed and not self._under_way(task.after):
+                if self.full or len(self.running) >= self.engine.capacity:
+                    return
+                self._try(task)
+
+    def _under_way(self, keys: tuple[str, ...]) -> bool:
+        return any(attempt.task.key in keys for attempt in self.running.values())
+
+    def _try(self, task: Task) -> None:
+        """Take a run and start it, unless another runner has it or has already come to its end."""
+        store = self.stores[task.results]
+        claim = store.claim(task.key, self.runner)
+        if claim is None:
+            if task.key not in self.elsewhere:
+                self.report(Event("elsewhere", task))
+            self.elsewhere.add(task.key)
+            return
+        self.elsewhere.discard(task.key)
+        if whole(task.place) and task.done:
+            claim.release()
+            self._end(task, "done")
+        elif self._count(task) > self.attempts[task.key]:
+            claim.release()
+            self._end(task, "failed", message=(store.failure(task.key) or {}).get("message", ""))
+        else:
             job = self._job(task, claim)
+            del self.open[task.key]
             self.running[job.id] = _Attempt(task, claim, job, time.monotonic())
             self.engine.submit(job)
             self.report(Event("start", task))
@@ -201,7 +209,7 @@ class _Loop:
     def _job(self, task: Task, claim: Claim) -> Job:
         from cxrkit.study import runs
 
-        store, name = self._store(task), f"{task.key}.{uuid.uuid4().hex[:8]}"
+        store, name = self.stores[task.results], f"{task.key}.{uuid.uuid4().hex[:8]}"
         return Job(
             id=name,
             key=task.key,
@@ -217,88 +225,50 @@ class _Loop:
             memory_limit=task.memory_limit,
         )
 
-    def _ended(self, attempt: _Attempt, outcome: Outcome | None) -> None:
-        task, store = attempt.task, self._store(attempt.task)
+    def _finish(self, attempt: _Attempt, outcome: Outcome | None) -> None:
+        task, store = attempt.task, self.stores[attempt.task.results]
         seconds = outcome.seconds if outcome else time.monotonic() - attempt.started
         if outcome is None:
             outcome = Outcome("failed", "lost", "the worker that made it died", seconds=seconds)
         if outcome.state == "done" and not task.done:
             outcome = Outcome("failed", "error", "its run isn't whole", seconds=seconds, memory=outcome.memory)
-        store.journal(
-            event=outcome.state, key=task.key, kind=task.notebook.stem, step=task.step, seconds=round(seconds, 2),
-            why=outcome.why,
-        )  # fmt: skip
-        work = Path(attempt.job.work)
+        about = {"key": task.key, "step": task.step, "why": outcome.why, "seconds": round(seconds, 2)}
+        store.journal(event=outcome.state, kind=task.notebook.stem, **about)
         try:
             if outcome.state == "done":
                 store.forget_failure(task.key)
-                self._settle(task, "done", seconds)
+                self._end(task, "done", seconds)
             elif outcome.why == "disk":
                 self.full = outcome.message
                 self.report(Event("failed", task, seconds, outcome.message))
             elif outcome.why in _REPEATED and self.losses[task.key] + 1 < self.tries:
                 self.losses[task.key] += 1
-                self.ready.appendleft(task)
+                self.open = {task.key: task} | self.open
                 self.report(Event("repeat", task, seconds, outcome.message))
             else:
-                self._keep_failure(task, work, outcome)
-                self._settle(task, "failed", seconds, outcome.message)
+                about |= {"notebook": task.notebook.name, "parameters": task.parameters.model_dump(mode="json")}
+                about |= {"message": outcome.message, "peak_bytes": outcome.memory}
+                with self._full_disk():
+                    store.record_failure(task.key, Path(attempt.job.work), about, outcome.traceback)
+                self._end(task, "failed", seconds, outcome.message)
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(attempt.job.work, ignore_errors=True)
             attempt.claim.release()
 
-    def _keep_failure(self, task: Task, work: Path, outcome: Outcome) -> None:
-        record = {
-            "key": task.key,
-            "step": task.step,
-            "notebook": task.notebook.name,
-            "parameters": task.parameters.model_dump(mode="json"),
-            "why": outcome.why,
-            "message": outcome.message,
-            "seconds": round(outcome.seconds, 2),
-            "peak_bytes": outcome.memory,
-        }
+    @contextlib.contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        """Remember that the disk is full: what runs may still come to its end, nothing more is started."""
         try:
-            self._store(task).record_failure(task.key, work, record, outcome.traceback)
+            yield
         except OSError as error:
-            self._full(error)
+            if not disk_full(error):
+                raise
+            self.full = f"the disk is full ({error})"
 
-    def _full(self, error: OSError) -> None:
-        if not disk_full(error):
-            raise error
-        self.full = f"the disk is full ({error})"
-
-    def _settle(self, task: Task, kind: str, seconds: float = 0.0, message: str = "") -> None:
-        """A run has come to its end, here or elsewhere: those that waited for it go on, or can't."""
+    def _end(self, task: Task, kind: str, seconds: float = 0.0, message: str = "") -> None:
+        self.open.pop(task.key, None)
+        self.ended[task.key] = kind
         self.report(Event(kind, task, seconds, message))
-        for other in self.behind.pop(task.key, []):
-            if kind != "done":
-                self._block(other, task.key)
-            elif other.key in self.waits:
-                self.waits[other.key].discard(task.key)
-                if not self.waits[other.key]:
-                    self.ready.append(other)
-
-    def _block(self, task: Task, needed: str) -> None:
-        if self.waits.pop(task.key, None) is not None:
-            self._settle(task, "blocked", message=f"needs {needed}, which failed")
-
-    def _look_elsewhere(self) -> None:
-        for key, task in list(self.elsewhere.items()):
-            if task not in self.ready and self._store(task).holder(key) is None:
-                self.ready.append(task)  # it is claimed, then looked at: done, failed, or its runner has died
-
-    def _settled_elsewhere(self, task: Task) -> bool:
-        if whole(task.place) and task.done:
-            self._settle(task, "done")
-            return True
-        if self._count(task) > self.attempts[task.key]:
-            self._settle(task, "failed", message=(self._store(task).failure(task.key) or {}).get("message", ""))
-            return True
-        return False
 
     def _count(self, task: Task) -> int:
-        return (Store(task.results).failure(task.key) or {}).get("attempts", 0)
-
-    def _store(self, task: Task) -> Store:
-        return self.stores[task.results]
+        return (self.stores[task.results].failure(task.key) or {}).get("attempts", 0)

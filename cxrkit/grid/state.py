@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cxrkit
 from cxrkit.errors import CxrkitError, DataError
 from cxrkit.grid.planning import Task, plan
 from cxrkit.grid.store import Store, end_kernel
 from cxrkit.study import run_key
+from cxrkit.study.notebook import parameter_names, parameters_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +38,7 @@ __all__ = [
     "states",
     "status",
     "whole",
+    "why",
 ]
 
 STATES = ("done", "running", "failed", "stale", "blocked", "open")
@@ -139,35 +142,25 @@ def whole(place: str | Path) -> bool:
 
 
 def estimate(tasks: Iterable[Task]) -> list[float | None]:
-    """Expected seconds of each run: the median of earlier ones of its step, else of its notebook; else what the file
-    says; None where nothing is known."""
-    taken: dict[str, dict[Any, list[float]]] = {}
-    expected = []
-    for task in tasks:
-        results = task.parameters.results
-        if results not in taken:
-            taken[results] = defaultdict(list)
-            for event in Store(run_key.results_folder(results)).events():
-                if event.get("event") == "done" and isinstance(event.get("seconds"), int | float):
-                    for name in ((event.get("kind"), event.get("step")), event.get("kind")):
-                        taken[results][name].append(float(event["seconds"]))
-        kind = task.notebook.stem
-        earlier = taken[results].get((kind, task.step)) or taken[results].get(kind)
-        expected.append(statistics.median(earlier[-100:]) if earlier else task.estimate)
-    return expected
+    """Expected seconds of each run: the median of earlier ones of its step, else of its notebook; None without any."""
+    taken: dict[tuple, list[float]] = defaultdict(list)
+    tasks = list(tasks)
+    for results in {task.parameters.results for task in tasks}:
+        for event in Store(run_key.results_folder(results)).events():
+            if event.get("event") == "done" and isinstance(event.get("seconds"), int | float):
+                for step in (event.get("step"), None):
+                    taken[results, event.get("kind"), step].append(float(event["seconds"]))
+    names = [(task.parameters.results, task.notebook.stem, task.step) for task in tasks]
+    earlier = [taken.get(name) or taken.get((*name[:2], None)) for name in names]
+    return [statistics.median(seconds[-100:]) if seconds else None for seconds in earlier]
 
 
 def show(key: str, results: str | Path = "results") -> dict[str, Any]:
-    """What is known of one run, by its key or the beginning of it: state, where it lies, parameters, and for one that
-    runs or has failed its log and traceback. Raises DataError when no run, or more than one, is called so."""
+    """All that is known of one run, by its key or the beginning of it: state, where it lies, parameters, and for one
+    that runs or has failed its log and traceback. Raises DataError when no run, or more than one, is called so."""
     store = Store(run_key.results_folder(results))
     held, failed = store.held(), store.failed_names()
-    known = sorted({name for name in store.names() if run_key.identity_of(name)} | set(held) | failed)
-    found = [name for name in known if name == key] or [name for name in known if name.startswith(key)]
-    if len(found) != 1:
-        told = ", ".join((found or known)[:8]) or "none"
-        raise DataError(f"{len(found) or 'no'} runs called {key!r} in {store.results}; there: {told}")
-    name = found[0]
+    name = _called(key, store, set(held) | failed)
     if name in held:
         holder = held[name].holder
         work = next(iter(store.work.glob(f"{name}.*")), store.work / name)
@@ -175,14 +168,53 @@ def show(key: str, results: str | Path = "results") -> dict[str, Any]:
         return {"key": name} | told | {"since": holder["since"]} | _read(work)
     if name in failed:
         place = store.failed / name
-        record = store.failure(name) or {}
-        return {"key": name, "state": "failed", "where": str(place)} | record | _read(place)
+        return {"key": name, "state": "failed", "where": str(place)} | (store.failure(name) or {}) | _read(place)
     place = store.results / name
     told = {"key": name, "state": "done" if whole(place) else "cut off", "where": str(place)}
     with contextlib.suppress(OSError, ValueError):
         told["finished"] = json.loads((place / "run.json").read_text(encoding="utf-8"))["finished"]
         told["parameters"] = json.loads((place / "parameters.json").read_text(encoding="utf-8"))
     return told
+
+
+def _called(key: str, store: Store, others: set[str]) -> str:
+    known = sorted({name for name in store.names() if run_key.identity_of(name)} | others)
+    found = [name for name in known if name == key] or [name for name in known if name.startswith(key)]
+    if len(found) != 1:
+        told = ", ".join((found or known)[:8]) or "none"
+        raise DataError(f"{len(found) or 'no'} runs called {key!r} in {store.results}; there: {told}")
+    return found[0]
+
+
+def why(key: str, results: str | Path = "results") -> list[str]:
+    """Reasons why a run would be made again today, a line each: parameter, file, module or version of the package; none
+    for a run that is as it would be. `key`: a run's, the beginning of one, or that of the run that takes its place.
+
+    Raises DataError when no run, or more than one, is called so.
+    """
+    from cxrkit.study import runs
+
+    store = Store(run_key.results_folder(results))
+    twins = [name for name in store.names() if run_key.identity_of(name) == run_key.identity_of(key) is not None]
+    if key in twins or not twins:
+        name = _called(key, store, set())
+    else:  # not made yet: those of the same parameters are older
+        name = max(twins, key=lambda name: _changed(store.results / name))
+    run = runs.Run(store.results / name)
+    stored = run.json("parameters.json").keys() | {"results"}
+    names = parameter_names(parameters_for(run_key.notebook_of(run.parameters)))
+    reasons = [f"parameter {one}: {'gone' if one in stored else 'new'}" for one in sorted(names ^ stored)]
+    if (version := run.card["origin"].get("version")) != cxrkit.__version__:
+        reasons.append(f"cxrkit: {version} then, {cxrkit.__version__} now")
+    then, today = run.card.get("made_from", {}), run_key.made_from(run.parameters)
+    for source in sorted(then.keys() | today.keys()):
+        if then.get(source) != today.get(source):
+            how = "new" if source not in then else "gone" if source not in today else "changed"
+            reasons.append(f"{source}: {how}")
+    for needed in run_key.needed(run.parameters):
+        if needed in store.names():
+            reasons += [f"run {needed}, which it needs: {reason}" for reason in why(needed, results)]
+    return reasons
 
 
 def _read(folder: Path) -> dict[str, str]:
@@ -222,24 +254,21 @@ def _left_in(store: Store, wanted: set[str], done: bool) -> list[Leftover]:
     found = []
 
     def add(path: Path, why: str, key: str) -> None:
-        if key not in held and path.exists():
+        mine = key in wanted or run_key.identity_of(key) in identities
+        if mine and key not in held and path.exists():
             found.append(Leftover(path, why, key))
 
     for name in sorted(store.names()):
-        old = name not in wanted and run_key.identity_of(name) in identities
-        if old or (done and name in wanted):
-            add(store.results / name, "stale" if old else "done", name)
-            add(store.notebooks / f"{name}.ipynb", "notebook of a stale run" if old else "notebook", name)
+        if done or name not in wanted:
+            state = "done" if name in wanted else "stale"
+            add(store.results / name, state, name)
+            add(store.notebooks / f"{name}.ipynb", f"notebook of a {state} run", name)
     for name in sorted(store.failed_names()):
-        if name in wanted or run_key.identity_of(name) in identities:
-            add(store.failed / name, "failed", name)
-    for folder in (store.work, store.claims, store.results, store.failed):
-        for path in sorted(folder.glob(".*-*.*" if folder in (store.results, store.failed) else "*")):
-            name = path.name.lstrip(".").removesuffix(".old").rpartition(".")[0]
-            mine = name in wanted or run_key.identity_of(name) in identities
-            settled = folder in (store.work, store.claims) or time.time() - _changed(path) > _OLD
-            if mine and settled:
-                add(path, "left by a killed runner", name)
+        add(store.failed / name, "failed", name)
+    hidden = [path for folder in (store.results, store.failed) for path in folder.glob(".*-*.*")]
+    settled = [path for path in hidden if time.time() - _changed(path) > _OLD]
+    for path in sorted([*store.work.glob("*"), *store.claims.glob("*"), *settled]):
+        add(path, "left by a killed runner", path.name.lstrip(".").removesuffix(".old").rpartition(".")[0])
     return found
 
 

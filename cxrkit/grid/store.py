@@ -67,14 +67,10 @@ class Store:
 
     def names(self) -> set[str]:
         """Names of the folders that may be runs."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.results) as entries:
-            return {entry.name for entry in entries if not entry.name.startswith(".")}
-        return set()
+        return _visible(self.results)
 
     def failed_names(self) -> set[str]:
-        with contextlib.suppress(FileNotFoundError):
-            return {name for name in os.listdir(self.failed) if not name.startswith(".")}
-        return set()
+        return _visible(self.failed)
 
     def failure(self, key: str) -> dict[str, Any] | None:
         """The record of a failed run: why, message, attempts, seconds, when; None where it hasn't failed."""
@@ -85,16 +81,8 @@ class Store:
 
     def held(self) -> dict[str, Claim]:
         """Every run that a living runner makes now."""
-        found: dict[str, Claim] = {}
-        for name in self._claimed():
-            if claim := self.holder(name):
-                found[name] = claim
-        return found
-
-    def _claimed(self) -> set[str]:
-        with contextlib.suppress(FileNotFoundError):
-            return {name.rpartition(".")[0] for name in os.listdir(self.claims)}
-        return set()
+        names = {name.rpartition(".")[0] for name in _visible(self.claims)}
+        return {name: claim for name in names if (claim := self.holder(name))}
 
     def holder(self, key: str) -> Claim | None:
         """The living runner's claim of a run, if there is one."""
@@ -272,14 +260,15 @@ def end_kernel(work: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _generations(claims: Path, key: str) -> list[tuple[int, Path]]:
-    found = []
+def _visible(folder: Path) -> set[str]:
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(claims):
-            stem, _, number = name.rpartition(".")
-            if stem == key and number.isdigit():
-                found.append((int(number), claims / name))
-    return sorted(found)
+        return {name for name in os.listdir(folder) if not name.startswith(".")}
+    return set()
+
+
+def _generations(claims: Path, key: str) -> list[tuple[int, Path]]:
+    parts = [(*name.rpartition("."), name) for name in _visible(claims)]
+    return sorted((int(number), claims / name) for stem, _, number, name in parts if stem == key and number.isdigit())
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -27,8 +27,7 @@ def main() -> None:
         order = json.loads(orders.get())
         outcome = execute(Job(**order["job"]), Settings(**order["settings"]))
         with contextlib.suppress(OSError):
-            answers.write(json.dumps({"id": order["job"]["id"], "outcome": dataclasses.asdict(outcome)}).encode())
-            answers.write(b"\n")
+            answers.write(json.dumps(dataclasses.asdict(outcome)).encode() + b"\n")
             answers.flush()
 
 

@@ -101,12 +101,12 @@ class Code:
     def path(self, module: str) -> Path | None:
         """The file or folder of a module; None for one that is neither the package's nor the project's."""
         if module not in self._paths:
-            parts = module.split(".")
-            roots = [self.package.parent] if parts[0] == "cxrkit" else [self.project / "notebooks", self.project]
-            places = [place for root in roots for place in (root.joinpath(*parts), root.joinpath(*parts) / "__init__")]
-            files = (place.with_name(f"{place.name}.py") for place in reversed(places))
-            found = next((file for file in files if file.is_file()), None)
-            self._paths[module] = found or next((place for place in places[::2] if place.is_dir()), None)
+            inside = module.partition(".")[0] == "cxrkit"
+            roots = [self.package.parent] if inside else [self.project / "notebooks", self.project]
+            places = [root.joinpath(*module.split(".")) for root in roots]
+            files = [file for place in places for file in (place / "__init__.py", place.with_suffix(".py"))]
+            found = [file for file in files if file.is_file()] + [place for place in places if place.is_dir()]
+            self._paths[module] = found[0] if found else None
         return self._paths[module]
 
     def modules(self, package: str) -> list[str]:
@@ -179,27 +179,24 @@ class _Closure:
             todo = todo or [one for one in self._registered() if one not in self._seen]
 
     def _step(self, name: str, bare: bool) -> list[tuple[str, bool]]:
+        """Count the modules along a dotted name; what they need, and what the rest of the name stands for."""
         module, *rest = name.split(".")
         todo = self._add(module)
-        while todo is not None and rest:
+        if todo is None:
+            return []
+        while rest:
             facts, part = self._facts_of(module), rest.pop(0)
             if part == "*":
-                return (
-                    todo
-                    + _needed(self._facts_of(module))
-                    + [(f"{module}.{one}", True) for one in self.code.modules(module)]
-                )
+                return todo + _needed(facts) + [(f"{module}.{one}", True) for one in self.code.modules(module)]
             if part in facts["lazy"]:
                 return [*todo, (".".join([facts["lazy"][part], *rest]), bare)]
             added = self._add(f"{module}.{part}")
             if added is None:
-                bound = facts["names"].get(part)
-                return todo + (
-                    [(".".join([one, *rest]), bare) for one in bound] if bound else _needed(self._facts_of(module))
-                )
+                bound = [(".".join([one, *rest]), bare) for one in facts["names"].get(part, [])]
+                return todo + (bound or _needed(facts))
             module = f"{module}.{part}"
             todo += added
-        return [*todo, (f"{module}.*", True)] if todo is not None and bare and self._is_package(module) else todo or []
+        return [*todo, (f"{module}.*", True)] if bare and self._is_package(module) else todo
 
     def _facts_of(self, module: str) -> Facts:
         if module not in self._facts:

@@ -1,4 +1,4 @@
-"""One tidy table of all runs, kept beside them as a parquet file that can be made again from them at any time."""
+"""One tidy table of all runs, kept beside them in a file that can be made again from them at any time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from cxrkit.train import parameters as train_parameters
 
 __all__ = ["FILE", "table"]
 
-FILE = ".index.parquet"
-_MARK = b"cxrkit"
-_SCALARS = (bool, int, float, str)
-_ABSENT = object()
+FILE = ".grid/index.json"
 
 # A run's row: its columns of the table; names with an underscore are the index's own.
 Row = dict[str, Any]
@@ -34,10 +31,9 @@ def table(results: str | Path = "results") -> pd.DataFrame:
     """All whole runs of a folder, a row each: key, kind, when finished, stale, and every parameter as a column.
 
     Only folders that are new, or whose files have changed in size or time since the last call, are read; the rest
-    comes from the index. A missing, damaged or foreign index, or one made by other code, is made again; where pyarrow
-    is missing, or the folder can't be written to, every run is read each time. Several processes may ask at once: each
-    checks what it was told against the folders, and the index is replaced whole. A run that has no such parameter has
-    NaN in its column.
+    comes from the index. A missing, damaged or foreign index, or one made by other code, is made again; where it can't
+    be written, every run is read each time. Several processes may ask at once: each checks what it was told
+    against the folders, and the index is replaced whole. A run that has no such parameter has NaN in its column.
     """
     folder = runs.results_folder(results)
     stamps = dict(_stamps(folder))
@@ -102,48 +98,18 @@ def _code() -> str:
 def _read(path: Path) -> list[Row]:
     """The index's rows; none where there is no index, or none that this code has written and nothing has damaged."""
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        return []
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            content = file.read()
-        card = json.loads(content.schema.metadata[_MARK])
-        if card["code"] != _code() or list(card["columns"]) != content.column_names:
-            return []
-        rows: list[Row] = [{} for _ in range(content.num_rows)]
-        for name, encoded in card["columns"].items():
-            for row, value in zip(rows, content[name].to_pylist(), strict=True):
-                if value is not None:
-                    row[name] = json.loads(value) if encoded else value
-        return rows
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException):
+        head, _, content = path.read_bytes().partition(b"\n")
+        return json.loads(content) if head == _head(content) else []
+    except (OSError, ValueError):
         return []
 
 
 def _write(path: Path, rows: list[Row]) -> None:
-    """Replace the index. A column of one plain type stays as it is, others hold JSON; a null means: no such cell."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        return
-    arrays, encoded = {}, {}
-    try:
-        for name in _names(rows):
-            values = [row.get(name, _ABSENT) for row in rows]
-            types = {type(value) for value in values if value is not _ABSENT}
-            encoded[name] = not (len(types) == 1 and types <= set(_SCALARS))
-            arrays[name] = pa.array([_cell(value, encoded[name]) for value in values])
-        card = json.dumps({"code": _code(), "columns": encoded}).encode()
-        content = pa.table(arrays).replace_schema_metadata({_MARK: card})
-        replace_file(path, lambda temporary: pq.write_table(content, temporary, write_page_checksum=True))
-    except (OSError, ValueError, OverflowError, pa.ArrowException):
-        pass  # the index only saves time: what can't be written is read again
+    content = json.dumps(rows, separators=(",", ":")).encode()
+    with contextlib.suppress(OSError):  # the index only saves time: what can't be written is read again
+        path.parent.mkdir(exist_ok=True)
+        replace_file(path, lambda temporary: Path(temporary).write_bytes(_head(content) + b"\n" + content))
 
 
-def _cell(value: Any, encoded: bool) -> Any:
-    if value is _ABSENT:
-        return None
-    return json.dumps(value, ensure_ascii=False) if encoded else value
+def _head(content: bytes) -> bytes:
+    return f"{_code()} {hashlib.blake2b(content, digest_size=16).hexdigest()}".encode()

@@ -24,6 +24,7 @@ __all__ = [
     "in_project",
     "key",
     "made_from",
+    "needed",
     "notebook_of",
     "origin",
     "project_folder",
@@ -73,7 +74,7 @@ def origin(parameters: Parameters | NotebookParameters) -> dict[str, str]:
         "code": fingerprint(notebook),
         "notebook": _cells(project_folder() / notebook),
         "data": _digest(data, 10) if (data := _inputs(parameters)) else "",
-        "runs": ",".join(match["origin"] for name in _needed(parameters) if (match := _KEY.match(name))),
+        "runs": ",".join(match["origin"] for name in needed(parameters) if (match := _KEY.match(name))),
     }
     return {name: value for name, value in found.items() if value}
 
@@ -111,7 +112,8 @@ def _identity(parameters: Parameters | NotebookParameters, values: dict[str, Any
     return {"kind": parameters.kind, **where, "parameters": values}
 
 
-def _needed(parameters: Parameters | NotebookParameters) -> list[str]:
+def needed(parameters: Parameters | NotebookParameters) -> list[str]:
+    """Keys or folders of the runs that these parameters name."""
     values = [one for name in ("run", "runs") for one in _listed(getattr(parameters, name, []))]
     return [value for value in values if isinstance(value, str)]
 

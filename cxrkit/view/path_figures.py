@@ -10,8 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cxrkit.errors import ParameterError
-from cxrkit.view.codec import array
-from cxrkit.view.panels import draw_image, draw_region, panels, stack
+from cxrkit.view.panels import array, draw_image, draw_region, panels, stack
 from cxrkit.view.style import COLOURS, SOFT, WIDTH, describe, new_figure, style
 
 __all__ = ["outlined", "two_readings", "two_scales"]

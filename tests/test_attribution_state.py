@@ -206,8 +206,14 @@ class Counting(Network):
         return super().forward(x) * (1 + self.calls % 2)
 
 
+def _clipped_batch_norm(net, x):
+    """Constant, until a window is occluded, say."""
+    return F.batch_norm(x, None, None, training=True).clamp(-99, -9)
+
+
 REFUSED = {
     "batch statistics": (lambda: Network(lambda net, x: F.batch_norm(x, None, None, training=True)), "other images"),
+    "batch statistics of a flat network": (lambda: Network(_clipped_batch_norm), "other images"),
     "detached batch statistics": (lambda: Network(lambda net, x: x - x.mean(0, keepdim=True).detach()), "other images"),
     "attention over the batch": (lambda: Network(lambda net, x: x + x.flip(0)), "other images"),
     "functional dropout": (lambda: Network(lambda net, x: F.dropout(x, 0.5)), "from call to call"),
@@ -251,6 +257,9 @@ def test_a_network_is_tried_out_once_for_a_size_of_images_and_again_when_it_chan
     assert len(tried) == 1
     cxrkit.attribute(model, images[..., :9], "saliency")
     assert len(tried) == 2
+    model.first.padding = (0, 0)
+    cxrkit.attribute(model, images, "saliency")
+    assert len(tried) == 3
     model.norm.track_running_stats, model.norm.running_mean, model.norm.running_var = False, None, None
     with pytest.raises(AttributionError, match="without running statistics"):
         cxrkit.attribute(model, images, "saliency")

@@ -118,6 +118,23 @@ def _tensors(model: nn.Module) -> list[tuple[Tensor, Tensor, bool]]:
     return Snapshot(model.modules()).tensors
 
 
+class _BatchStatistics(TorchFunctionMode):
+    """Numbers of images over which batch norms take their statistics. Logits and gradients alone don't tell: both may
+    be flat around the images that the network is tried out with.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.images: set[int] = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", "") == "batch_norm" and args:
+            if kwargs.get("training", args[5] if len(args) > 5 else False):
+                self.images.add(len(args[0]))
+        return function(*args, **kwargs)
+
+
 def _as_the_user_would(explained: Explained, image: Tensor) -> tuple[Tensor, Tensor | None, bool]:
     """Logits, gradient, and whether the network writes to its weights."""
     model = explained.model
@@ -201,7 +218,8 @@ def _refuse_company(explained: Explained, image: Tensor, alone: Tensor, slope: T
     noise = torch.rand(image.shape, generator=generator, dtype=torch.float64).to(image)
     others = high + low - image.flip(-1), low + (high - low) * noise
     try:
-        logits, gradient = _run(explained, torch.cat([image, *others]))
+        with _BatchStatistics() as statistics:
+            logits, gradient = _run(explained, torch.cat([image, *others]))
     except AttributionError:  # takes one image at a time: chunk=1
         return
     if logits.shape[1] != alone.shape[1]:
@@ -213,7 +231,7 @@ def _refuse_company(explained: Explained, image: Tensor, alone: Tensor, slope: T
     spread, size = (logits[0] - logits[1:]).abs().max(), logits.abs().max()
     allowed = 1e-3 * spread + 256 * torch.finfo(logits.dtype).eps * size
     reaches = gradient is not None and bool(gradient[1:].nan_to_num().any())  # exactly 0 where images are separate
-    if change > allowed or reaches:
+    if change > allowed or reaches or len(logits) in statistics.images:
         names = [
             f"layer {name} ({type(m).__name__} without running statistics)"
             for name, m in explained.model.named_modules()

@@ -23,14 +23,14 @@ __all__ = ["prepared"]
 @dataclass(frozen=True)
 class _Conduct:
     """How a network is run: memory order of images and kernels, precision, whether it writes to its weights, whether
-    hooks of its user's need gradients at every call, and norms that torch has to be helped with; and what methods find.
+    hooks of its user's need gradients at every call, whether it has instance norms; and what methods find.
     """
 
     memory_format: torch.memory_format
     dtype: torch.dtype
     writes: bool
     hooked: bool
-    norms: tuple[str, ...]
+    has_instance_norms: bool = False
     remembered: dict = field(default_factory=dict, compare=False)
 
 
@@ -50,7 +50,7 @@ def prepared(explained: Explained, images: Tensor) -> Iterator[None]:
         conduct = _remembered(explained, images, snapshot.fingerprint)
         explained.memory_format, explained.dtype = conduct.memory_format, conduct.dtype
         explained.always_differentiable, explained.remembered = conduct.hooked, conduct.remembered
-        norms = _Norms(conduct.norms) if conduct.norms else nullcontext()
+        norms = _InstanceNorms() if conduct.has_instance_norms else nullcontext()
         with norms, working_weights(snapshot.tensors, conduct.memory_format, conduct.dtype, conduct.writes):
             yield
 
@@ -59,21 +59,16 @@ def _remembered(explained: Explained, images: Tensor, fingerprint: tuple) -> _Co
     known = _known.setdefault(explained.model, {})
     key = (images.shape[1:], images.dtype, images.device, fingerprint)
     if key not in known:
-        conduct = _tried(explained, images, ("instance_norm",))
+        with _InstanceNorms() as norms:
+            conduct = _tried(explained, images)
         while len(known) >= _FEW:
             known.pop(next(iter(known)))
-        known[key] = conduct
+        known[key] = replace(conduct, has_instance_norms=norms.seen)
     return known[key]
 
 
-def _tried(explained: Explained, images: Tensor, helped: tuple[str, ...]) -> _Conduct:
-    """Run one image as the user would and as methods do, alone and beside others, with `helped` norms, and compare."""
-    with _Norms(helped) as norms:
-        conduct = _compared(explained, images)
-    return replace(conduct, norms=tuple(norms.seen))
-
-
-def _compared(explained: Explained, images: Tensor) -> _Conduct:
+def _tried(explained: Explained, images: Tensor) -> _Conduct:
+    """Run one image as the user would and as methods do, alone and beside others, and compare."""
     model, image = explained.model, images[:1]
     stored = next((t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), images.dtype)
     logits, gradient, writes = _as_the_user_would(explained, image.to(stored))
@@ -91,24 +86,21 @@ def _compared(explained: Explained, images: Tensor) -> _Conduct:
                 continue
             if _agree(found, logits, 1e-3) and _alike(slope, gradient, image, logits):
                 _refuse_company(explained, image, found, slope)
-                return _Conduct(order, stored, writes, hooked, norms=())
+                return _Conduct(order, stored, writes, hooked)
     raise failure or AttributionError("the network gives other logits with frozen weights than when it is called")
 
 
-class _Norms(TorchFunctionMode):
-    """Norms whose gradient is right: torch 2.13 takes a gradient in channels-last order for another one where there is
-    one image. `seen`: those of the names that are called.
+class _InstanceNorms(TorchFunctionMode):
+    """Instance norms whose gradient is right: torch 2.13 takes a gradient in channels-last order for another one where
+    there is one image. `seen`: whether there are any.
     """
 
-    def __init__(self, names: tuple[str, ...]):
-        super().__init__()
-        self.names, self.seen = names, set()
+    seen = False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        called = [name for name in self.names if name in getattr(function, "__name__", "")]
-        if called:
-            self.seen.update(called)
+        if "instance_norm" in getattr(function, "__name__", ""):
+            self.seen = True
             if isinstance(result, Tensor) and result.requires_grad:
                 result.register_hook(torch.Tensor.contiguous)
         return result
@@ -129,9 +121,9 @@ class _BatchStatistics(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if getattr(function, "__name__", "") == "batch_norm" and args:
-            if kwargs.get("training", args[5] if len(args) > 5 else False):
-                self.images.add(len(args[0]))
+        is_norm = args and getattr(function, "__name__", "") == "batch_norm"
+        if is_norm and kwargs.get("training", args[5] if len(args) > 5 else False):
+            self.images.add(len(args[0]))
         return function(*args, **kwargs)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ __all__ = ["FAMILIES", "Card", "card", "entry", "method", "methods", "unknown"]
 FAMILIES = ("gradient", "cam", "path", "xrai", "perturbation", "relevance", "normgrad", "inherent")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """What a method is and costs.
 
@@ -32,12 +32,12 @@ class Card:
     meaning: str
     formula: str
     signed: bool
-    needs: str
+    needs: str = "any differentiable network"
     forwards: str
     backwards: str
-    outputs: tuple[str, ...]
+    outputs: tuple[str, ...] = ("logit", "probability")
     options: tuple[str, ...]
-    presets: Mapping[str, Mapping[str, object]]
+    presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,35 +55,21 @@ _entries: dict[str, Entry] = {}
 
 
 def method(
-    family: str,
-    *,
-    papers: tuple[str, ...],
-    meaning: str,
-    formula: str,
-    signed: bool,
-    forwards: str,
-    backwards: str,
-    needs: str = "any differentiable network",
-    outputs: tuple[str, ...] = ("logit", "probability"),
-    fits: Callable[[nn.Module], bool] = lambda model: True,
-    presets: Mapping[str, Mapping[str, object]] | None = None,
+    family: str, *, fits: Callable[[nn.Module], bool] = lambda model: True, **facts
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register the decorated function as the method of its own name.
+    """Register the decorated function as the method of its own name; `facts` are the other fields of its card.
 
     The function gets an `Explained`, one chunk of images [B, C, H, W] and its options, which are its
     keyword-only parameters (an option that is a tensor with one row per image is cut along with the
     images). It returns raw maps [B, L, H, W]. `fits` tells from a network's layers alone whether the method
-    can be right for it. `presets` maps a paper's key to the settings of its published code.
+    can be right for it.
     """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        name = function.__name__
         parameters = inspect.signature(function).parameters.values()
         options = tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
-        facts = Card(
-            name, family, papers, meaning, formula, signed, needs, forwards, backwards, outputs, options, presets or {}
-        )
-        _entries[name] = Entry(facts, function, fits)
+        card = Card(name=function.__name__, family=family, options=options, **facts)
+        _entries[card.name] = Entry(card, function, fits)
         return function
 
     return register

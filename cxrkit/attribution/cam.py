@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from cxrkit.attribution.guided import guided_backprop
 from cxrkit.attribution.layers import (
-    captured,
     checked_map,
     equals_logits,
     explained_layer,
     independent,
     is_class_map,
+    recorded,
     trace,
     upsample,
 )
@@ -107,9 +107,9 @@ def cam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None =
     if layer is None and seen.class_map is not None:
         layer = seen.class_map
     chosen = explained_layer(explained, images[:1], layer)
-    with torch.no_grad(), captured(*chosen, differentiable=False) as activation:
+    with torch.no_grad(), recorded([chosen]) as activations:
         logits = explained.logits(images)
-    activation = checked_map(chosen.name, activation.map, images)
+    activation = checked_map(chosen.name, activations.get(chosen.name), images).detach()
     maps = _class_maps(activation, logits, seen.head, logit_bias(explained.model))
     if maps is None:
         raise AttributionError(_no_cam(chosen.name, seen.head, seen.class_map))
@@ -247,9 +247,9 @@ def scorecam(explained: Explained, images: Tensor, *, layer: str | nn.Module | N
     """
     chosen = explained_layer(explained, images[:1], layer)
     with torch.no_grad():
-        with captured(*chosen, differentiable=False) as activation:
+        with recorded([chosen]) as activations:
             explained.logits(images)
-        maps = checked_map(chosen.name, activation.map, images)
+        maps = checked_map(chosen.name, activations.get(chosen.name), images).detach()
         weights = _masked_scores(explained, images, maps).softmax(1)
     return upsample(torch.einsum("bkl,bkhw->blhw", weights, maps).relu(), images)
 
@@ -271,16 +271,16 @@ def _masked_scores(explained: Explained, images: Tensor, maps: Tensor) -> Tensor
 def _layer_gradients(explained: Explained, images: Tensor, layer) -> Iterator[tuple[Tensor, Tensor]]:
     """The layer's map [B, C, h, w] with the gradient of each label's score in turn."""
     chosen = explained_layer(explained, images[:1], layer)
-    with captured(*chosen, differentiable=True) as activation:
+    with recorded([chosen]) as activations:
         scores = explained.scores(explained.logits(images))
-    fixed = checked_map(chosen.name, activation.map, images).detach()
+    activation = checked_map(chosen.name, activations.get(chosen.name), images)
     if not scores.requires_grad:
         raise AttributionError(independent(chosen.name))
     is_bypassed = chosen.name in trace(explained, images[:1]).partial
-    for j, gradient in enumerate(explained.gradients(scores, activation.map)):
+    for j, gradient in enumerate(explained.gradients(scores, activation)):
         if is_bypassed and not gradient.any():
             raise AttributionError(independent(chosen.name, j))
-        yield fixed, gradient
+        yield activation.detach(), gradient
 
 
 def _class_maps(activation: Tensor, logits: Tensor, head, bias: float | Tensor) -> Tensor | None:

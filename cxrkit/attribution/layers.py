@@ -5,7 +5,7 @@ removed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,13 +25,13 @@ from cxrkit.models import FLCPool
 __all__ = [
     "Layer",
     "Trace",
-    "captured",
     "checked_map",
     "equals_logits",
     "explained_layer",
     "find_layer",
     "independent",
     "is_class_map",
+    "recorded",
     "trace",
     "upsample",
 ]
@@ -43,14 +43,6 @@ class Layer(NamedTuple):
     name: str
     module: nn.Module
     run: int = 0
-
-
-@dataclass
-class Captured:
-    """The map of one layer, [B, C, h, w], from the last forward pass."""
-
-    name: str
-    map: Tensor | None = None
 
 
 @dataclass
@@ -160,39 +152,36 @@ def _others(seen: Trace, name: str | None = None) -> str:
 
 
 @contextmanager
-def captured(name: str, module: nn.Module, run: int = 0, *, differentiable: bool) -> Iterator[Captured]:
-    """Record the map [B, C, h, w] that a layer puts out in one of its runs.
+def recorded(layers: Sequence[Layer]) -> Iterator[dict[str, Tensor]]:
+    """The maps [B, C, h, w] that layers put out in one forward pass, by name, connected with those before and after.
 
-    With `differentiable` the map is a leaf that the rest of the network is computed from, so gradients
-    reach it and the layers before it need no graph. The network goes on with a copy: later in-place
-    operations leave the record alone. Raises AttributionError for an output that is no map.
+    The graph begins at the first layer: the layers before it need none. The network goes on with a copy of each map,
+    so in-place operations after a layer leave the map alone.
     """
-    seen, runs = Captured(name), itertools.count()
+    maps: dict[str, Tensor] = {}
 
-    def record(module, args, output):
-        if next(runs) != run:
-            return None
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise AttributionError(f"layer {name} puts out no map [B, C, h, w] but {got}; name another: layer=")
-        seen.map = output.detach().clone()
-        if differentiable:
-            seen.map.requires_grad_()
-            return seen.map.clone()
-        return None
+    def record(layer: Layer):
+        runs = itertools.count()
 
-    handle = module.register_forward_hook(record)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+        def hook(module, args, output):
+            if next(runs) != layer.run:
+                return None
+            maps[layer.name] = output.clone() if output.requires_grad else output.clone().requires_grad_()
+            return maps[layer.name].clone()
+
+        return hook
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.module.register_forward_hook(record(layer)).remove)
+        yield maps
 
 
 def checked_map(name: str, output: Tensor | None, images: Tensor) -> Tensor:
     """The map [B, C, h, w] that a layer put out for `images`; AttributionError if it didn't run or has another B."""
     if output is None:
         raise AttributionError(f"layer {name} doesn't run in a forward pass; name one that does: layer=")
-    if len(output) != len(images):
+    if output.ndim != 4 or len(output) != len(images):
         raise AttributionError(
             f"layer {name} puts out {list(output.shape)} for {len(images)} images; name one with a map of each: layer="
         )

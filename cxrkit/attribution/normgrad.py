@@ -7,16 +7,23 @@ every kind of identity layer weighs G by something of A alone, so no term is eve
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrkit.attribution.cam import _has_maps
-from cxrkit.attribution.layers import Layer, checked_map, explained_layer, find_layer, independent, trace, upsample
+from cxrkit.attribution.layers import (
+    Layer,
+    checked_map,
+    explained_layer,
+    find_layer,
+    independent,
+    recorded,
+    trace,
+    upsample,
+)
 from cxrkit.attribution.registry import method, unknown
 from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError, ParameterError
@@ -128,7 +135,7 @@ def _norms(explained: Explained, images: Tensor, layers: Sequence[Layer], virtua
     """One map [B, L, h, w] per layer, before up-sampling: one forward pass, and one backward pass per label for all
     layers at once.
     """
-    with _retained(layers) as activations:
+    with recorded(layers) as activations:
         scores = explained.scores(explained.logits(images))
     maps = [checked_map(layer.name, activations.get(layer.name), images) for layer in layers]
     partial = trace(explained, images[:1]).partial
@@ -153,33 +160,6 @@ def _gradients(scores: Tensor, maps: list[Tensor]) -> Iterator[tuple[Tensor | No
         else:
             score = scores[:, j].sum()
             yield torch.autograd.grad(score, maps, retain_graph=j + 1 < count, allow_unused=True)
-
-
-@contextmanager
-def _retained(layers: Sequence[Layer]) -> Iterator[dict[str, Tensor]]:
-    """Keep the map [B, K, h, w] of each layer, connected with the maps before and after it, in one forward pass.
-
-    The graph begins at the first layer. The network goes on with a copy of each map, so in-place operations after a
-    layer leave the map alone.
-    """
-    maps: dict[str, Tensor] = {}
-
-    def record(layer: Layer):
-        runs = itertools.count()
-
-        def hook(module, args, output):
-            if next(runs) != layer.run:
-                return None
-            kept = output.clone()
-            maps[layer.name] = kept if kept.requires_grad else kept.requires_grad_()
-            return kept.clone()
-
-        return hook
-
-    with ExitStack() as hooks:
-        for layer in layers:
-            hooks.callback(layer.module.register_forward_hook(record(layer)).remove)
-        yield maps
 
 
 def _product(norms: list[Tensor], images: Tensor, protocol: str) -> Tensor:

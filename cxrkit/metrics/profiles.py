@@ -6,7 +6,6 @@ Images pass through the network batch by batch and only sums are kept, so memory
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cxrkit.attribution.api import checked_images, chunk_size, device_of
-from cxrkit.attribution.layers import captured, checked_map, explained_layer, find_layer
+from cxrkit.attribution.layers import checked_map, explained_layer, find_layer, recorded
 from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.target import Explained, unwrapped
 from cxrkit.errors import AttributionError, ParameterError
@@ -183,10 +182,12 @@ def _maps(
 ) -> list[tuple[str, Tensor]]:
     """Maps [b, C, h, w] of the layers, in their order, from one forward pass."""
     layers = [layer and explained_layer(explained, images[:1], layer[0]) for layer in named]
-    with ExitStack() as stack:
-        seen = [stack.enter_context(captured(*layer, differentiable=False)) if layer else None for layer in layers]
+    with recorded([layer for layer in layers if layer]) as seen:
         explained.logits(images)
-    return [(IMAGES, images) if s is None else (s.name, checked_map(s.name, s.map, images)) for s in seen]
+    return [
+        (layer.name, checked_map(layer.name, seen.get(layer.name), images).detach()) if layer else (IMAGES, images)
+        for layer in layers
+    ]
 
 
 def _check(maps: Tensor, layer: str, shapes: dict[str, torch.Size], first: int) -> None:

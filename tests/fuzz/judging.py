@@ -134,7 +134,7 @@ class Judge:
         """How the map differs from the right one, or None."""
         if self.method == "guided_ig":
             return self._compare_guided_path(verdict, found)
-        if policy.is_ambiguous(self.case, self.method):
+        if policy.is_ambiguous(self.case, self.method, self.settings.get("rule")):
             verdict.is_checked = False
             return None
         if self.method in policy.BY_LAYER:

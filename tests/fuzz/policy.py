@@ -70,11 +70,14 @@ _READ_TWICE = {
     "lrp": ("mean of means", "sum: stacked", "adapter"),
 }
 _READ_TWICE |= {"guided_gradcam": _READ_TWICE["guided_backprop"], "rap": _READ_TWICE["lrp"]}
+# Where a shift takes its share, epsilon moves the difference x - mean, or the quotient by the deviation.
+_READ_TWICE["lrp by epsilon"] = (*_READ_TWICE["lrp"], "mean and deviation")
 
 
-def is_ambiguous(case: Case, method: str) -> bool:
-    """Whether the network's spelling leaves open which map is right."""
-    return any(f.endswith(_READ_TWICE.get(method, ())) for f in case.features)
+def is_ambiguous(case: Case, method: str, rule: str | None) -> bool:
+    """Whether the network's spelling leaves open which map is right by this rule of a method."""
+    spellings = _READ_TWICE.get(f"{method} by {rule}", _READ_TWICE.get(method, ()))
+    return any(f.endswith(spellings) for f in case.features)
 
 
 def complaint(text: str) -> str | None:

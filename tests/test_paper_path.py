@@ -19,10 +19,9 @@ import cxrkit
 from book.tools import checklist, stored_results
 from cxrkit import ParameterError, grid
 from cxrkit.attribution.xrai import top_fraction
-from cxrkit.study import published, runs
+from cxrkit.study import published, runs, training
 from cxrkit.study.notebook import parameters_for
-from cxrkit.train import TrainParameters, load_data, make_model
-from cxrkit.train import loop as trainer
+from cxrkit.train import TrainParameters, load_data, make_model, scoring
 from cxrkit.view import path_figures
 from papers.path import code as path_code
 from papers.path import features as path_features
@@ -145,7 +144,7 @@ def subject(tmp_path_factory):
     model = make_model(parameters, data.labels)
     model.card["activation"] = "softmax"
     with runs.writing(parameters) as store:
-        store.frame("predictions", trainer.predict(model, data.split("test")))
+        store.frame("predictions", scoring.predict(model, data.split("test")))
         cxrkit.models.save(model, store.folder / "model.safetensors")
     check = parameters_for("notebooks/papers/path/measure.ipynb")
     return measuring.subject(check(run=runs.key(parameters), results=results, device="cpu", **SMALL))
@@ -280,7 +279,7 @@ def test_a_network_of_exclusive_classes_trains_and_says_probabilities_that_sum_t
         dataset_options=options, size=32, model="resnet18", loss="cross_entropy", class_weights="balanced", epochs=1,
         criterion="loss", results=str(tmp_path), device="cpu",
     )  # fmt: skip
-    run = runs.find(trainer.train(parameters), tmp_path)
+    run = runs.find(training.train(parameters), tmp_path)
     assert cxrkit.models.load(run.folder / "model.safetensors").card["activation"] == "softmax"
     predictions = run.frame("predictions")
     assert predictions.groupby("image_id")["probability"].sum().to_numpy() == pytest.approx(1, abs=1e-5)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from squares import RICH, fit, parameters, same
 
 from cxrkit import ParameterError
-from cxrkit.train import checkpoints, loop, optimizer
+from cxrkit.train import checkpoints, loop, optimizer, setup
 
 
 class Killed(Exception):
@@ -89,7 +89,7 @@ def test_a_network_of_the_zoo_goes_on_in_the_same_order_in_memory(tmp_path, monk
     options = {"epochs": 2, "batch_size": 8, "checkpoint_seconds": 0.0, "learning_rate": 1e-3}
 
     def model():
-        return loop.make_model(parameters(), data.labels)
+        return setup.make_model(parameters(), data.labels)
 
     whole = fit(data, model(), **options)
     interrupted(monkeypatch, 3, data=data, model=model(), folder=tmp_path, **options)

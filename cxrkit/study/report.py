@@ -13,8 +13,8 @@ from cxrkit.errors import ParameterError
 from cxrkit.metrics import Accumulator, LocalisationScores, bootstrap, classification_report
 from cxrkit.study import runs
 from cxrkit.study.study import Study
-from cxrkit.train.loop import load_data
 from cxrkit.train.parameters import TrainParameters
+from cxrkit.train.setup import load_data
 
 __all__ = [
     "classification_of",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +94,7 @@ class Feed:
         self._images = _Images(dataset)
         self._busy: torch.cuda.Event | None = None
         self._order: list[list[int]] = []
-        self._loader = self._memory = None
+        self._loader = self._kept = None
         if workers:
             self._loader = DataLoader(
                 self._images,
@@ -107,7 +107,9 @@ class Feed:
             )
         home = self._home(4 * dataset.size**2 * len(dataset), bool(workers)) if keep else None
         if home is not None:
-            self._memory = _Memory(self._images, dataset.size, home)
+            self._kept = torch.empty((len(dataset), 1, dataset.size, dataset.size), device=home)
+            self._targets = self._images.targets.to(home)
+            self._here = np.zeros(len(dataset), dtype=bool)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -115,16 +117,13 @@ class Feed:
     @property
     def keeps(self) -> bool:
         """Whether images, once drawn, stay in memory."""
-        return self._memory is not None
+        return self._kept is not None
 
     def batches(self, order: Sequence[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The images of each list of rows."""
-        if self._memory is not None:
-            source = self._memory.batches(order, self._loaded)
-            if self._memory.drawn.all():
-                self._loader = None  # its processes end
-        else:
-            source = self._loaded(order)
+        source = self._remembered(order) if self.keeps else self._loaded(order)
+        if self.keeps and self._here.all():
+            self._loader = None  # its processes end
         while True:
             start = time.perf_counter()
             batch = next(source, None)
@@ -140,6 +139,21 @@ class Feed:
             return map(self._images.batch, order)
         self._order[:] = order
         return iter(self._loader)
+
+    def _remembered(self, order: Sequence[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images in memory, of which those that aren't there yet are drawn first."""
+        here, missing = self._here.copy(), []
+        for rows in order:
+            missing.append([row for row in dict.fromkeys(rows) if not here[row]])
+            here[missing[-1]] = True
+        wanted = [rows for rows in missing if rows]
+        drawn = self._loaded(wanted) if wanted else iter(())
+        for rows, new in zip(order, missing, strict=True):
+            if new:
+                self._kept[new] = next(drawn)[0].to(self._kept.device)
+                self._here[new] = True
+            index = torch.as_tensor(rows, device=self._kept.device)
+            yield self._kept[index], self._targets[index]
 
     def _home(self, size: int, sparing: bool) -> torch.device | None:
         """Where so many bytes are kept."""
@@ -169,27 +183,3 @@ class _Images(TorchDataset):
 
     def batch(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         return torch.stack([self.dataset[row].image for row in rows]), self.targets[rows]
-
-
-class _Memory:
-    """Keeps every image once drawn."""
-
-    def __init__(self, images: _Images, size: int, home: torch.device):
-        self.kept = torch.empty((len(images), 1, size, size), device=home)
-        self.targets = images.targets.to(home)
-        self.drawn = np.zeros(len(images), dtype=bool)
-
-    def batches(self, order: Sequence[list[int]], draw: Callable) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of which `draw` gives what isn't here yet."""
-        there, missing = self.drawn.copy(), []
-        for rows in order:
-            missing.append([row for row in dict.fromkeys(rows) if not there[row]])
-            there[missing[-1]] = True
-        wanted = [rows for rows in missing if rows]
-        found = draw(wanted) if wanted else iter(())
-        for rows, new in zip(order, missing, strict=True):
-            if new:
-                self.kept[new] = next(found)[0].to(self.kept.device)
-                self.drawn[new] = True
-            index = torch.as_tensor(rows, device=self.kept.device)
-            yield self.kept[index], self.targets[index]

@@ -25,7 +25,6 @@ from cxrkit.errors import DataError, ModelError
 from cxrkit.train.checkpoints import Checkpoints, State, agree, described
 from cxrkit.train.devices import (
     accelerator_for,
-    chosen_device,
     of_all_processes,
     own_random_state,
     precision_for,
@@ -36,21 +35,9 @@ from cxrkit.train.loader import Feed, Step, plan_epoch, seed_of, target_table
 from cxrkit.train.losses import Loss, loss_for
 from cxrkit.train.optimizer import LearningRate, optimizer_for
 from cxrkit.train.parameters import TrainParameters
-from cxrkit.train.scoring import cutoffs_of, logits_of, macro_auc, predict, scores, selections, value_of
-from cxrkit.train.setup import load_data, make_model
+from cxrkit.train.scoring import cutoffs_of, logits_of, scores, value_of
 
-__all__ = [
-    "Fit",
-    "chosen_device",
-    "fit",
-    "load_data",
-    "macro_auc",
-    "make_model",
-    "predict",
-    "print_epoch",
-    "selections",
-    "target_table",
-]
+__all__ = ["Fit", "fit", "print_epoch"]
 
 _PATIENT_SECONDS = 5.0  # epochs shorter than this don't complain of waiting
 _WAITING = 0.2

@@ -15,7 +15,10 @@ import pandas as pd
 
 from cxrkit.errors import DataError, ModelError
 from cxrkit.files import replace_file
+from cxrkit.train.loop import fit
 from cxrkit.train.parameters import SearchParameters, TrainParameters
+from cxrkit.train.scoring import selections
+from cxrkit.train.setup import load_data, make_model
 
 __all__ = ["best_of", "score_of", "search"]
 
@@ -75,8 +78,6 @@ def score_of(parameters: TrainParameters) -> float:
 
     A training that diverges has no score: nan.
     """
-    from cxrkit.train.loop import fit, load_data, make_model, selections
-
     data = load_data(parameters)
     try:
         history = fit(make_model(parameters, data.labels), data, parameters).history

@@ -19,7 +19,8 @@ from cxrkit.errors import ParameterError
 from cxrkit.study import runs
 from cxrkit.study.notebook import NotebookParameters
 from cxrkit.study.phantom_benchmark import settings_of
-from cxrkit.train.loop import chosen_device, target_table
+from cxrkit.train.devices import chosen_device
+from cxrkit.train.loader import target_table
 from cxrkit.train.setup import load_data
 
 __all__ = ["CALLED", "Subject", "score", "subject"]

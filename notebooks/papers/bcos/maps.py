@@ -18,8 +18,9 @@ from cxrkit.data import Dataset
 from cxrkit.errors import ParameterError
 from cxrkit.study.report import view
 from cxrkit.study.study import Study
-from cxrkit.train.loop import fit, load_data, make_model
+from cxrkit.train.loop import fit
 from cxrkit.train.parameters import TrainParameters
+from cxrkit.train.setup import load_data, make_model
 from papers.bcos.tables import network, regime
 
 __all__ = [

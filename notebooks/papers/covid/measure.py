@@ -20,7 +20,8 @@ from cxrkit.attribution.api import device_of
 from cxrkit.data.geometry import union_masks
 from cxrkit.errors import ParameterError
 from cxrkit.study import runs
-from cxrkit.train.loop import chosen_device, target_table
+from cxrkit.train.devices import chosen_device
+from cxrkit.train.loader import target_table
 from cxrkit.train.setup import load_data
 
 __all__ = [

@@ -23,7 +23,7 @@ _ANYTHING += ("quantized", "compiled")
 # Features that let methods with rules of their own refuse.
 _OPAQUE = ("odd", "hook: backward", "fx", "Conv: adapter", "Linear: adapter")
 # Layers behind these don't follow the image's grid, or can't be told from such.
-_MOVED = ("flip", "roll", "shuffle", "unshuffle", "odd flatten", "flatten: index", "odd round_trip", "odd Conv")
+_MOVED = ("flip", "roll", "shuffle", "unshuffle", "odd flatten", "odd round_trip", "odd Conv")
 
 
 def must_refuse_everything(case: Case) -> str | None:

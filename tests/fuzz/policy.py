@@ -70,13 +70,20 @@ _READ_TWICE = {
     "lrp": ("mean of means", "sum: stacked", "adapter"),
 }
 _READ_TWICE |= {"guided_gradcam": _READ_TWICE["guided_backprop"], "rap": _READ_TWICE["lrp"]}
-# Where a shift takes its share, epsilon moves the difference x - mean, or the quotient by the deviation.
-_READ_TWICE["lrp by epsilon"] = (*_READ_TWICE["lrp"], "mean and deviation")
+# By some rules or protocols only: where a shift takes its share, epsilon moves the difference x - mean, or the quotient
+# by the deviation; a batch norm that is written out is one of the published code's batch norms, or a product and a sum.
+_READ_TWICE_BY = {
+    ("lrp", "epsilon"): ("mean and deviation",),
+    ("lrp", "authors"): ("BatchNorm: frozen", "BatchNorm: formula"),
+    ("rap", "authors"): ("BatchNorm: frozen", "BatchNorm: formula"),
+}
 
 
-def is_ambiguous(case: Case, method: str, rule: str | None) -> bool:
-    """Whether the network's spelling leaves open which map is right by this rule of a method."""
-    spellings = _READ_TWICE.get(f"{method} by {rule}", _READ_TWICE.get(method, ()))
+def is_ambiguous(case: Case, method: str, settings: dict) -> bool:
+    """Whether the network's spelling leaves open which map is right."""
+    spellings = _READ_TWICE.get(method, ())
+    for choice in ("rule", "protocol"):
+        spellings += _READ_TWICE_BY.get((method, settings.get(choice)), ())
     return any(f.endswith(spellings) for f in case.features)
 
 

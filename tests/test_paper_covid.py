@@ -1,4 +1,4 @@
-"""Paper `covid`: what is measured, the tables beside the paper, claims, the real sample, and the checklist."""
+"""Paper `covid`: what is measured, the tables beside the paper, claims, and the real sample."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from notebook_cells import NOTEBOOKS, names_of
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 import cxrkit
-from book.tools import checklist
-from cxrkit import train
+from cxrkit import metrics
 from cxrkit.data.covid_labels import LABELS
 from cxrkit.errors import ParameterError
-from cxrkit.study import report
-from papers.covid import claims as covid_claims
-from papers.covid import layers as covid_layers
-from papers.covid import maps as covid_maps
+from cxrkit.study import training
+from cxrkit.study.study import Study
+from cxrkit.train.parameters import TrainParameters
+from cxrkit.yaml_files import read_yaml
 from papers.covid import measure as measuring
 from papers.covid import tables as covid
 
@@ -65,7 +65,7 @@ SAID = {
 
 
 @pytest.fixture
-def made(monkeypatch):
+def made():
     """Three networks on one split, with what the step `scores` would have kept."""
     runs = []
     for place, (network, said) in enumerate(SAID.items()):
@@ -91,8 +91,7 @@ def made(monkeypatch):
         profiles = pd.DataFrame({"layer": "image", "map": range(4), "strength": 1.0, "border": 1.4 + 0.1 * place})
         frames = {"methods": methods, "nested": nested, "bands": bands, "inactive": inactive, "profiles": profiles}
         runs += [trained, MadeRun("covid_measure", frames, run=trained.key)]
-    monkeypatch.setattr(report, "runs_of", lambda name: runs)
-    return runs
+    return Study("covid", tuple(runs))
 
 
 # Rates and votes
@@ -144,7 +143,7 @@ def test_a_network_does_not_differ_from_itself_and_one_patient_has_no_interval()
 
 
 def test_votes_differ_where_a_few_are_very_sure(made):
-    tables = covid.predictions("covid")
+    tables = covid.predictions(made)
     assert list(tables) == [*SAID, covid.SOFT, covid.HARD]
     # 0.1, 0.6, 0.9: the mean is 0.53, and two of three find it.
     at = "image_id == 'i2' and label == 'COVID-19'"
@@ -152,19 +151,16 @@ def test_votes_differ_where_a_few_are_very_sure(made):
     # 0.9, 0.05, 0.05: one of three, mean 0.33. 0.52, 0.52, 0.1: two of three, mean 0.38.
     at = "image_id == 'i4' and label == 'COVID-19'"
     assert (tables[covid.SOFT].query(at)["found"].item(), tables[covid.HARD].query(at)["found"].item()) == (False, True)
-    counted = covid.majority_against_mean("covid").set_index(["majority", "mean"])["decisions"]
-    assert counted["found", "not found"] == 1
-    assert counted.sum() == TARGETS.size
 
 
 def test_the_cutoff_is_that_of_the_code(made):
-    at = covid.predictions("covid")["resnet18"].query("image_id == 'i5' and label == 'COVID-19'")
+    at = covid.predictions(made)["resnet18"].query("image_id == 'i5' and label == 'COVID-19'")
     assert at["probability"].item() > 0.5
     assert not at["found"].item()
 
 
 def test_table_2_stands_beside_ours(made):
-    table = covid.micro_table("covid").set_index(["network", "measure"])
+    table = covid.micro_table(made).set_index(["network", "measure"])
     assert table.loc[("resnet18", "recall"), "paper"] == "82.4 ± 0.8"
     assert table.loc[("densenet121 (stands in)", "F1"), "paper"] == "85.4 ± 0.8"
     assert table.loc[(covid.SOFT, "precision"), "paper"] == "88.9 ± 1.0"
@@ -174,24 +170,11 @@ def test_table_2_stands_beside_ours(made):
     assert missing["ours"].isna().all()
 
 
-def test_labels_found_together(made):
-    table = covid.copredicted("covid", "COVID-19", "ARDS").set_index("network")
-    assert table.loc["resnet18"].tolist() == [1, 1, 1, 0]
-    assert covid.copredicted("covid", "COVID-19", "Scoliosis").empty
-
-
-def test_label_rates_count_positives(made):
-    table = covid.label_rates("covid").set_index(["network", "label"])
-    assert set(table.index.get_level_values("label")) == {"COVID-19"}  # of the paper's five
-    assert table.loc[("resnet18", "COVID-19"), "positives"] == 3
-    assert table.loc[("resnet18", "COVID-19"), "F1"] == 1
-
-
 # Claims
 
 
 def test_claims_get_the_verdict_of_their_interval(made):
-    table = covid_claims.claims("covid").set_index("claim")
+    table = covid.claims(made).set_index("claim")
     assert table.loc["DenseNet has more dead maps in the middle than ResNet18", "verdict"] == "same direction"
     assert table.loc["DenseNet has more dead maps in the middle than ResNet18", "ours"] == pytest.approx(60)
     place = table.loc["Occlusion finds the place better than the other methods (mean)"]
@@ -207,51 +190,24 @@ def test_claims_get_the_verdict_of_their_interval(made):
     assert table.loc["DenseNet beats ResNet18 in micro F1", "paper"] == "+3.0"
 
 
-def test_claims_of_a_grid_without_the_networks_say_so(made, monkeypatch):
-    kept = [run for run in made if "resnet18" in (run.key + run.parameters.run)]
-    monkeypatch.setattr(report, "runs_of", lambda name: kept)
-    verdicts = covid_claims.claims("covid")["verdict"]
+def test_claims_of_a_grid_without_the_networks_say_so(made):
+    one = Study("covid", tuple(run for run in made.runs if "resnet18" in (run.key + run.parameters.run)))
+    verdicts = covid.claims(one)["verdict"]
     assert verdicts.str.contains("can't be tested here").sum() >= 6
 
 
-def test_dead_maps_stand_beside_the_papers(made):
-    table = covid.dead("covid").set_index("network")
-    assert table.loc["resnet18", "paper"] == "48.44"
-    assert table.loc["densenet121", ["ours", "constant"]].tolist() == [80, 80]
-
-
-def test_an_unmeasured_grid_is_refused_with_the_command(monkeypatch):
-    monkeypatch.setattr(report, "runs_of", lambda name: [])
-    for ask in (lambda: covid.measured("covid", "methods"), lambda: covid_maps.nested("covid")):
-        with pytest.raises(ParameterError, match="cxrkit grid run covid"):
-            ask()
-
-
-# Tables without runs
-
-
-def test_complexity_counts_two_operations_per_multiplication():
-    table = covid.complexity()
-    assert len(table) == 6
-    assert (table["GFLOPs"] == 2 * table["GMACs"]).all()
-    largest = table.set_index("network")["parameters"].idxmax()
-    assert largest == "InceptionResNetV2"
-
-
-def test_overlaps_of_test_sets():
-    table = covid.overlaps([{"a", "b"}, {"b", "c"}, {"c", "d"}], 6).set_index("")["patients"]
-    assert table["test patients of a split"] == "2 to 2"
-    assert table["shared by any two splits"] == "0 to 1"
-    assert (table["tested in none"], table["tested once"], table["tested more than once"]) == ("2", "2", "2")
+def test_an_unmeasured_grid_is_refused_with_the_command():
+    with pytest.raises(ParameterError, match="cxrkit grid run covid"):
+        covid.measured(Study("covid", ()), "methods")
 
 
 def test_the_paper_counts_0_for_a_quotient_without_denominator():
     found = np.zeros((4, 2))
     found[:, 0] = [0.9, 0.9, 0.1, 0.1]
-    table = measuring.classification(predicted(found, found > 0.5)).set_index("label")
-    assert table.loc["ARDS", ["precision", "recall", "f1"]].tolist() == [0, 0, 0]
-    assert table.loc["macro", "f1"] == 0.5
-    assert table.loc["micro", "f1"] == 1
+    table = metrics.classification_report(found > 0.5, found, ["a", "b"], cutoff=covid.CUTOFF, zero_division=0.0)
+    table = table.set_index("label")
+    assert table.loc["b", ["precision", "recall", "f1"]].tolist() == [0, 0, 0]
+    assert (table.loc["macro", "f1"], table.loc["micro", "f1"]) == (0.5, 1)
 
 
 # What is measured
@@ -266,7 +222,7 @@ def test_the_chain_goes_from_the_most_frequent_inner_label_outwards(view, chain)
     data = cxrkit.data.load("phantom", size=32, view=view, images=60, **frequent)
     found = measuring.chain_of(data)
     assert found == chain if chain else found[-1] == "Lung Opacity"
-    groups = covid_layers.groups_of(data, found)
+    groups = measuring.groups_of(data, found)
     inside, outside = groups[found[0]], groups.get("neither")
     assert not (inside & outside).any()
     assert (groups[found[-1]] | outside).all()
@@ -291,39 +247,34 @@ def test_the_shown_part_is_that_of_the_paper():
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    """A network trained for one epoch on the phantom, with bands on every image."""
+def cells(tmp_path_factory):
+    """The names of `measure.ipynb` for a network trained for one epoch on the phantom, with bands on every image."""
     results = str(tmp_path_factory.mktemp("results"))
     options = {"view": "covid", "images": 40, "prevalence": {"COVID-19": 0.5}, "dark_borders": {"share": 1.0}}
-    parameters = train.TrainParameters(
+    parameters = TrainParameters(
         dataset_options=options, size=32, model="resnet18", epochs=1, batch_size=8, results=results, threads=1
     )
-    asked = {"images": 2, "n_steps": [5, 20], "n_baselines": 2, "window": 8, "stride": 8, "seed": 0, "top": 3}
-    asked |= {"run": train.train(parameters), "results": results, "device": "cpu", "threads": 1}
-    asked = SimpleNamespace(**asked)
-    return measuring.subject(asked), asked
+    asked = {"images": 2, "shown": 1, "n_steps": [5, 20], "window": 8, "stride": 8, "top": 3, "device": "cpu"}
+    return names_of("papers/covid/measure.ipynb", run=training.train(parameters), results=results, threads=1, **asked)
 
 
-@pytest.fixture(scope="module")
-def explained(subject):
-    return measuring.explain(*subject)
+def test_what_is_explained_is_chosen_by_the_data(cells):
+    assert cells["chain"] == CHAIN
+    table, test = cells["test"].table, cells["test"]
+    explained = table[table["image_id"].isin(cells["batch"].image_ids)]
+    assert (explained["COVID-19"] == 1).all()
+    assert explained["patient_id"].nunique() == 2
+    assert cells["series"]["patient_id"].nunique() == 1
+    with pytest.raises(ParameterError, match="no test image shows 'MERS'"):
+        measuring.explained_rows(test, "MERS", 2)
 
 
-def test_what_is_explained_is_chosen_by_the_data(subject):
-    found, asked = subject
-    assert found.chain == CHAIN
-    table = found.test.table.iloc[found.rows]
-    assert (table["COVID-19"] == 1).all()
-    assert table["patient_id"].nunique() == asked.images
-    assert found.test.table.iloc[found.series]["patient_id"].nunique() == 1
-
-
-def test_maps_of_all_methods_and_what_they_say_of_black(subject, explained):
+def test_maps_of_all_methods_and_what_they_say_of_black(cells):
     names = ["occlusion", "saliency", "input_x_gradient", "guided_backprop"]
     names += ["integrated_gradients_5", "integrated_gradients_20", "deeplift", "deeplift_shap"]
-    assert list(explained.maps) == names
-    assert explained.maps["deeplift"].shape == (2, 3, 32, 32)
-    table = measuring.scores(subject[0], explained)
+    assert list(cells["maps"]) == names
+    assert cells["maps"]["deeplift"].shape == (2, 3, 32, 32)
+    table = cells["methods"]
     assert len(table) == 2 * 3 * len(names)
     assert (table["region"] == "finding").all()
     gaps = table.groupby("method")["gap"].agg(lambda values: values.abs().max())
@@ -333,46 +284,45 @@ def test_maps_of_all_methods_and_what_they_say_of_black(subject, explained):
     assert agreement["integrated_gradients_20"] == pytest.approx(1)
 
 
-def test_shares_are_those_of_the_region(subject, explained):
-    table = measuring.scores(subject[0], explained).query("method == 'saliency' and label == 'COVID-19'")
-    maps = explained.maps["saliency"][:, 0].abs()
-    for row, (of, where) in enumerate(zip(maps, explained.regions[:, 0], strict=True)):
+def test_shares_are_those_of_the_region(cells):
+    table = cells["methods"].query("method == 'saliency' and label == 'COVID-19'")
+    maps = cells["maps"]["saliency"][:, 0].abs()
+    for row, (of, where) in enumerate(zip(maps, cells["regions"][:, 0], strict=True)):
         assert table["share"].iloc[row] == pytest.approx(float(of[where].sum() / of.sum()), rel=1e-4)
 
 
-def test_nested_labels_have_a_correlation_per_pair(explained):
-    table = measuring.nested(explained)
-    assert set(zip(table["inner"], table["outer"], strict=True)) == {
-        (CHAIN[0], CHAIN[1]),
-        (CHAIN[0], CHAIN[2]),
-        CHAIN[1:],
-    }
+def test_nested_labels_have_a_correlation_per_pair(cells):
+    table = cells["nested"]
+    pairs = {(CHAIN[0], CHAIN[1]), (CHAIN[0], CHAIN[2]), CHAIN[1:]}
+    assert set(zip(table["inner"], table["outer"], strict=True)) == pairs
     assert table["correlation"].dropna().between(-1, 1).all()
 
 
-def test_dead_maps_leave_out_layers_of_one_pixel(subject):
-    table = covid_layers.inactive(subject[0])
+def test_dead_maps_leave_out_layers_of_one_pixel(cells):
+    table = cells["inactive"]
     assert "network.layer4" not in set(table["layer"])
     assert table["middle"].sum() == 1
     assert (table["zero"] <= table["constant"]).all()
 
 
-def test_profiles_sum_to_nothing_over_the_groups(subject):
-    table, arrays = covid_layers.profiles(subject[0], subject[1].top)
+def test_profiles_sum_to_nothing_over_the_groups(cells):
+    arrays = cells["arrays"]
     assert arrays["average"].shape == (len(arrays["groups"]), 32, 32)
     assert np.abs(arrays["input"].sum(0)).max() < 1e-5
     assert np.abs(arrays["early"].sum(1)).max() < 1e-4
-    assert table.groupby("layer").size().max() == 3
+    assert cells["strongest"].groupby("layer").size().max() == 3
 
 
-def test_bands_are_drawn_on_the_same_images(subject):
-    table = measuring.bands(subject[0])
-    assert set(table["image_id"]) == set(subject[0].test.image_ids)
+def test_bands_are_drawn_on_the_same_images(cells):
+    table = cells["bands"]
+    assert set(table["image_id"]) == set(cells["test"].image_ids)
     assert (table["with_bands"] - table["without_bands"]).abs().max() > 0
+    real = TrainParameters(dataset="folder", root="data")
+    assert measuring.redrawn(real) == {}
 
 
-def test_a_black_band_is_nothing_to_methods_that_start_from_black(subject):
-    table = measuring.banded(*subject)
+def test_a_black_band_is_nothing_to_methods_that_start_from_black(cells):
+    table = cells["banded"]
     mean = table.groupby("method")[["black", "black_area"]].mean()
     for blind in ("input_x_gradient", "integrated_gradients_5", "deeplift"):
         assert mean.loc[blind, "black"] == 0
@@ -381,39 +331,29 @@ def test_a_black_band_is_nothing_to_methods_that_start_from_black(subject):
     assert set(table["label"]) == {"COVID-19"}
 
 
-def test_sets_that_cannot_be_drawn_again_have_no_bands(subject):
-    found, asked = subject
-    real = SimpleNamespace(parameters=SimpleNamespace(dataset="folder"))
-    other = measuring.Subject(real, found.model, found.test, found.chain, found.rows, found.series)
-    assert measuring.bands(other).empty
-    assert measuring.banded(other, asked).empty
-
-
-def test_what_is_kept_fits_together(subject, explained):
-    frame, maps = measuring.series(*subject)
-    kept = measuring.kept(explained, frame, maps, 1)
+def test_what_is_kept_fits_together(cells):
+    kept = cells["kept"]
     assert kept["maps"].shape == (len(kept["methods"]), 1, 3, 32, 32)
     assert kept["occlusion"].shape == (2, 3, 32, 32)
-    assert len(kept["series_ids"]) == len(maps)
+    assert len(kept["series_ids"]) == len(kept["series"])
 
 
-def test_what_trained_nothing_or_shows_nothing_is_refused(subject, monkeypatch):
-    run = SimpleNamespace(kind="explain", key="explain-1")
-    monkeypatch.setattr(measuring.runs, "find", lambda *_: run)
+def test_a_run_that_trained_nothing_is_refused(monkeypatch):
+    monkeypatch.setattr(measuring.runs, "find", lambda *_: SimpleNamespace(kind="explain", key="explain-1"))
     with pytest.raises(ParameterError, match="only a training run"):
-        measuring.subject(subject[1])
-    monkeypatch.undo()
-    monkeypatch.setattr(measuring, "chain_of", lambda data: ("MERS", "Pneumonia"))
-    with pytest.raises(ParameterError, match="no test image shows 'MERS'"):
-        measuring.subject(subject[1])
+        measuring.trained_run(SimpleNamespace(run="explain-1", results=""))
 
 
 # The real sample
 
 
 def test_the_real_sample_gets_the_papers_labels(shared_data, tmp_path):
-    folder = covid.gather(shared_data / "covid_cohen", shared_data / "kermany", tmp_path / "covid")
-    data = cxrkit.data.load("folder", root=folder, size=64, label_map=covid.renaming(folder), preprocessing="covid")
+    sources = {"cohen": shared_data / "covid_cohen", "kermany": shared_data / "kermany"}
+    folder = tmp_path / "covid"
+    covid.gather(sources, folder)
+    grid = read_yaml(NOTEBOOKS / "papers" / "covid" / "grid.yaml")
+    options = grid["profiles"]["sample"]["train"]["parameters"]["dataset_options"]
+    data = cxrkit.data.load("folder", root=folder, size=64, **options)
     assert set(data.labels) <= set(LABELS)
     assert measuring.chain_of(data) == CHAIN
     both = data.table[(data.table["COVID-19"] == 1) & (data.table["ARDS"] == 1)]
@@ -423,12 +363,4 @@ def test_the_real_sample_gets_the_papers_labels(shared_data, tmp_path):
     boxed = data.boxes["image_id"].iloc[0]
     assert measuring._any_box(data, boxed).any()
     with pytest.raises(ParameterError, match="choose a new folder"):
-        covid.gather(shared_data / "covid_cohen", shared_data / "kermany", folder)
-
-
-# The list
-
-
-def test_every_item_of_the_checklist_is_made():
-    assert checklist.problems("covid") == []
-    assert len(checklist.items("covid")) == 17
+        covid.gather(sources, folder)

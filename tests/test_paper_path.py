@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import second_device
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from notebook_cells import names_of
 
 import cxrkit
-from book.tools import checklist, stored_results
 from cxrkit import ParameterError, grid
 from cxrkit.attribution.xrai import top_fraction
-from cxrkit.study import published, runs, training
+from cxrkit.study import published, report, runs, training
 from cxrkit.study.notebook import parameters_for
-from cxrkit.train import TrainParameters, load_data, make_model, scoring
-from cxrkit.view import path_figures
-from papers.path import code as path_code
-from papers.path import features as path_features
+from cxrkit.study.study import Study
+from cxrkit.train import TrainParameters, devices, load_data, make_model
+from cxrkit.train.scoring import predict
 from papers.path import measure as measuring
 from papers.path import tables as path
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 SMALL = {"images": 4, "stable_images": 2, "n_steps": 3, "n_samples": 2, "blur_steps": 2, "xrai_steps": 2}
 LABELS = ("COVID-19", "Lung Opacity", "No Finding")
 
@@ -102,7 +98,7 @@ def test_overlap_in_closed_form():
     kept[0, :3], regions[0, 2:4] = True, True  # 30 kept, 20 in the region, 10 in both
     regions[1, :5] = True  # nothing kept
     kept[2, :3] = True  # nothing to be found
-    found = measuring._scores(kept, regions)
+    found = measuring.overlap_scores(kept, regions)
     assert found["kept"].tolist() == pytest.approx([0.3, 0, 0.3])
     assert found["precision"][0] == pytest.approx(1 / 3)
     assert found["iou"][0] == pytest.approx(10 / 40)
@@ -119,7 +115,7 @@ def test_no_region_beats_the_bound_on_its_overlap(area, share, seed):
     order = torch.randperm(100, generator=torch.Generator().manual_seed(seed))
     region = (torch.arange(100) < area)[order].view(1, 10, 10)
     kept = (torch.arange(100) < share).view(1, 10, 10)
-    found = measuring._scores(kept, region)
+    found = measuring.overlap_scores(kept, region)
     assert found["iou"][0] <= found["best_iou"][0] + 1e-6
 
 
@@ -127,126 +123,115 @@ def test_neighbours_of_the_same_patient_do_not_count():
     of = pd.DataFrame({"patient_id": list("aabb"), "label": ["x", "x", "x", "y"]})
     features = torch.tensor([[0.0], [0.1], [0.3], [5.0]])
     # Nearest of another patient: c of a, c of b, b of c, b of d.
-    assert path_features._same_neighbour(features, of).tolist() == [1, 1, 1, 0]
-    alone = path_features._same_neighbour(features[:2], of[:2])
+    assert measuring.same_neighbour(features, of).tolist() == [1, 1, 1, 0]
+    alone = measuring.same_neighbour(features[:2], of[:2])
     assert np.isnan(alone).all()
 
 
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    """A barely sized network with random weights on a few images of three exclusive classes."""
-    results = str(tmp_path_factory.mktemp("results"))
-    options = {"view": "diagnosis", "images": 60, "conspicuity": 2.0}
-    parameters = TrainParameters(
-        dataset_options=options, size=32, model="resnet18", loss="cross_entropy", results=results
-    )
-    data = load_data(parameters)
+def kept_run(results, parameters, data=None):
+    """A run of a network with random weights and the probabilities of a softmax."""
+    data = load_data(parameters) if data is None else data
     model = make_model(parameters, data.labels)
     model.card["activation"] = "softmax"
     with runs.writing(parameters) as store:
-        store.frame("predictions", scoring.predict(model, data.split("test")))
+        store.frame("predictions", predict(model, data.split("test")))
         cxrkit.models.save(model, store.folder / "model.safetensors")
-    check = parameters_for("notebooks/papers/path/measure.ipynb")
-    return measuring.subject(check(run=runs.key(parameters), results=results, device="cpu", **SMALL))
+    return {"run": runs.key(parameters), "results": str(results)}
 
 
-def test_a_subject_holds_images_with_a_finding_and_their_predicted_class(subject):
-    assert subject.regions.flatten(1).any(1).all()
-    logits = subject.model(subject.batch.images)
-    assert subject.predicted == logits.argmax(1).tolist()
-    assert subject.probability == pytest.approx(logits.softmax(1).amax(1).detach().numpy(), abs=1e-5)
-    frame = subject.rows()
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """On a few images of three exclusive classes."""
+    results = tmp_path_factory.mktemp("results")
+    options = {"view": "diagnosis", "images": 60, "conspicuity": 2.0}
+    where = {"dataset_options": options, "size": 32, "results": str(results)}
+    return kept_run(results, TrainParameters(**where, model="resnet18", loss="cross_entropy"))
+
+
+@pytest.fixture(scope="module")
+def cells(run):
+    """The names of `measure.ipynb`."""
+    return names_of("papers/path/measure.ipynb", **run, device="cpu", **SMALL)
+
+
+def test_images_with_a_finding_are_explained_by_their_predicted_class(cells):
+    assert cells["regions"].flatten(1).any(1).all()
+    logits = cells["model"](cells["batch"].images)
+    assert cells["predicted"].tolist() == logits.argmax(1).tolist()
+    frame = cells["who"]
     assert list(frame) == ["image_id", "patient_id", "predicted", "right", "probability"]
-    assert frame["right"].tolist() == [
-        subject.batch.targets[row, place].item() == 1 for row, place in enumerate(subject.predicted)
-    ]
-    assert subject.parameters.run == subject.run.key
+    assert frame["probability"].to_numpy() == pytest.approx(logits.softmax(1).amax(1).detach().numpy(), abs=1e-5)
+    targets = cells["batch"].targets
+    assert frame["right"].tolist() == [targets[row, at].item() == 1 for row, at in enumerate(cells["predicted"])]
+    assert cells["parameters"].run == cells["run"].key
 
 
-def test_every_method_explains_each_image_by_its_own_predicted_class(subject):
-    subject.predicted[:] = [0, 2, 1, 2][: len(subject.predicted)]  # whatever the network says: several classes
-    found = measuring.explain(subject)
-    assert list(found.maps) == list(measuring.METHODS) == list(found.seconds)
-    inputs = subject.batch.images.clone().requires_grad_()
-    chances = subject.model.classify(subject.model.encode(inputs)).softmax(1)
-    place = torch.arange(len(inputs))
-    (gradient,) = torch.autograd.grad(chances[place, subject.predicted].sum(), inputs)
-    gap = (found.maps["vanilla"] - gradient[:, 0]).flatten(1).norm(dim=1) / gradient.flatten(1).norm(dim=1)
+def test_each_image_is_explained_by_its_own_class():
+    images, predicted = torch.rand(4, 1, 8, 8), torch.tensor([0, 2, 1, 2])
+    model = Linear()
+    make = lambda label, part: part[:, 0] * model.weight[label].view(8, 8)  # noqa: E731
+    found = measuring.by_class(images[:3], predicted, make)
+    for row in range(3):
+        assert torch.equal(found[row], make(predicted[row], images[row : row + 1])[0])
+
+
+def test_every_method_explains_the_probability(cells):
+    maps, images = cells["maps"], cells["batch"].images
+    assert list(maps) == list(measuring.METHODS) == cells["cost"]["method"].tolist()
+    inputs = images.clone().requires_grad_()
+    chances = cells["model"].classify(cells["model"].encode(inputs)).softmax(1)
+    (gradient,) = torch.autograd.grad(chances[torch.arange(len(inputs)), cells["predicted"]].sum(), inputs)
+    gap = (maps["vanilla"] - gradient[:, 0]).flatten(1).norm(dim=1) / gradient.flatten(1).norm(dim=1)
     assert (gap < 0.05).all()  # a batch of another size rounds otherwise, which turns a few ReLUs
-    for name, maps in found.maps.items():
-        assert maps.shape == (len(inputs), 32, 32), name
-        assert maps.isfinite().all(), name
+    for name, own in maps.items():
+        assert own.shape == (len(inputs), 32, 32), name
+        assert own.isfinite().all(), name
     for name in ("smoothgrad", "smoothgrad_ig", "smooth_blur_ig"):
-        assert (found.maps[name] >= 0).all(), f"{name} is squared"
-    again = measuring.explain(subject, ["smoothgrad_ig"]).maps["smoothgrad_ig"]
-    assert torch.equal(again, found.maps["smoothgrad_ig"])
-    overlap = measuring.overlap(subject, found, (0.3,))
+        assert (maps[name] >= 0).all(), f"{name} is squared"
+    again = cells["explain"](["smoothgrad_ig"])["smoothgrad_ig"]
+    assert torch.equal(again, maps["smoothgrad_ig"])
+
+
+def test_what_is_high_is_at_most_what_was_asked_for(cells):
+    overlap = cells["overlap"].query("output == 'probability' and fraction == 0.3")
     assert set(overlap["method"]) == {*measuring.METHODS, "both"}
     assert overlap["kept"].max() <= 0.3 + 1e-3
     both = overlap[overlap["method"] == "both"]["kept"].to_numpy()
     assert (both <= overlap[overlap["method"] == "xrai"]["kept"].to_numpy() + 1e-9).all()
-    variants = measuring.xrai_variants(subject, found)
-    assert variants["correlation"].between(-1, 1).all()
-    stable = measuring.stability(subject, found, ["vanilla", "ig"])
-    assert len(stable) == 2 * SMALL["stable_images"]
-    kept = measuring.kept_maps(subject, found, 3)
-    assert len(set(kept["predicted"])) == 3
-    columns, shown = path.figure_columns(kept)
-    assert shown.shape == (3, len(columns), 32, 32)
-    assert (shown >= 0).all()
-    coded = shown[:, columns.index("XRAI 30")] > 0
-    assert coded.mean() <= 0.3
+    assert cells["variants"]["correlation"].between(-1, 1).all()
+    assert len(cells["stability"]) == SMALL["stable_images"] * len(cells["parameters"].stable_methods)
+    assert len(cells["kept"]["predicted"]) == 3
 
 
-def test_without_noise_every_map_is_perfectly_stable(subject):
-    found = measuring.explain(subject, ["vanilla", "ig"])
-    assert measuring.stability(subject, found, ["vanilla", "ig"], noise=0.0)["similarity"].to_numpy() == pytest.approx(
-        1
-    )
-
-
-def test_from_the_image_itself_as_from_black_the_sum_is_what_probabilities_say(subject):
-    found = measuring.baselines(subject, ("black", "mean"))
-    assert found[found["baseline"] == "black"]["similarity"].to_numpy() == pytest.approx(1)
-    chances = subject.model(torch.zeros_like(subject.batch.images)).softmax(1).detach()
-    wanted = [chances[row, place].item() for row, place in enumerate(subject.predicted)]
-    assert found[found["baseline"] == "black"]["start"].tolist() == pytest.approx(wanted, abs=1e-5)
-    way = measuring.saturation(subject, 3)
+def test_from_black_the_start_is_what_the_network_says_of_black(cells):
+    found, predicted = cells["baselines"], cells["predicted"]
+    black = found[found["baseline"] == "black"]
+    assert black["similarity"].to_numpy() == pytest.approx(1)
+    chances = cells["model"](torch.zeros_like(cells["batch"].images)).softmax(1).detach()
+    wanted = [chances[row, place].item() for row, place in enumerate(predicted)]
+    assert black["start"].tolist() == pytest.approx(wanted, abs=1e-5)
+    way = cells["saturation"]
     assert way.groupby("alpha")["p"].mean().iloc[0] == pytest.approx(np.mean(wanted), abs=1e-5)
     assert (way["gradient_probability"] <= way["gradient_logit"]).all()  # here p (1 - p) and the other logits lower it
 
 
-def test_embeddings_hold_every_test_image_at_every_stage(subject):
-    found = path_features.embeddings(subject)
-    assert found.groupby("stage").size().to_dict() == dict.fromkeys(
-        ("pixels", "untrained", "trained"), len(subject.data)
-    )
+def test_embeddings_hold_every_test_image_at_every_stage(cells):
+    found = cells["embedding"]
+    stages = dict.fromkeys(("pixels", "untrained", "trained"), len(cells["data"]))
+    assert found.groupby("stage").size().to_dict() == stages
     wide = found.pivot(index="image_id", columns="stage", values="x")
     assert np.allclose(wide["untrained"], wide["trained"], atol=1e-3)  # the weights are those of the start
     assert set(found["same"].dropna()) <= {0, 1}
 
 
-def test_on_another_device_everything_is_measured_alike(subject, monkeypatch):
-    monkeypatch.setattr(measuring, "chosen_device", lambda parameters: second_device.DEVICE)
+def test_on_another_device_everything_is_measured_alike(cells, run, monkeypatch):
+    monkeypatch.setattr(devices, "chosen_device", lambda parameters: second_device.DEVICE)
     with second_device.SecondDevice():
-        other = measuring.subject(subject.parameters)
+        other = names_of("papers/path/measure.ipynb", **run, device="cpu", **SMALL)
         with pytest.raises(RuntimeError, match="on the CPU"):
-            other.model(other.batch.images)
-        tables = [_measured(each) for each in (other, dataclasses.replace(other, model=subject.model))]
-    for there, here in zip(*tables, strict=True):
-        pd.testing.assert_frame_equal(there, here, atol=1e-4)
-
-
-def _measured(subject):
-    found = measuring.explain(subject, ("vanilla", "smoothgrad_ig"))
-    return (
-        subject.rows(),
-        measuring.overlap(subject, found, (0.3,)),
-        measuring.stability(subject, found, ("smoothgrad_ig",)),
-        measuring.baselines(subject, ("black",)),
-        measuring.saturation(subject, 2),
-        path_features.embeddings(subject),
-    )
+            other["model"](other["batch"].images)
+    for name in ("who", "embedding", "saturation", "baselines"):
+        pd.testing.assert_frame_equal(other[name], cells[name], atol=1e-4)
 
 
 def test_where_it_computes_is_no_part_of_a_measurement():
@@ -261,16 +246,12 @@ def test_where_it_computes_is_no_part_of_a_measurement():
         ({"images": 0}, "images must be 1 or more"),
         ({"n_steps": 1}, "n_steps must be 2"),
         ({"fraction": 1.0}, "fraction must lie between 0 and 1"),
+        ({"logit_methods": ["gradcam"]}, "unknown; known: vanilla"),
     ],
 )
 def test_numbers_out_of_range_are_refused(change, message):
     with pytest.raises(ParameterError, match=message):
-        measuring.subject(parameters_for("notebooks/papers/path/measure.ipynb")(**change))
-
-
-def test_an_unknown_method_is_refused(subject):
-    with pytest.raises(ParameterError, match="unknown; known: vanilla"):
-        measuring.explain(subject, ["gradcam"])
+        measuring.checked(parameters_for("notebooks/papers/path/measure.ipynb")(**change))
 
 
 def test_a_network_of_exclusive_classes_trains_and_says_probabilities_that_sum_to_one(tmp_path):
@@ -285,8 +266,7 @@ def test_a_network_of_exclusive_classes_trains_and_says_probabilities_that_sum_t
     assert predictions.groupby("image_id")["probability"].sum().to_numpy() == pytest.approx(1, abs=1e-5)
     assert predictions.groupby("image_id")["target"].sum().eq(1).all()
     accuracy = path.decided(predictions)["right"].mean()
-    for report in (path.exclusive_report(predictions), run.frame("classification")):
-        assert report.set_index("label").loc["micro", "f1"] == pytest.approx(accuracy)
+    assert run.frame("classification").set_index("label").loc["micro", "f1"] == pytest.approx(accuracy)
 
 
 # Tables
@@ -316,26 +296,14 @@ def test_each_image_gets_the_class_of_highest_probability_even_below_one_half():
     one = path.decided(predictions(ROWS))
     assert one["predicted"].tolist() == [LABELS[place] for place in (0, 1, 1, 2)]
     assert one["right"].tolist() == [True, False, True, True]
-    counts = path.confusion(predictions(ROWS))
-    assert counts.to_numpy().tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
-    assert path.exclusive_report(predictions(ROWS)).set_index("label").loc["micro", "f1"] == pytest.approx(0.75)
+    by_class = report.classification_of(predictions(ROWS), exclusive=True)
+    assert by_class.set_index("label").loc["micro", "f1"] == pytest.approx(0.75)
 
 
-ONE = st.tuples(st.integers(0, 2), st.lists(st.floats(0, 1), min_size=3, max_size=3))
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.lists(ONE, min_size=1, max_size=12))
-def test_micro_f1_is_accuracy_whatever_is_predicted(rows):
-    frame = predictions(rows)
-    found = path.exclusive_report(frame).set_index("label").loc["micro"]
-    assert found["f1"] == pytest.approx(path.decided(frame)["right"].mean())
-
-
-def test_an_image_without_a_label_is_a_row_of_its_own_in_the_matrix():
+def test_an_image_without_a_label_has_no_truth():
     frame = predictions(ROWS)
     frame.loc[frame["image_id"] == "i0", "target"] = 0.0
-    assert path.confusion(frame).index.tolist() == [*LABELS, "none"]
+    assert path.decided(frame)["truth"].tolist()[0] == "none"
 
 
 PRECISION = {"vanilla": 0.1, "ig": 0.3, "guided_ig": 0.2, "xrai": 0.4, "blur_ig": 0.05, "both": 0.5}
@@ -346,53 +314,45 @@ def rows_of(count: int, **columns) -> pd.DataFrame:
     return pd.DataFrame(known).assign(predicted="a", right=[n > 0 for n in range(count)], probability=0.9, **columns)
 
 
+class MadeRun:
+    """A run that holds frames alone."""
+
+    def __init__(self, kind, frames, model="", run=""):
+        self.kind, self.frames, self.key = kind, frames, f"{kind}-{model}{run}"
+        names = {"model": model, "run": run, "seed": 0, "dataset": "phantom"}
+        self.parameters = SimpleNamespace(**names)
+
+    def frame(self, name):
+        return self.frames[name].copy()
+
+
+def scores_of(steady: float) -> dict[str, pd.DataFrame]:
+    jitter = np.linspace(-0.01, 0.01, 12)
+    parts = [
+        rows_of(12, method=method, fraction=share, output="probability", precision=value + jitter)
+        for method, value in PRECISION.items()
+        for share in (0.3, 0.35)
+    ]
+    parts.append(rows_of(12, method="ig", fraction=0.3, output="logit", precision=0.9))
+    overlap = pd.concat(parts).assign(kept=0.3, iou=0.1, area=0.05, chance_iou=0.04, best_iou=0.15)
+    stable = [rows_of(12, method=m, noise=0.02, similarity=steady + jitter) for m in ("vanilla", "guided_ig")]
+    starts = [rows_of(12, baseline=n, similarity=v + jitter) for n, v in {"black": 1.0, "white": 0.4}.items()]
+    stages = {"pixels": 0, "untrained": 0, "trained": 1}
+    space = [rows_of(12, stage=s, label="a", x=0.0, y=1.0, same=v, same_plane=v) for s, v in stages.items()]
+    variants = rows_of(12, correlation=0.8, iou=0.6, kept_full=0.25, kept_fast=0.3, values=9)
+    cost = pd.DataFrame({"method": ["xrai", "xrai_fast"], "seconds": [2.0, 1.5]})
+    tables = {"overlap": overlap, "variants": variants, "cost": cost}
+    return tables | {"stability": pd.concat(stable), "baselines": pd.concat(starts), "embedding": pd.concat(space)}
+
+
 @pytest.fixture
-def made(tmp_path) -> str:
+def made() -> Study:
     """A grid of DenseNet121 and Xception on the phantom whose scores are known: Xception is less stable."""
-    common = {"results": str(tmp_path / "results")}
-    options = {"dataset_options": {"view": "diagnosis"}, "loss": "cross_entropy"}
-    steps = {
-        "train": {
-            "notebook": str(NOTEBOOKS / "train.ipynb"),
-            "parameters": common | options,
-            "product": {"model": ["densenet121", "xception"]},
-        },
-        "scores": {
-            "notebook": str(NOTEBOOKS / "papers" / "path" / "measure.ipynb"),
-            "after": "train",
-            "parameters": common,
-        },
-    }
-    file = tmp_path / "made.yaml"
-    file.write_text(yaml.safe_dump(steps, sort_keys=False))
-    tasks = grid.plan(file)
-    trained = {task.key: task.parameters.model for task in tasks if task.needs is None}
-    for task in tasks:
-        with runs.writing(task.parameters) as writer:
-            if task.needs is None:
-                writer.frame("predictions", predictions(ROWS * 3))
-                continue
-            steady = 0.9 if trained[task.needs] == "densenet121" else 0.5
-            jitter = np.linspace(-0.01, 0.01, 12)
-            parts = [
-                rows_of(12, method=method, fraction=share, output="probability", precision=value + jitter)
-                for method, value in PRECISION.items()
-                for share in (0.3, 0.35)
-            ]
-            logits = rows_of(12, method="ig", fraction=0.3, output="logit", precision=0.9)
-            overlap = pd.concat([*parts, logits]).assign(kept=0.3, iou=0.1, area=0.05, chance_iou=0.04, best_iou=0.15)
-            writer.frame("overlap", overlap)
-            stable = [rows_of(12, method=m, noise=0.02, similarity=steady + jitter) for m in ("vanilla", "guided_ig")]
-            writer.frame("stability", pd.concat(stable))
-            starts = {"black": 1.0, "white": 0.4}
-            parts = [rows_of(12, baseline=name, similarity=value + jitter) for name, value in starts.items()]
-            writer.frame("baselines", pd.concat(parts))
-            stages = {"pixels": 0, "untrained": 0, "trained": 1}
-            parts = [rows_of(12, stage=s, label="a", x=0.0, y=1.0, same=v, same_plane=v) for s, v in stages.items()]
-            writer.frame("embedding", pd.concat(parts))
-            writer.frame("variants", rows_of(12, correlation=0.8, iou=0.6, kept_full=0.25, kept_fast=0.3, values=9))
-            writer.frame("cost", pd.DataFrame({"method": ["xrai", "xrai_fast"], "seconds": [2.0, 1.5]}))
-    return str(file)
+    found = []
+    for model, steady in {"densenet121": 0.9, "xception": 0.5}.items():
+        trained = MadeRun("train", {"predictions": predictions(ROWS * 3)}, model=model)
+        found += [trained, MadeRun("path_measure", scores_of(steady), run=trained.key)]
+    return Study("path", tuple(found))
 
 
 def test_the_table_of_networks_holds_every_published_row_and_our_accuracy(made):
@@ -420,7 +380,7 @@ def test_scores_by_method_leave_wrong_images_out_where_asked(made):
 
 
 def test_what_is_kept_counts_maps_of_the_probability_where_the_class_is_right(made):
-    table = stored_results.TABLES["path"]["Precision of the strongest 30 %"](made)
+    table = path.STORED["Precision of the strongest 30 %"](made)
     assert table["n"].unique().tolist() == [11]
     assert table.set_index("method").loc["Integrated gradients", "precision"].max() < 0.31
 
@@ -443,33 +403,21 @@ def test_claims_have_the_direction_that_was_put_in(made):
     assert table.loc["DenseNet121 classifies MRI best, before Xception", "paper"] == "+1.4"
 
 
-def test_separation_and_agreement(made):
-    table = path.separation(made).set_index(["network", "stage"])
-    assert table.loc[("Xception", "trained"), "same class"] == 1
-    assert table["chance"].tolist() == pytest.approx([1.0] * 6)
+def test_full_and_fast_xrai_agree_as_was_put_in(made):
     alike = path.agreement(made).set_index("network")
     assert alike.loc["Xception", "kept, %"] == pytest.approx(25)
     assert alike.loc["DenseNet121", "full, s"] == 2.0
 
 
-def test_a_claim_about_networks_that_are_not_there_says_so(made, monkeypatch):
-    real = path.pairs
-
-    def only(name):
-        return [pair for pair in real(name) if path.name_of(pair[0]) != "Xception"]
-
-    monkeypatch.setattr(path, "pairs", only)
-    verdict = path.claims(made).set_index("claim").loc["Xception's maps are the least stable", "verdict"]
+def test_a_claim_about_networks_that_are_not_there_says_so(made):
+    one = Study("path", tuple(run for run in made.runs if "xception" not in run.key))
+    verdict = path.claims(one).set_index("claim").loc["Xception's maps are the least stable", "verdict"]
     assert verdict == "can't be tested here: the shown grid has no such networks or images"
 
 
 def test_a_grid_without_scores_is_refused(made):
-    file = Path(made)
-    steps = yaml.safe_load(file.read_text())
-    del steps["scores"]
-    file.write_text(yaml.safe_dump(steps, sort_keys=False))
-    with pytest.raises(ParameterError, match=r"no finished run of path_scores\.ipynb"):
-        path.pairs(made)
+    with pytest.raises(ParameterError, match=r"no finished run of measure\.ipynb"):
+        path.pairs(Study("path", tuple(made.trained)))
 
 
 # What the code really did
@@ -479,7 +427,7 @@ def test_a_grid_without_scores_is_refused(made):
 def test_every_printed_accuracy_is_a_multiple_of_one_fraction(column, smallest, count):
     values = published.table("path/tab3_models")[column].dropna()
     assert len(values) == count
-    found = path_code.denominators(values)
+    found = path.denominators(values)
     assert found[0] == smallest
     assert all(n % smallest == 0 for n in found)
     slow = next(n for n in range(1, 2000) if all(any(round(k / n, 6) == v for k in range(n + 1)) for v in values[:1]))
@@ -490,34 +438,11 @@ def test_every_printed_accuracy_is_a_multiple_of_one_fraction(column, smallest, 
 @given(st.integers(2, 400), st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_the_true_denominator_always_fits(n, shares):
     values = [round(round(share * n) / n, 6) for share in shares]
-    assert n in path_code.denominators(values, most=400)
-
-
-def test_files_for_a_test_set():
-    assert list(path_code.files_for(632, 0.2)) == [3156, 3157, 3158, 3159, 3160]
-    assert all(np.ceil(0.2 * n) == 632 for n in path_code.files_for(632, 0.2))
-
-
-def test_an_outline_in_two_readings():
-    border = [1, 2, 3, 4, 5, 6]
-    assert path_code.outline_pairs(border).tolist() == [[1, 2], [3, 4], [5, 6]]
-    assert path_code.outline_pairs(border, 1).tolist() == [[1, 2], [2, 3], [3, 4], [4, 5], [5, 6]]
-    with pytest.raises(ParameterError, match="step must be 2"):
-        path_code.outline_pairs(border, 3)
-
-
-def test_standardised_pixels_and_what_zero_means():
-    images = torch.rand(7, 1, 4, 4)
-    images[:, :, 0, 0] = 0.5
-    found = path_code.standardised(images, images)
-    assert torch.allclose(found.mean(0), torch.zeros(1, 4, 4), atol=1e-6)
-    assert torch.allclose(found.std(0, correction=0)[0, 1:], torch.ones(3, 4), atol=1e-5)
-    assert (found[:, :, 0, 0] == 0).all()
-    assert torch.allclose(path_code.standardised(images.mean(0, keepdim=True), images), torch.zeros(1), atol=1e-6)
+    assert n in path.denominators(values, most=400)
 
 
 def test_a_split_of_images_finds_what_is_not_there_and_a_split_of_patients_does_not():
-    found = path_code.leak(0.0, images=150).set_index(["split", "classifier"])["accuracy"]
+    found = path.leak(0.0, images=150).set_index(["split", "classifier"])["accuracy"]
     assert (found["by image"] > found["by patient"] + 0.05).all()
 
 
@@ -527,19 +452,7 @@ def test_a_mask_of_30_percent_keeps_less_where_values_tie():
     assert not top_fraction(torch.ones(10, 10), 0.3).any()
 
 
-def test_the_coarse_sum_of_blur_ig_gets_better_with_steps():
-    images = cxrkit.data.load("phantom", size=32, images=2).batch([0, 1]).images
-    gaps = path_code.blur_gap(path_code.smooth_network(), images, (10, 200))
-    assert gaps[0]["missing, %"] > gaps[1]["missing, %"] > 0
-    assert gaps[1]["step, pixels"] == 0.25
-
-
 # Pages
-
-
-def test_every_item_is_made_or_explained():
-    assert checklist.problems("path") == []
-    assert len(checklist.items("path")) == 16
 
 
 def test_the_grid_and_its_profile_are_valid():
@@ -551,20 +464,6 @@ def test_the_grid_and_its_profile_are_valid():
     for name in ("size", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "schedule_decay"):
         assert {getattr(p, name) for p in trained} == {getattr(own, name)}, name
     assert [p.momentum for p in trained] == pytest.approx([own.momentum] * len(trained), abs=1e-3)
-
-
-def test_figures_say_what_they_show():
-    images, regions = torch.rand(3, 1, 16, 16), torch.zeros(3, 16, 16, dtype=torch.bool)
-    regions[0, 2:5, 2:5] = True
-    assert "1 with an outlined finding" in path_figures.outlined(images, regions, list("abc")).alt_text
-    with pytest.raises(ParameterError, match="do not belong together"):
-        path_figures.outlined(images, regions[:2], list("abc"))
-    points = path_code.outline_pairs([1, 2, 3, 4])
-    assert "mirrored" in path_figures.two_readings(images[0], points, points).alt_text
-    frame = pd.DataFrame({"x": [0, 1], "a": [1.0, 2.0], "b": [3.0, 4.0]})
-    assert "a from 1 to 2" in path_figures.two_scales(frame, "x", "a", "b").alt_text
-    with pytest.raises(ParameterError, match=r"needs the columns \['c'\]"):
-        path_figures.two_scales(frame, "x", "a", "c")
 
 
 def test_real_slices_are_measured(shared_data, tmp_path):
@@ -579,13 +478,7 @@ def test_real_slices_are_measured(shared_data, tmp_path):
     boxes.to_csv(root / "boxes.csv", index=False)
     where = {"dataset": "folder", "root": str(root), "results": str(tmp_path / "results")}
     parameters = TrainParameters(**where, size=32, model="resnet18", loss="cross_entropy")
-    data = load_data(parameters)
-    model = make_model(parameters, data.labels)
-    model.card["activation"] = "softmax"
-    with runs.writing(parameters) as store:
-        cxrkit.models.save(model, store.folder / "model.safetensors")
-    check = parameters_for("notebooks/papers/path/measure.ipynb")
-    subject = measuring.subject(check(run=runs.key(parameters), results=parameters.results, **SMALL | {"images": 2}))
-    found = measuring.overlap(subject, measuring.explain(subject, ["vanilla", "guided_ig", "xrai", "blur_ig"]))
-    assert found["area"].between(0.001, 0.5).all()
-    assert found.groupby("method")["precision"].mean().between(0, 1).all()
+    found = names_of("papers/path/measure.ipynb", **kept_run(tmp_path / "results", parameters), **SMALL | {"images": 2})
+    overlap = found["overlap"].query("output == 'probability'")
+    assert overlap["area"].between(0.001, 0.5).all()
+    assert overlap.groupby("method")["precision"].mean().dropna().between(0, 1).all()

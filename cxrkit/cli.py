@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from cxrkit.cli_data import data_app
 from cxrkit.cli_grid import Workers, grid_app, run_grid
 from cxrkit.errors import CxrkitError
-from cxrkit.project import project_folder
+from cxrkit.project import importable
 from cxrkit.terminal import console
 
 app = typer.Typer(
@@ -40,10 +39,10 @@ def build_book(
     ] = False,
 ) -> None:
     """Run the grids that the pages show where they aren't done, then build the book where anything changed."""
-    sys.path.insert(0, str(project_folder()))
+    importable()
     from book.tools import build as book
 
-    run_grid(book.GRIDS, workers, again=True)
+    run_grid(book.grids(), workers, again=True)
     index = book.build()
     for kind, pages in book.changed(index).items():
         if pages:

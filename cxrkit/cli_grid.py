@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cxrkit.errors import ParameterError
-from cxrkit.project import project_folder
+from cxrkit.project import importable
 from cxrkit.terminal import console, print_frame
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def grid_keep(
     source: Annotated[str, typer.Option(help="whose images they are and on what terms, in a sentence")] = "",
 ) -> None:
     """Keep the tables of a finished grid in book/results, for a book that is built without it."""
-    sys.path.insert(0, str(project_folder()))
+    importable()
     from book.tools import stored_results
 
     place = stored_results.keep(paper, f"{paper}:{profile}" if profile else paper, source)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-__all__ = ["in_project", "project_folder", "results_folder"]
+__all__ = ["importable", "in_project", "project_folder", "results_folder"]
 
 
 def project_folder() -> Path:
@@ -27,3 +28,10 @@ def results_folder(name: str | Path = "results") -> Path:
 def in_project(path: str | Path) -> Path:
     """A path as parameters name it: relative ones count from the project, whichever folder a notebook runs in."""
     return project_folder() / Path(path).expanduser()
+
+
+def importable() -> None:
+    """Put the checkout and its `notebooks` on the path of imports: `book.tools`, the papers' folders, `synthesis`."""
+    for folder in (project_folder() / "notebooks", project_folder()):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))

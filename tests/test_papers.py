@@ -195,9 +195,12 @@ def test_scored_positives_are_of_as_many_patients_as_there_are(monkeypatch):
     }
     boxes = pd.DataFrame([{"image_id": f"i{n}", "label": label} for n in range(8) for label in "AB"])
     data = SimpleNamespace(table=pd.DataFrame(images), boxes=boxes, labels=("A", "B"))
+    data.name = "toy"
     monkeypatch.setattr(scoring, "target_table", lambda of: torch.ones(9, 2))
-    assert scoring._positives(data, ["A", "B"], 2) == {"A": [0, 3], "B": [5, 7]}  # four boxed patients, four rows
-    assert scoring._positives(data, ["A"], 6)["A"] == [0, 1, 2, 3, 5, 7]
+    assert scoring.positives(data, ["A", "B"], 2) == {"A": [0, 3], "B": [5, 7]}  # four boxed patients, four rows
+    assert scoring.positives(data, ["A"], 6)["A"] == [0, 1, 2, 3, 5, 7]
+    with pytest.raises(ParameterError, match=r"labels \['C'\] are unknown to toy"):
+        scoring.positives(data, ["C"], 2)
 
 
 def test_metrics_that_rank_methods_in_opposite_order_disagree():
@@ -270,17 +273,19 @@ def test_reasons_count_as_one_verdict():
     assert found.loc["path", "claims"] == 2
 
 
-def test_a_network_on_another_device_gets_the_same_scores():
-    images, masks = torch.rand(2, 1, 32, 32), torch.zeros(2, 32, 32, dtype=torch.bool)
-    masks[:, 8:16, 8:16] = True
-    model, random = (cxrkit.models.create("resnet18", ("a", "b"), seed=seed).eval() for seed in (0, 1))
-    subject = SimpleNamespace(model=model, random=random, parameters=SimpleNamespace(n_steps=4))
-    here, chance = scoring._scores(subject, images, masks, "a", "input_x_gradient")
+def test_a_network_on_another_device_gets_the_same_maps():
+    images = torch.rand(2, 1, 32, 32)
+    model = cxrkit.models.create("resnet18", ("a", "b")).eval()
+    here = scoring.maps_of(model, images, "a", "integrated_gradients", 4)
     with second_device.SecondDevice():
-        for network in (model, random):
-            network.to(second_device.DEVICE)
-        there, same = scoring._scores(subject, images, masks, "a", "input_x_gradient")
-    assert set(there) == set(here)
-    for name in set(here) - {"seconds"}:
-        np.testing.assert_allclose(there[name], here[name], atol=1e-4, err_msg=name)
-    assert all(np.array_equal(same[name], chance[name]) for name in chance)
+        model.to(second_device.DEVICE)
+        there = scoring.maps_of(model, images, "a", "integrated_gradients", 4)
+    assert here.shape == (2, 32, 32)
+    np.testing.assert_allclose(there, here, atol=1e-4)
+
+
+def test_methods_that_do_not_fit_are_named():
+    model = cxrkit.models.create("resnet18", ("a", "b")).eval()
+    assert "scorecam" in set(scoring.fitting(model, slow=True)) - set(scoring.fitting(model))
+    with pytest.raises(ParameterError, match=r"methods \['bcos'\] can't explain"):
+        scoring.fitting(model, ["bcos", "lrp"])

@@ -9,13 +9,22 @@ import pandas as pd
 from cxrkit.errors import ParameterError, meant
 from cxrkit.project import project_folder
 
-__all__ = ["citation", "papers", "scalars", "table"]
+__all__ = ["citation", "papers", "scalars", "table", "title"]
 
 
 def papers() -> tuple[str, ...]:
-    """The keys of the papers: the folders that hold a `paper.md`."""
-    folder = project_folder() / "notebooks" / "papers"
-    return tuple(sorted(path.parent.name for path in folder.glob("*/paper.md")))
+    """The keys of the papers: the folders that hold a `paper.md`, in the order of the book's table of contents."""
+    project = project_folder()
+    contents = project / "_toc.yml"
+    text = contents.read_text(encoding="utf-8") if contents.is_file() else ""
+    keys = sorted(path.parent.name for path in (project / "notebooks" / "papers").glob("*/paper.md"))
+    return tuple(sorted(keys, key=lambda key: text.find(f"papers/{key}/") % (len(text) + 1)))
+
+
+def title(paper: str) -> str:
+    """The title of a paper's page."""
+    text = (project_folder() / "notebooks" / "papers" / paper / "paper.md").read_text(encoding="utf-8")
+    return re.search(r"^# (.+)$", text, re.MULTILINE)[1]
 
 
 def citation(paper: str) -> str:

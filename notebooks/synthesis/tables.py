@@ -1,4 +1,4 @@
-"""All methods by all papers' metrics: tables of the runs of `synthesis_scores`, and the claims of all papers."""
+"""All methods by all papers' metrics: tables of the runs of `measure.ipynb`, and the claims of all papers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,7 @@ from cxrkit.study.report import variant
 from cxrkit.study.study import Study
 from synthesis.measure import CALLED
 
-__all__ = [
-    "BETTER",
-    "against",
-    "agreement",
-    "claims",
-    "costs",
-    "counted",
-    "means",
-    "overview",
-    "scores",
-]
+__all__ = ["BETTER", "against", "agreement", "claims", "costs", "counted", "means", "overview", "scores"]
 
 # +1: the higher the better.
 BETTER = {name: -1 if name in ("deletion", "likeness to random") else 1 for name in CALLED.values()}
@@ -76,18 +66,11 @@ def overview(frame: pd.DataFrame) -> dict[str, dict]:
         part = part[part["score"].isin(BETTER)]
         table = _means(part)
         table = table.sort_values(table.columns[0], ascending=False)
-        fewest, maps = (
-            _counts(part).min(axis=1),
-            part.groupby(["method", "score"]).size().max(),
-        )
+        fewest, maps = (_counts(part).min(axis=1), part.groupby(["method", "score"]).size().max())
         names = [name if fewest[name] == maps else f"{name} ({fewest[name]} of {maps})" for name in table.index]
         table.index = pd.Index(names)
         table.loc["chance"] = _means(part, "chance").mean()
-        shown[network] = {
-            "values": table.to_numpy(),
-            "rows": list(table.index),
-            "columns": list(table.columns),
-        }
+        shown[network] = {"values": table.to_numpy(), "rows": list(table.index), "columns": list(table.columns)}
     return shown
 
 
@@ -98,30 +81,13 @@ def means(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     for network, part in _of(frame, metric).groupby("network", sort=False):
         gathered = Accumulator()
         numbers = LocalisationScores({metric: part["value"].to_numpy()}, {metric: part["chance"].to_numpy()})
-        gathered.add(
-            numbers,
-            part["patient_id"].to_numpy(),
-            method=part["method"],
-            label=part["label"],
-        )
+        gathered.add(numbers, part["patient_id"].to_numpy(), method=part["method"], label=part["label"])
         found = gathered.table().query("label == 'macro'").assign(network=network).set_index("method")
         found["patients"] = part.dropna(subset="value").groupby("method")["patient_id"].nunique()
         rows.append(found.fillna({"patients": 0}).astype({"patients": int}).reset_index())
     table = pd.concat(rows, ignore_index=True).rename(columns={"n": "maps", "mean": metric})
     table.loc[table["patients"] < 2, ["low", "high"]] = np.nan
-    return table[
-        [
-            "network",
-            "method",
-            metric,
-            "low",
-            "high",
-            "chance",
-            "maps",
-            "degenerate",
-            "patients",
-        ]
-    ]
+    return table[["network", "method", metric, "low", "high", "chance", "maps", "degenerate", "patients"]]
 
 
 def _of(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -154,24 +120,10 @@ def against(frame: pd.DataFrame, metric: str, reference: str) -> pd.DataFrame:
         if reference not in wide:
             raise ParameterError(f"reference {reference!r} explains no image of {network}; use one of {list(wide)}")
         for method in (name for name in wide if name != reference):
-            both = {
-                method: wide[method].to_numpy(),
-                reference: wide[reference].to_numpy(),
-            }
+            both = {method: wide[method].to_numpy(), reference: wide[reference].to_numpy()}
             found = compare(both, wide.index.get_level_values("patient_id").to_numpy()).iloc[0]
-            row = {
-                "network": network,
-                "method": method,
-                **found[["difference", "low", "high", "p"]],
-            }
-            rows.append(
-                row
-                | {
-                    "maps": found["n"],
-                    "left out": found["left_out"],
-                    "patients": found["patients"],
-                }
-            )
+            row = {"network": network, "method": method, **found[["difference", "low", "high", "p"]]}
+            rows.append(row | {"maps": found["n"], "left out": found["left_out"], "patients": found["patients"]})
     table = pd.DataFrame(rows)
     if len(table):
         table["p"] = holm(table["p"])
@@ -184,11 +136,7 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for method, time in seconds.sort_values().items():
         card = cxrkit.attribution.card(method)
-        row = {
-            "method": method,
-            "forwards": card.forwards,
-            "backwards": card.backwards,
-        }
+        row = {"method": method, "forwards": card.forwards, "backwards": card.backwards}
         rows.append(row | {"ms per map": 1000 * time})
     return pd.DataFrame(rows)
 

@@ -1,43 +1,39 @@
-"""Paper `relevance` beside our runs: its two tables, what Table 2 can and can't say, and the cells of our networks.
-
-`relevance_maps` holds what is asked of the maps themselves, and the claims.
-"""
+"""Paper `relevance` beside our runs: tables of scores, and the frames that its claims are tested on."""
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from cxrkit import grid
+from cxrkit import metrics
+from cxrkit.data import Dataset
 from cxrkit.errors import ParameterError
-from cxrkit.metrics import Accumulator, Interval, LocalisationScores, bootstrap
-from cxrkit.metrics.statistics import resampled_rows
-from cxrkit.study import runs
+from cxrkit.metrics import Accumulator, LocalisationScores, bootstrap
+from cxrkit.study import claims, report, runs
+from cxrkit.study.claims import Measured
 from cxrkit.study.published import table
 from cxrkit.study.study import Study
-from cxrkit.train import scoring
 
 __all__ = [
     "CLASSES",
     "METHODS",
+    "agreement",
     "aurocs",
-    "aurocs_of_two",
-    "box_areas",
-    "cells",
-    "first_network",
     "first_scores",
-    "foreground_bound",
-    "least_cover",
-    "limits",
+    "intention",
+    "intentions",
+    "lung_mask",
     "network",
-    "overlap_table",
+    "overlap",
     "scored",
-    "side_by_side",
-    "table2",
+    "seen_by_all",
+    "shared_mass",
     "two_classes",
+    "verdicts",
 ]
 
 # The paper's classes, and what other sets call them.
@@ -61,16 +57,11 @@ _NETWORKS = {
 }
 
 
-def first_network() -> runs.Run:
-    """The first trained network of the grid that the pages show."""
-    return grid.load("relevance").trained[0]
-
-
 def scored(study: Study) -> list[tuple[runs.Run, runs.Run]]:
     """The finished pairs (training run, its scores) of a grid. Raises ParameterError where there is none."""
     if both := study.pairs("relevance_measure"):
         return both
-    raise ParameterError(f"grid {study.name!r} has no scores of notebook relevance_scores")
+    raise ParameterError(f"grid {study.name!r} has no finished run of measure.ipynb")
 
 
 def network(parameters: Any) -> str:
@@ -84,159 +75,7 @@ def two_classes(parameters: Any) -> bool:
     return bool(parameters.healthy_class)
 
 
-# The published table and its limits
-
-
-def box_areas() -> pd.DataFrame:
-    """By class of the paper: boxes, their mean share of the image, and what an empty and a full map score there for
-    two classes. From the published list of boxes, as the package torchxrayvision carries it; DataError without it."""
-    found = _area_of_each_box().groupby("label").agg(["size", "mean"]).reindex(list(CLASSES))
-    found = found.rename(columns={"size": "boxes", "mean": "area"}).rename_axis("class").reset_index()
-    return found.assign(empty=(1 - found["area"]) / 2, full=found["area"] / 2)
-
-
-def limits(areas: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The 120 cells of Table 2, each with its class's `empty` and `full`, and `above`: whether it beats the empty
-    map."""
-    cells = table("relevance/tab2_miou").merge(box_areas() if areas is None else areas, on="class")
-    return cells.assign(above=cells["mean_iou"] > cells["empty"])
-
-
-def least_cover(threshold: float, cells: int = 7, size: int = 224) -> float:
-    """The least share of the image that a CAM without negative values can cover at a threshold: one cell is 1, the
-    others are 0, enlarged as CAM is (bilinear); the best place of the cell."""
-    single = torch.eye(cells**2).view(cells**2, 1, cells, cells)
-    maps = torch.nn.functional.interpolate(single, size=(size, size), mode="bilinear", align_corners=False)[:, 0]
-    return float((maps >= threshold * maps.amax((1, 2), keepdim=True)).double().mean((1, 2)).min())
-
-
-def foreground_bound(cover: float) -> pd.Series:
-    """By class: the highest mean IoU of the finding alone that regions of at least this share of the image can have
-    with the published boxes."""
-    return (_area_of_each_box() / cover).clip(upper=1).groupby("label").mean().reindex(list(CLASSES))
-
-
-def _area_of_each_box() -> pd.Series:
-    """Share of the image by label; an image has at most one box of a label, so a box is an image and a class."""
-    from cxrkit.data.public.xrv_tables import annotations
-
-    boxes = annotations("nih").boxes.set_index("label")
-    return (boxes["x_max"] - boxes["x_min"]) * (boxes["y_max"] - boxes["y_min"]) / 1024**2
-
-
-# Ours
-
-
-def _gathered(study: Study, percentile: float = 100.0) -> pd.DataFrame:
-    """Scores of all networks of a grid, with their name, whether they know two classes, and the paper's class."""
-    parts = []
-    for train, run in scored(study):
-        frame = run.frame("scores")
-        frame = frame[np.isclose(frame["percentile"], percentile)]
-        parts.append(frame.assign(network=network(train.parameters), two=two_classes(train.parameters)))
-    found = pd.concat(parts, ignore_index=True)
-    return found.assign(empty=(1 - found["area"]) / 2, full=found["area"] / 2)
-
-
-def first_scores(study: Study, two: bool = False, percentile: float = 100.0) -> pd.DataFrame:
-    """The scores of the first network that knows many findings (or two classes); empty where there is none."""
-    found = _gathered(study, percentile)
-    found = found[found["two"] == two]
-    return found[found["network"] == found["network"].iloc[0]] if len(found) else found
-
-
-def table2(study: Study, percentile: float = 100.0) -> pd.DataFrame:
-    """Table 2 in short: by method and threshold the mean over classes, two-class IoU published and ours with its
-    interval, what an empty map scores on ours, and ours of the finding alone beside chance."""
-    paper = table("relevance/tab2_miou").groupby(["method", "threshold"])["mean_iou"].mean()
-    ours = overlap_table(first_scores(study, percentile=percentile))
-    published = [paper.get((row.method, round(row.T, 3)), np.nan) for row in ours.itertuples()]
-    ours.insert(2, "paper", published)
-    return ours.rename(columns={"two classes": "ours"})
-
-
-def overlap_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Scores as `measuring.relevance.scores` gives them (one percentile), by method and threshold: the mean over labels
-    for two classes with its interval, that of an empty map, and of the finding alone with its chance."""
-    frame = frame.assign(empty=(1 - frame["area"]) / 2)
-    gathered = Accumulator()
-    values = {"two_class": frame["two_class"], "foreground": frame["foreground"]}
-    chance = {"two_class": frame["empty"], "foreground": frame["foreground_chance"]}
-    scores = LocalisationScores(*({k: v.to_numpy() for k, v in of.items()} for of in (values, chance)))
-    columns = {name: frame[name] for name in ("method", "threshold", "label")}
-    gathered.add(scores, frame["patient_id"].to_numpy(), **columns)
-    found = gathered.table().query("label == 'macro'").set_index(["score", "method", "threshold"])
-    rows = []
-    for method, threshold in found.loc["two_class"].index:
-        both, alone = (found.loc[(score, method, threshold)] for score in ("two_class", "foreground"))
-        row = {
-            "method": METHODS[method],
-            "T": threshold,
-            "two classes": both["mean"],
-        }
-        row |= {"low": both["low"], "high": both["high"], "empty": both["chance"]}
-        row |= {"finding alone": alone["mean"], "chance": alone["chance"]}
-        rows.append(row | {"maps": both["n"], "degenerate": both["degenerate"]})
-    return pd.DataFrame(rows)
-
-
-def cells(study: Study, percentile: float = 100.0) -> pd.DataFrame:
-    """All cells of Table 2, a row per class, threshold and method: paper, ours (two classes) with its interval, empty
-    (an empty map on ours), alone (the finding alone), network. Pneumonia is that of a network with two classes where
-    no other knows it."""
-    frames = [first_scores(study, two, percentile) for two in (False, True)]
-    rows = []
-    for cell in table("relevance/tab2_miou").to_dict("records"):
-        row = {
-            "class": cell["class"],
-            "T": cell["threshold"],
-            "method": cell["method"],
-            "paper": cell["mean_iou"],
-        }
-        for frame in frames:
-            part = frame[
-                frame["label"].isin(CLASSES[cell["class"]]) & np.isclose(frame["threshold"], cell["threshold"])
-            ]
-            part = part[part["method"].map(METHODS) == cell["method"]]
-            if len(part):
-                found = bootstrap(
-                    part["two_class"].to_numpy(),
-                    part["patient_id"].to_numpy(),
-                    n=300,
-                )
-                row |= {
-                    "ours": found.mean,
-                    "low": found.low,
-                    "high": found.high,
-                    "empty": part["empty"].mean(),
-                }
-                row |= {
-                    "alone": part["foreground"].mean(),
-                    "network": part["network"].iloc[0],
-                }
-                break
-        rows.append(row)
-    columns = [
-        "class",
-        "T",
-        "method",
-        "paper",
-        "ours",
-        "low",
-        "high",
-        "empty",
-        "alone",
-        "network",
-    ]
-    return pd.DataFrame(rows).reindex(columns=columns)
-
-
-def side_by_side(found: pd.DataFrame) -> pd.DataFrame:
-    """`cells` with a row per class and threshold, and per method the paper's number and ours."""
-    wide = found.pivot(index=["class", "T"], columns="method", values=["paper", "ours"])
-    wide = wide.reindex(columns=[(who, m) for m in METHODS.values() for who in ("paper", "ours")])
-    wide.columns = [f"{m}{' ours' if who == 'ours' else ''}" for who, m in wide.columns]
-    return wide.reset_index()
+# How well the networks classify
 
 
 def aurocs(study: Study) -> pd.DataFrame:
@@ -244,78 +83,162 @@ def aurocs(study: Study) -> pd.DataFrame:
     the mean over all labels."""
     published = table("relevance/tab1_auroc_nih").iloc[0]
     trained = [train for train, _ in scored(study) if not two_classes(train.parameters)]
-    first = [train for train in trained if network(train.parameters) == network(trained[0].parameters)]  # its folds
-    frame = pd.concat([train.frame("predictions") for train in first] or [pd.DataFrame(columns=["label"])])
+    folds = [train.frame("predictions") for train in trained if train.parameters.model == trained[0].parameters.model]
+    found = report.classification_of(pd.concat(folds), n=300).set_index("label") if folds else pd.DataFrame()
     rows = []
     for paper_class, known in CLASSES.items():
-        part = frame[frame["label"].isin(known)]
-        ours = _auc(part["target"], part["logit"], part["patient_id"]) if len(part) else Interval(*[np.nan] * 3)
-        label = part["label"].iloc[0] if len(part) else "–"
-        row = {
-            "class": paper_class,
-            "paper": published[paper_class],
-            "our label": label,
-        }
-        rows.append(row | {"ours": ours.mean, "low": ours.low, "high": ours.high})
-    parts = (part for _, part in frame.groupby("label"))
-    drawn = [scoring.area(part["target"].to_numpy(), part["logit"].to_numpy()) for part in parts]
-    mean = float(np.nanmean(drawn)) if np.isfinite(drawn).any() else np.nan
-    last = f"all {int(np.isfinite(drawn).sum())}"
-    return pd.DataFrame(
-        [
-            *rows,
-            {
-                "class": "mean of 14",
-                "paper": published["mean14"],
-                "our label": last,
-                "ours": mean,
-            },
-        ]
-    )
+        label = next((one for one in known if one in found.index), "–")
+        ours = found.loc[label, ["auc", "auc low", "auc high"]] if label in found.index else [np.nan] * 3
+        rows.append([paper_class, published[paper_class], label, *ours])
+    areas = found.get("auc", pd.Series(dtype=float))
+    counted = areas.drop(["micro", "macro"], errors="ignore").notna().sum()
+    rows.append(["mean of 14", published["mean14"], f"all {counted}", areas.get("macro", np.nan), np.nan, np.nan])
+    return pd.DataFrame(rows, columns=["class", "paper", "our label", "ours", "low", "high"])
 
 
-def aurocs_of_two(study: Study) -> pd.DataFrame:
-    """Table 1, RSNA: AUC for pneumonia of networks with two classes, and of one that learnt many findings."""
-    published = table("relevance/tab1_auroc_rsna").set_index("model")["auroc"]
-    rows = []
-    for train, run in scored(study):
-        if (run.folder / "predictions.csv").is_file():
-            frame = run.frame("predictions")
-            ours = _auc(frame["target"], frame["logit"], frame["patient_id"])
-            called = _NETWORKS.get(train.parameters.model, train.parameters.model)
-            row = {"paper's network": called if two_classes(train.parameters) else "CheXNet"}
-            row |= {
-                "our network": network(train.parameters),
-                "ours": ours.mean,
-                "low": ours.low,
-                "high": ours.high,
-            }
-            rows.append(row)
-    columns = ["paper's network", "paper", "our network", "ours", "low", "high"]
-    found = pd.DataFrame(rows).reindex(columns=columns)
-    found["paper"] = found["paper's network"].map(published)
-    left = [name for name in published.index if name not in set(found["paper's network"])]
-    rest = pd.DataFrame({"paper's network": left, "paper": published[left].to_numpy()}).reindex(columns=columns)
-    found.loc[found["paper"].isna(), "paper's network"] = "–"
-    return pd.concat([found, rest.assign(**{"our network": "–"})], ignore_index=True)
+# Maps against boxes
 
 
-def _auc(target: Any, value: Any, patients: Any, n: int = 300, seed: int = 0) -> Interval:
-    """AUC with its 95 % interval, patients resampled; nan without both classes."""
-    target, value = np.asarray(target, dtype=float), np.asarray(value, dtype=float)
-    drawn = [scoring.area(target[rows], value[rows]) for rows in resampled_rows(patients, n, seed)]
-    bounds = np.nanquantile(drawn, [0.025, 0.975]) if np.isfinite(drawn).any() else (np.nan, np.nan)
-    return Interval(scoring.area(target, value), float(bounds[0]), float(bounds[1]))
+def first_scores(study: Study, two: bool = False, percentile: float = 100.0) -> pd.DataFrame:
+    """The scores of the first network that knows many findings (or two classes); empty where there is none.
+
+    `empty`: what a map without any pixel scores for two classes.
+    """
+    pairs = [pair for pair in scored(study) if two_classes(pair[0].parameters) == two] or scored(study)[:1]
+    names = [network(train.parameters) for train, _ in pairs]
+    frame = pd.concat([run.frame("scores") for (_, run), name in zip(pairs, names, strict=True) if name == names[0]])
+    frame = frame[np.isclose(frame["percentile"], percentile) & (two_classes(pairs[0][0].parameters) == two)]
+    return frame.assign(network=names[0], empty=(1 - frame["area"]) / 2)
 
 
-def _claims(study: Study) -> pd.DataFrame:
-    from papers.relevance.maps import claims
+def overlap(frame: pd.DataFrame) -> pd.DataFrame:
+    """Scores (see :func:`first_scores`) by method and threshold, the mean over labels: for two classes with its
+    interval, that of an empty map, and of the finding alone with its chance."""
+    gathered = Accumulator()
+    values = {"two_class": frame["two_class"], "foreground": frame["foreground"]}
+    chance = {"two_class": frame["empty"], "foreground": frame["foreground_chance"]}
+    scores = LocalisationScores(*({k: v.to_numpy() for k, v in of.items()} for of in (values, chance)))
+    columns = {name: frame[name] for name in ("method", "threshold", "label")}
+    gathered.add(scores, frame["patient_id"].to_numpy(), **columns)
+    found = gathered.table().query("label == 'macro'").set_index(["method", "threshold"])
+    both, alone = (found[found["score"] == score] for score in ("two_class", "foreground"))
+    shown = both[["mean", "low", "high", "chance"]].set_axis(["two classes", "low", "high", "empty"], axis=1)
+    shown = shown.assign(**{"finding alone": alone["mean"], "chance": alone["chance"]})
+    shown = shown.assign(maps=both["n"], degenerate=both["degenerate"]).reset_index()
+    return shown.assign(method=shown["method"].map(METHODS)).rename(columns={"threshold": "T"})
 
-    return claims(study)
+
+# What several networks look at
 
 
-STORED = {
-    "Classes": aurocs,
-    "Overlap with boxes": lambda study: overlap_table(first_scores(study)),
-    "Claims": _claims,
-}
+def intentions(study: Study) -> list[tuple[str, bool, dict[str, np.ndarray]]]:
+    """Name, whether it knows two classes, and kept maps of every network that was shown the same images."""
+    return [
+        (network(train.parameters), two_classes(train.parameters), report.kept_of(run, "intention"))
+        for train, run in scored(study)
+        if (run.folder / "intention.npz").is_file()
+    ]
+
+
+def seen_by_all(study: Study, least: int = 0) -> Dataset:
+    """The data set whose positive and normal images every network of the grid was shown, of at least `least` pixels."""
+    train, run = next(pair for pair in scored(study) if (pair[1].folder / "intention.npz").is_file())
+    return report.drawn_finer(train.parameters, least, **run.parameters.other_images)
+
+
+def intention(study: Study) -> pd.DataFrame:
+    """Where the maps of those images lie: a row per network, method and image.
+
+    `inside`: share of the positive mass in the boxes, `area` their share of the image; `lungs` and `lung_area`: the
+    same of the clear lung (on positives without the box), nan where the images aren't the phantom's. `two`: whether
+    the network knows two classes; `first`: the first one of its kind.
+    """
+    seen = intentions(study)
+    firsts = {two: called for called, two, _ in reversed(seen)}
+    clear = _clear_lungs(study, seen[0][2]) if seen else None
+    parts = [pd.DataFrame(columns=["images", "method", "two", "first", "inside", "lung_area", "network"])]
+    for called, two, kept in seen:
+        masks = torch.from_numpy(kept["masks"])
+        facts = {"image_id": kept["image_ids"], "patient_id": kept["patient_ids"], "images": kept["groups"]}
+        facts |= {"network": called, "model": called.partition(",")[0], "two": two, "first": firsts[two] == called}
+        for method, own in zip(kept["methods"], kept["maps"], strict=True):
+            found = {"method": str(method)} | _inside(torch.from_numpy(own), masks, "inside", "area")
+            found |= (
+                {"lungs": np.nan, "lung_area": np.nan}
+                if clear is None
+                else _inside(torch.from_numpy(own), clear, "lungs", "lung_area")
+            )
+            parts.append(pd.DataFrame(facts | found))
+    return pd.concat(parts[1:] or parts, ignore_index=True)
+
+
+def _inside(maps: torch.Tensor, masks: torch.Tensor, share: str, area: str) -> dict[str, np.ndarray]:
+    return {share: metrics.energy_pointing_game(maps, masks).numpy(), area: metrics.chance_level(masks).numpy()}
+
+
+def _clear_lungs(study: Study, kept: dict[str, np.ndarray]) -> torch.Tensor | None:
+    data = seen_by_all(study)
+    if data.name != "phantom":
+        return None
+    lungs = [lung_mask(data, data.image_ids.index(one)) for one in kept["image_ids"]]
+    return torch.from_numpy(np.stack(lungs) & ~kept["masks"])
+
+
+def lung_mask(data: Dataset, row: int) -> np.ndarray:
+    """Where the lungs of a phantom's image are, bool [size, size]."""
+    from cxrkit.phantom.anatomy import Grid
+
+    renderer = getattr(data.renderer, "renderer", data.renderer)  # behind the class that was added
+    case = renderer.case(int(data.rows[row]))
+    centres = (np.arange(data.size) + 0.5) / data.size
+    return (Grid(case.anatomy, case.frame, centres, centres).edges > 0).all(0)
+
+
+def shared_mass(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The share of their positive mass that two maps put in the same pixels, ``[..., H, W]`` twice -> ``[...]``: the
+    sum of the smaller one after both were made to sum to 1. 1: the same, 0: nowhere in common; nan without any."""
+    both = [np.clip(values, 0, None).astype(np.float64) for values in (maps, others)]
+    totals = [values.sum((-2, -1), keepdims=True) for values in both]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.minimum(both[0] / totals[0], both[1] / totals[1]).sum((-2, -1))
+
+
+def agreement(study: Study) -> pd.DataFrame:
+    """The share of the mass that two networks put in the same places: a row per pair of networks, method and image.
+
+    `another`: the same of one network's map and the other's of the next image in the group (positive, normal), which
+    tells how much of it is habit.
+    """
+    facts = ["images", "method", "networks", "same image", "patient_id", "another image"]
+    parts = [pd.DataFrame(columns=facts)]
+    for (first, _, a), (second, _, b) in combinations(intentions(study), 2):
+        places = [(i, list(b["image_ids"]).index(one)) for i, one in enumerate(a["image_ids"]) if one in b["image_ids"]]
+        here, there = np.array(places, int).reshape(-1, 2).T
+        for method in (one for one in a["methods"] if one in b["methods"]):
+            mine, yours = (kept["maps"][list(kept["methods"]).index(method)] for kept in (a, b))
+            for group in dict.fromkeys(a["groups"][here]):
+                of = a["groups"][here] == group
+                left, right = mine[here[of]], yours[there[of]]
+                facts = {"images": group, "method": METHODS[method], "networks": f"{first} and {second}"}
+                found = {"same image": shared_mass(left, right), "patient_id": a["patient_ids"][here[of]]}
+                found["another image"] = shared_mass(left, np.roll(right, 1, axis=0))
+                parts.append(pd.DataFrame(facts | found))
+    return pd.concat(parts[1:] or parts).sort_values(["images", "method"], ascending=[False, True], kind="stable")
+
+
+# Claims
+
+
+def _beyond_area(a: pd.DataFrame, _: pd.DataFrame) -> Measured:
+    """Share of the mass in the clear lung less that area's share of the image."""
+    found, area = bootstrap(a["lungs"], a["patient_id"], n=500), a["lung_area"].mean()
+    return Measured(*(value - area for value in found), a.loc[a["lungs"].notna(), "patient_id"].nunique())
+
+
+def verdicts(study: Study) -> pd.DataFrame:
+    """The paper's claims tested on a study."""
+    tables = {"overlap": first_scores, "intention": intention}
+    return claims.verdicts("relevance", study, tables, {"beyond area": _beyond_area})
+
+
+STORED = {"Classes": aurocs, "Overlap with boxes": lambda study: overlap(first_scores(study)), "Claims": verdicts}

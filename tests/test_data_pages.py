@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cxrkit.data import cards, sources
+from book.tools import data_pages
+from cxrkit.data import sources
+from cxrkit.markdown import escaped
 from cxrkit.study import method_pages
 
 FOLDER = Path(__file__).resolve().parents[1] / "book" / "data"
@@ -17,7 +19,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "book" / "data"
 @pytest.mark.parametrize("name", sources())
 def test_a_source_has_a_page_made_from_its_manifest(name):
     text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
-    assert text == cards.page(name), "the manifest changed: python tests/test_data_pages.py writes the pages anew"
+    assert text == data_pages.page(name), "the manifest changed: python tests/test_data_pages.py writes the pages anew"
     assert "Not a medical device" in text
 
 
@@ -30,8 +32,8 @@ def test_a_manifest_tells_what_a_reader_needs(name):
 
 def test_text_of_a_manifest_is_text(monkeypatch):
     hostile = {"title": "<b>a</b>", "description": "x_y [z](http://a) {raw}", "traps": ["| * `code_1` $5"]}
-    monkeypatch.setattr(cards, "sources", lambda: {"odd": hostile})
-    page = cards.page("odd")
+    monkeypatch.setattr(data_pages, "sources", lambda: {"odd": hostile})
+    page = data_pages.page("odd")
     assert r"\<b\>a\</b\>" in page
     assert r"x\_y \[z\](http://a) \{raw\}" in page
     assert r"- | \* `code_1` \$5" in page
@@ -52,11 +54,11 @@ def test_names_from_data_are_text_in_markdown(hostile):
 
     reader = MarkdownIt("commonmark").enable("table")
     table = method_pages.as_markdown(pd.DataFrame({"label": [hostile], hostile: [1]}).set_index("label")).data
-    for page in (cards.escaped(hostile), table):
+    for page in (escaped(hostile), table):
         html = reader.render(page)
         assert not re.search("<(img|a|b|script)[ >]", html), html
     assert html.count("<td>") == 2
-    assert reader.renderInline(cards.escaped("a_b <c> `d` $e$")) == "a_b &lt;c&gt; `d` $e$"
+    assert reader.renderInline(escaped("a_b <c> `d` $e$")) == "a_b &lt;c&gt; `d` $e$"
 
 
 def test_formulas_and_code_of_a_table_stay():
@@ -67,5 +69,5 @@ def test_formulas_and_code_of_a_table_stay():
 
 
 if __name__ == "__main__":
-    for path in cards.write_pages(FOLDER):
+    for path in data_pages.write_pages(FOLDER):
         print(path.name)

@@ -18,8 +18,8 @@ import pandas as pd
 
 import cxrkit
 from cxrkit import grid
-from cxrkit.data import cards
 from cxrkit.errors import DataError, ParameterError
+from cxrkit.markdown import escaped
 from cxrkit.study import runs
 from cxrkit.study.published import papers
 from cxrkit.study.study import Study
@@ -41,8 +41,8 @@ class Kept:
     @property
     def caption(self) -> str:
         """The card in a few sentences: Markdown in which what people wrote is plain text."""
-        said = [cards.escaped(self.card[name]) for name in ("images", "device")]
-        card = self.card | {"images": said[0], "device": said[1], "networks": map(cards.escaped, self.card["networks"])}
+        said = [escaped(self.card[name]) for name in ("images", "device")]
+        card = self.card | {"images": said[0], "device": said[1], "networks": map(escaped, self.card["networks"])}
         folds, seeds = (_counted(len(card[name]), name[:-1]) for name in ("folds", "seeds"))
         text = (
             f"{card['images']} Networks: {', '.join(card['networks'])}; {_listed(card['sizes'])} pixels, "

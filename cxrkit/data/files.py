@@ -111,9 +111,8 @@ def file_dataset(
         sizes = [(side, side)] * len(table)
     if frames is None:
         frames = np.full((len(table), 2), np.nan if side is None else side)
-    renderer = FileRenderer(
-        table["path"].tolist(), sizes, preprocessing, read, truth, table="every image of this source"
-    )
+    promise = "the table of original sizes" if side is None else "every image of this source"
+    renderer = FileRenderer(table["path"].tolist(), sizes, preprocessing, read, truth, table=promise)
     if boxes is not None:
         boxes = boxes[boxes["image_id"].isin(table["image_id"])]
     return Dataset(name, labels, table, boxes, renderer, size, hierarchy, frames, preprocessing)

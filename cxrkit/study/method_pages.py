@@ -13,7 +13,7 @@ from IPython.display import Markdown
 from torch import Tensor
 
 import cxrkit.attribution
-from cxrkit.data.cards import escaped
+from cxrkit.markdown import escaped
 from cxrkit.metrics import completeness_gap, map_correlation
 from cxrkit.study.phantom_benchmark import Bench, Scene, settings_of
 from cxrkit.study.runs import project_folder

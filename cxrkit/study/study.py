@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from cxrkit.data import cards
+from cxrkit.markdown import escaped
 from cxrkit.study.runs import Run
 
 __all__ = ["Study", "origin"]
@@ -48,7 +48,7 @@ class Study:
         size, epochs = self.trained[0].parameters.size, sorted({run.parameters.epochs for run in self.trained})
         finished = max(run.card["finished"] for run in self.trained)
         text = (
-            f"From the grid '{cards.escaped(self.name)}': {len(self.trained)} networks, {size} x {size} pixels, "
+            f"From the grid '{escaped(self.name)}': {len(self.trained)} networks, {size} x {size} pixels, "
             f"{' or '.join(map(str, epochs))} epochs, {_listed(map(origin, self.trained))}; finished {finished}."
         )
         if self.name == "smoke":
@@ -58,7 +58,7 @@ class Study:
 
 
 def _listed(origins: Iterable[str]) -> str:
-    return cards.escaped(", ".join(sorted(set(origins))))
+    return escaped(", ".join(sorted(set(origins))))
 
 
 def origin(run: Run) -> str:

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cxrkit.data.sources import sources
+from cxrkit.data import sources
+from cxrkit.markdown import escaped
 
-__all__ = ["NOTICE", "escaped", "page", "write_pages"]
+__all__ = ["NOTICE", "page", "write_pages"]
 
 NOTICE = """```{admonition} Not a medical device
 :class: warning
 Nothing here is for clinical use. cxrkit contains no images of this set and sends none anywhere.
 ```"""
-_MADE = "% Made from data_manifests/{name}.yaml by cxrkit.data.cards; change the manifest, not this page.\n"
+_MADE = "% Made from data_manifests/{name}.yaml by book/tools/data_pages.py; change the manifest, not this page.\n"
+# In the order of a page.
 _HEADINGS = {
     "licence": "Terms",
     "cite": "Cite",
@@ -25,27 +27,12 @@ _HEADINGS = {
     "labels": "Labels",
     "hierarchy": "Hierarchy of the labels",
     "boxes": "Boxes and outlines",
-    "splits": "Splits",
-    "checksums": "Checksums",
     "counts": "Published counts",
+    "splits": "Splits",
     "traps": "Known traps",
     "options": "Options of `cxrkit.data.load`",
+    "checksums": "Checksums",
 }
-_ORDER = (
-    "licence",
-    "cite",
-    "get",
-    "files",
-    "tables",
-    "labels",
-    "hierarchy",
-    "boxes",
-    "counts",
-    "splits",
-    "traps",
-    "options",
-    "checksums",
-)
 
 
 def page(name: str) -> str:
@@ -57,7 +44,7 @@ def page(name: str) -> str:
         NOTICE,
     ]
     parts.append(f"The name in code is `{name}`.")
-    keys = [*(key for key in _ORDER if key in card), *(key for key in card if key not in _ORDER)]
+    keys = [*(key for key in _HEADINGS if key in card), *(key for key in card if key not in _HEADINGS)]
     for key in keys:
         heading = _HEADINGS.get(key, key.replace("_", " ").capitalize())
         parts.append(f"## {heading}\n\n{_block(key, card[key])}")
@@ -117,12 +104,6 @@ def _text(value: Any) -> str:
     line = " ".join(str(value).split())
     pieces = re.split(r"(`[^`]*`)", line)  # code stays as it is
     return "".join(piece if piece.count("`") > 1 else escaped(piece) for piece in pieces)
-
-
-def escaped(text: Any) -> str:
-    """Text that Markdown and HTML leave alone: names of labels, files and columns may hold what either takes for its
-    own."""
-    return re.sub(r"([\\*_\[\]<>{}$`])", r"\\\1", str(text))
 
 
 def _code(text: str) -> str:

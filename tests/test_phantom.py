@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
+from book.tools.phantom_reference import reference_bands
 from cxrkit.data import load
 from cxrkit.errors import ParameterError
 from cxrkit.phantom.anatomy import Grid, sample_anatomy, sample_frame
 from cxrkit.phantom.case import draw, make_case
 from cxrkit.phantom.findings import EDGE, FRAME, finding_box, finding_shape
 from cxrkit.phantom.physics import BONE, METAL, SOFT, line_integral
-from cxrkit.phantom.realism import grey_histogram, radial_power_spectrum, reference_bands, share_within
+from cxrkit.phantom.realism import grey_histogram, radial_power_spectrum, share_within
 from cxrkit.phantom.source import load_phantom
 from cxrkit.phantom.views import VIEWS
 

@@ -249,7 +249,7 @@ def test_findings_that_no_label_names_are_left_out_aloud(root, tmp_path):
     Image.new("L", (4, 4)).save(place / "images" / "b.png")
     text = "patientid,finding,view,filename\n1,Tuberculosis,PA,a.png\n2,Pneumonia/Viral/COVID-19,PA,b.png\n"
     (place / "metadata.csv").write_text(text)
-    with pytest.warns(UserWarning, match="1 images are left out because no label of the paper names 'Tuberculosis'"):
+    with pytest.warns(UserWarning, match="1 images are left out because no label names 'Tuberculosis'"):
         data = load_covid(tmp_path, sample=SMALL, size=32)
     assert "a.png" not in set(data.table["image_id"])
     assert data[0].target[LABELS.index("COVID-19")] == 1

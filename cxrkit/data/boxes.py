@@ -22,7 +22,7 @@ _SHOWN = 8
 
 def box_rows(path: Path, named: pd.Index) -> pd.DataFrame:
     """The rows of boxes.csv as text; ``named`` are all images of the table, sound or not."""
-    rows = read_table(path, ("image_id", "label", *EDGES), ("reader",)).astype(object) if path.exists() else []
+    rows = read_table(path, ("image_id", "label", *EDGES), ("reader",)) if path.exists() else []
     if not len(rows):
         return pd.DataFrame({column: [] for column in BOX_COLUMNS}, dtype=object)
     if "reader" not in rows.columns:

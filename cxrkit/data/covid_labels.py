@@ -1,4 +1,4 @@
-"""The labels of paper `covid`, which the phantom draws and the real set carries: 14 outputs, alphabetical."""
+"""The labels of the combined COVID-19 set, which the phantom draws and the real set has: 14 labels, alphabetical."""
 
 from __future__ import annotations
 

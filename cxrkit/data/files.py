@@ -101,17 +101,18 @@ def file_dataset(
     hierarchy: Mapping[str, str] | None = None,
     read: Callable[[str | Path], np.ndarray] = read_image,
     truth: Callable[[int], np.ndarray | None] | None = None,
+    promise: str = "every image of this source",
 ) -> Dataset:
     """A dataset of files, those of the column ``path``, with the boxes of its images.
 
     ``side``: all files are ``side`` x ``side``; ``sizes``: width and height that each must have; ``frames``: those of
-    the originals ``[N, 2]``, by default ``side``, or NaN: only the file tells. Others as for Dataset and FileRenderer.
+    the originals ``[N, 2]``, by default ``side``, or NaN: only the file tells; ``promise``: where sizes are written,
+    for messages. Others as for Dataset and FileRenderer.
     """
     if side is not None:
         sizes = [(side, side)] * len(table)
     if frames is None:
         frames = np.full((len(table), 2), np.nan if side is None else side)
-    promise = "the table of original sizes" if side is None else "every image of this source"
     renderer = FileRenderer(table["path"].tolist(), sizes, preprocessing, read, truth, table=promise)
     if boxes is not None:
         boxes = boxes[boxes["image_id"].isin(table["image_id"])]

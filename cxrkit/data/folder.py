@@ -18,7 +18,7 @@ import pandas as pd
 
 from cxrkit.data.boxes import box_rows, denied, id_number, keep_readers, left_out, maskless, placed, to_original
 from cxrkit.data.dataset import SPLITS, Dataset
-from cxrkit.data.files import FileRenderer
+from cxrkit.data.files import file_dataset
 from cxrkit.data.labels import ImageLabels, as_label_map, check_known, doubtful, read_labels
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.readers import image_size, read_image
@@ -62,19 +62,10 @@ def load_folder(
     """
     root = Path(root)
     images_csv, boxes_csv = _images_csv(root), root / "boxes.csv"
-    images = read_table(images_csv, IMAGE_COLUMNS, _OPTIONAL)
-    if images.empty:
-        raise DataError(f"{images_csv}: holds a header but no row")
-    # pandas steps through text of its own kind several times as slowly as through Python's.
-    images = images.astype(object)
-    named = pd.Index(images["image_id"])
-    images = _sound_images(images_csv, root, images)
-    if verify:
-        _check_sums(images_csv, root, images)
+    images, named = _read_images(images_csv, root, verify)
     sides = _sides(images_csv, root, images)
     rows = box_rows(boxes_csv, named)
-    written = set(rows["label"])
-    rename = as_label_map(label_map)
+    written, rename = set(rows["label"]), as_label_map(label_map)
     found = read_labels(images_csv, images["labels"], written, rename, hierarchy_separator, label_separator)
     check_known("label_map", rename, found.written | written)
     boxes, notices = placed(boxes_csv, rows, rename, images["image_id"], sides)
@@ -88,21 +79,18 @@ def load_folder(
         notices += [f"images.csv: {text}" for text in doubtful(counts, found, rename)]
     notices += maskless(boxes, labels, chosen)
     table = _table(images_csv, root, images, labels, _targets(images, found, labels, boxes)).assign(**sides)
-    dataset = Dataset(
-        name="folder",
-        labels=labels,
-        table=table,
-        boxes=to_original(boxes, table),
-        renderer=FileRenderer(
-            table["path"],
-            list(zip(sides["width"], sides["height"], strict=True)),
-            preprocessing,
-            read=partial(read_image, window=window, depth=depth),
-            table="images.csv",
-        ),
+    dataset = file_dataset(
+        "folder",
+        labels,
+        table,
+        to_original(boxes, table),
         size=size,
-        hierarchy={child: parent for child, parent in found.parents.items() if {child, parent} <= set(labels)},
         preprocessing=preprocessing,
+        sizes=list(zip(sides["width"], sides["height"], strict=True)),
+        frames=table[["orig_width", "orig_height"]].to_numpy(),
+        hierarchy={child: parent for child, parent in found.parents.items() if {child, parent} <= set(labels)},
+        read=partial(read_image, window=window, depth=depth),
+        promise="images.csv",
     )
     notices += denied(dataset.denied_boxes, len(boxes))
     notify("folder", root, notices)
@@ -123,6 +111,18 @@ def _images_csv(root: Path) -> Path:
         state = "holds no images.csv" if any(root.iterdir()) else "is empty; expected images.csv in it"
         raise DataError(f"{root}: {state}, a table with the columns {', '.join(IMAGE_COLUMNS)}")
     return path
+
+
+def _read_images(path: Path, root: Path, verify: bool) -> tuple[pd.DataFrame, pd.Index]:
+    """The rows of images.csv that can be used, and the ids of all."""
+    images = read_table(path, IMAGE_COLUMNS, _OPTIONAL)
+    if images.empty:
+        raise DataError(f"{path}: holds a header but no row")
+    named = pd.Index(images["image_id"])
+    images = _sound_images(path, root, images)
+    if verify:
+        _check_sums(path, root, images)
+    return images, named
 
 
 def _sound_images(path: Path, root: Path, images: pd.DataFrame) -> pd.DataFrame:

@@ -82,7 +82,7 @@ SOURCES = {
         "object_cxr": "Object-CXR: foreign objects",
         "covid_cohen": "COVID-19 image data collection (Cohen)",
         "kermany": "Paediatric pneumonia (Kermany)",
-        "covid": "The set of paper `covid`: Cohen and Kermany combined",
+        "covid": "COVID-19 and other pneumonias: Cohen and Kermany combined",
         "covid_radiography": "COVID-19 Radiography Database",
         "brain_mri": "Brain tumour MRI (figshare 1512427)",
         "lvot": "Left ventricular outflow tract: image quality (private)",

@@ -62,15 +62,9 @@ def fold_split(
             f"{len(names)} patients can't be spread over {folds} folds with train, validation and test; "
             f"at least {max(folds, 3)} are needed"
         )
-    split = np.full(len(names), "train", dtype=object)
-    is_test = _stratify(positive, folds, seed) == fold
-    split[is_test] = "test"
-    rest = np.flatnonzero(~is_test)
-    parts = min(_VALIDATION_PARTS, len(rest))
+    is_test = _stratify(positive, folds, seed)[of_image] == fold
     # The seed differs from fold to fold, or the same patients would validate again and again.
-    chosen = _stratify(positive[rest], parts, seed * folds + fold) == 0
-    split[rest[chosen]] = "validation"
-    return split[of_image]
+    return with_validation(is_test, patients, targets, seed * folds + fold)
 
 
 def with_validation(is_test: np.ndarray, patients: Sequence[str], targets: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ from cxrkit.phantom.anatomy import Anatomy, Frame, Grid, sample_anatomy, sample_
 from cxrkit.phantom.body import Thickness, draw_body
 from cxrkit.phantom.findings import EDGE, Finding, apply, finding_box
 from cxrkit.phantom.physics import SOFT, Exposure, block_mean, display, line_integral, sample_exposure
-from cxrkit.phantom.repertoire import MAKERS, enlarge, make
+from cxrkit.phantom.repertoire import MAKERS, enlarge
 from cxrkit.phantom.texture import LETTERS
 from cxrkit.phantom.views import View
 
@@ -114,16 +114,15 @@ def make_case(
     prevalence = prevalence or view.prevalence
     plain = _anatomy(seed, patient)
     assignment = view.assign(prevalence, _rng(seed, patient, 0, _LABELS), _rng(seed, patient, image + 1, _LABELS))
-    looks = [look for _, look in assignment.drawn]
     rng = _rng(seed, patient, image + 1, _IMAGE)
     frame, exposure = sample_frame(rng, plain), sample_exposure(rng)
-    anatomy = enlarge(plain, looks, _rng(seed, patient, 0, _FINDING), conspicuity)
+    anatomy = enlarge(plain, assignment.looks, _rng(seed, patient, 0, _FINDING), conspicuity)
     order = list(MAKERS)
     findings: list[Finding] = []
-    for label, look in assignment.drawn:
+    for look in assignment.looks:
         if look in MAKERS:
             when = 0 if look in view.chronic else image + 1
-            findings += make(label, _rng(seed, patient, when, _FINDING, order.index(look)), anatomy, look)
+            findings += MAKERS[look](look, _rng(seed, patient, when, _FINDING, order.index(look)), anatomy)
     frame, marker = _plant(planted, assignment.positive, frame, _rng(seed, patient, image + 1, _PLANTED))
     noise = (seed, patient, image + 1, _NOISE)
     return Case(

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
-import torch
 
-from cxrkit.data.geometry import resize
-from cxrkit.data.readers import read_image
-from cxrkit.errors import DataError, ParameterError
+from cxrkit.errors import ParameterError
 
-__all__ = ["BINS", "grey_histogram", "radial_power_spectrum", "reference_bands", "share_within"]
+__all__ = ["BINS", "grey_histogram", "radial_power_spectrum", "share_within"]
 
 BINS = 32
-PERCENTILES = (5, 50, 95)
 
 
 def _checked(images: np.ndarray) -> np.ndarray:
@@ -54,28 +48,6 @@ def radial_power_spectrum(images: np.ndarray) -> np.ndarray:
     radial = np.stack([np.bincount(ring, weights=image) / count for image in flat])
     radial = np.log10(radial[:, 1 : side // 2] + 1e-12)
     return radial.reshape(*images.shape[:-2], side // 2 - 1)
-
-
-def reference_bands(folder: str | Path, size: int = 224) -> pd.DataFrame:
-    """The 5th, 50th and 95th percentile of both statistics over the images of a folder, resized to ``size``.
-
-    ``folder``: real frontal radiographs, PNG or JPEG. Returns columns statistic ("grey_histogram" or
-    "radial_power_spectrum"), bin, position (grey value, or cycles per image width), p5, p50, p95: percentiles
-    only, from which no image can be had back. Raises DataError for a folder without images.
-    """
-    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    if not paths:
-        raise DataError(f"{folder}: no PNG or JPEG there; give the folder that holds the images")
-    images = [resize(torch.from_numpy(read_image(path)), size).numpy() for path in paths]
-    parts = []
-    for function in (grey_histogram, radial_power_spectrum):
-        values = np.stack([function(image) for image in images])
-        low, middle, high = np.percentile(values, PERCENTILES, axis=0)
-        bins = np.arange(len(middle))
-        position = (bins + 0.5) / len(bins) if function is grey_histogram else bins + 1.0
-        columns = {"bin": bins, "position": position, "p5": low, "p50": middle, "p95": high}
-        parts.append(pd.DataFrame({"statistic": function.__name__, **columns}))
-    return pd.concat(parts, ignore_index=True)
 
 
 def share_within(images: np.ndarray, bands: pd.DataFrame) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from cxrkit.phantom.anatomy import PER_CM, ROWS, START, Anatomy, Ellipse
 from cxrkit.phantom.findings import Finding, Part
 from cxrkit.phantom.foreign import curve, foreign_objects, wire
 
-__all__ = ["MAKERS", "enlarge", "make"]
+__all__ = ["MAKERS", "enlarge"]
 
 Maker = Callable[[str, np.random.Generator, Anatomy], list[Finding]]
 MAKERS: dict[str, Maker] = {}
@@ -26,12 +26,7 @@ def _maker(*labels: str):
     return register
 
 
-def make(label: str, rng: np.random.Generator, anatomy: Anatomy, kind: str | None = None) -> list[Finding]:
-    """The findings of one label in one patient; ``kind`` names another look from MAKERS."""
-    return MAKERS[kind or label](label, rng, anatomy)
-
-
-def enlarge(anatomy: Anatomy, labels: list[str], rng: np.random.Generator, strength: float) -> Anatomy:
+def enlarge(anatomy: Anatomy, labels: Sequence[str], rng: np.random.Generator, strength: float) -> Anatomy:
     """The same patient with a larger heart or aorta where the labels say so."""
     heart, aorta = (rng.uniform(0.9, 1.15, 2) * strength).tolist()
     if "Cardiomegaly" in labels:

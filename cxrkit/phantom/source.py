@@ -62,11 +62,11 @@ def load_phantom(
 ) -> Dataset:
     """Synthetic frontal chest radiographs: every image is drawn by a program, none shows a person.
 
-    ``view``: "multilabel" (the 14 labels of VinBigData), "binary" (Pneumonia, like RSNA), "covid" (the 14
-    labels of paper `covid` with their hierarchy), "diagnosis" (one of COVID-19, Lung Opacity and No Finding, as in
-    paper `path`), "quality" (a small artefact near the centre in half of the images, in place of the private LVOT
-    set of paper `normgrad`) or "objects" (coins, buttons, a necklace, a safety pin or a zip on half of the images,
-    in place of its Object-CXR). ``images``: how many; image i is the same however many there are.
+    ``view``: "multilabel" (the 14 labels of VinBigData), "binary" (Pneumonia, like RSNA), "covid" (the 14 labels of the
+    combined COVID-19 set with their hierarchy), "diagnosis" (one of COVID-19, Lung Opacity and No Finding, like the
+    COVID-19 Radiography Database), "quality" (a small artefact near the centre in half of the images, in place of the
+    private LVOT set) or "objects" (coins, buttons, a necklace, a safety pin or a zip on half of the images, in place of
+    Object-CXR). ``images``: how many; image i is the same however many there are.
     ``conspicuity``: factor on what the findings change, 0 makes them invisible.
     ``prevalence``: {label: share of the images}, or a number in a view of one label. ``images_per_patient``:
     fewest and most; a patient's images share the anatomy and the chronic findings.
@@ -82,15 +82,13 @@ def load_phantom(
         raise ParameterError(f"view={view!r} is unknown; use one of {sorted(VIEWS)}")
     spec = VIEWS[view]
     fewest, most = _check(images, images_per_patient, conspicuity)
+    given = {"marker": marker, "dark_borders": dark_borders, "crop": crop}
     settings = {
         "seed": int(seed),
         "conspicuity": float(conspicuity),
         "prevalence": spec.with_prevalence(prevalence),
-        "planted": Planted(
-            **{name: _switch(name, given, spec) for name, given in
-               (("marker", marker), ("dark_borders", dark_borders), ("crop", crop))}
-        ),
-    }  # fmt: skip
+        "planted": Planted(**{name: _switch(name, switch, spec) for name, switch in given.items()}),
+    }
     rows: list[tuple[int, int]] = []
     patient = 0
     while len(rows) < images:

@@ -16,13 +16,13 @@ __all__ = ["VIEWS", "Assignment", "View"]
 
 @dataclass(frozen=True)
 class Assignment:
-    """The labels that are positive, and what to draw: (label, look) pairs, a look being a key of MAKERS.
+    """The labels that are positive, and the looks to draw, which are keys of MAKERS.
 
-    Something drawn under a label outside the view's labels has no box and no truth.
+    A look that is not among the view's labels has no box and no truth.
     """
 
     positive: tuple[str, ...]
-    drawn: tuple[tuple[str, str], ...]
+    looks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ class View:
         draw = self._one if self.exclusive else self._several
         looks = draw(prevalence, patient, image)
         positive = {name for look in looks for name in self.ancestors(look)} & set(self.labels)
-        return Assignment(
-            tuple(label for label in self.labels if label in positive), tuple((look, look) for look in looks)
-        )
+        return Assignment(tuple(label for label in self.labels if label in positive), tuple(looks))
 
     def _several(self, prevalence, patient, image) -> list[str]:
         """A Gaussian copula: each look is there when its latent value passes the threshold of its prevalence."""
@@ -100,13 +98,8 @@ class View:
         names = [*prevalence, "No Finding"]
         shares = np.array([*prevalence.values(), 0.0])
         shares[-1] = max(0.0, 1 - shares.sum())
-        name = names[
-            int(
-                np.searchsorted(np.cumsum(shares), patient.random() * shares.sum(), side="right").clip(
-                    0, len(names) - 1
-                )
-            )
-        ]
+        place = np.searchsorted(np.cumsum(shares), patient.random() * shares.sum(), side="right")
+        name = names[min(int(place), len(names) - 1)]
         worse = image.random() < 0.1
         return [name, "ARDS"] if name == "COVID-19" and worse and "ARDS" in prevalence else [name]
 
@@ -188,7 +181,7 @@ _COVID = View(
     exclusive=True,
 )
 
-# Half of the images are spoilt near the centre, as in the cardiac MR set of paper `normgrad`, whatever else they show.
+# Half of the images are spoilt near the centre, as in the private set of cardiac MR, whatever else they show.
 _QUALITY = View(
     labels=("Local artefact",),
     prevalence={
@@ -202,14 +195,14 @@ _QUALITY = View(
     loadings={name: _LOADINGS[name] for name in ("Cardiomegaly", "Aortic enlargement", "Pleural effusion")},
 )
 
-# Objects on half of the images, in place of the set Object-CXR of paper `normgrad`.
+# Objects on half of the images, as in Object-CXR.
 _OBJECTS = replace(
     _QUALITY,
     labels=("Foreign object",),
     prevalence={"Foreign object": 0.5, **{name: share for name, share in _QUALITY.prevalence.items() if share < 0.5}},
 )
 
-# One of three, as paper `path` uses the COVID-19 Radiography Database.
+# One of three, as in the COVID-19 Radiography Database.
 _DIAGNOSIS = View(
     labels=("COVID-19", "Lung Opacity", "No Finding"),
     prevalence={"COVID-19": 0.3, "Lung Opacity": 0.3},

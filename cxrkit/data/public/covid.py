@@ -1,4 +1,4 @@
-"""The set of paper `covid`: Cohen's adults and a sample of Kermany's children, 14 labels in a hierarchy."""
+"""The combined COVID-19 set: Cohen's adults and a sample of Kermany's children, 14 labels in a hierarchy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load_covid(
     sample: Mapping[str, int] = SAMPLE,
     missing: str = "refuse",
 ) -> Dataset:
-    """The paper's combined set from a folder that holds both downloads, covid-chestxray-dataset and chest_xray.
+    """The combined set from a folder that holds both downloads, covid-chestxray-dataset and chest_xray.
 
     14 labels in alphabetical order; a label is positive where the finding holds its name or that of any label below.
     Of Kermany's images ``sample`` are drawn from ``seed``, by class; those of Cohen are the views PA, AP, AP Supine.
@@ -108,7 +108,7 @@ def _matched(finding: pd.Series, found: list[tuple[str, ...]], protocol: str) ->
     other = ~matched & ~known.to_numpy()
     if other.any():
         names = ", ".join(sorted({repr(name) for name in finding[other]}))
-        text = f"covid: {int(other.sum())} images are left out because no label of the paper names {names}"
+        text = f"covid: {int(other.sum())} images are left out because no label names {names}"
         warnings.warn(text, UserWarning, stacklevel=3)
     return matched | (known.to_numpy() & (protocol == "authors"))
 

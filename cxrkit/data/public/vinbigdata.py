@@ -99,6 +99,7 @@ def load_vinbigdata(
         sizes=[(int(width), int(height)) for width, height in sizes] if known else None,
         frames=sizes,
         read=partial(read_image, window=window),
+        promise="the table of original sizes" if known else "every image of this source",
     )
 
 

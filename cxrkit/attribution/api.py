@@ -18,7 +18,7 @@ from cxrkit.attribution.progress import progress_bar
 from cxrkit.attribution.target import Explained, has_encoding, network_errors, unwrapped
 from cxrkit.errors import AttributionError, ParameterError
 
-__all__ = ["Refusal", "attribute", "attributed", "checked_images", "chunk_size", "device_of"]
+__all__ = ["Refusal", "attribute", "attributed", "checked_images", "chunk_size", "device_of", "method_settings"]
 
 # Images of 224 x 224 pixels per forward pass. More gain nothing on a CPU; 4 keep ResNet-50 below 2 GB.
 _CPU_IMAGES, _GPU_IMAGES = 4, 16
@@ -95,7 +95,7 @@ def attributed(
 ) -> tuple[Tensor, list[Refusal], Explained]:
     """The maps of `attribute`, those that were refused, and the network as the method saw it."""
     entry = registry.entry(method)
-    output, options = _settings(entry.card, preset, output, options)
+    output, options = method_settings(entry.card, preset, output, options)
     for option in options:
         if option not in entry.card.options:
             raise registry.unknown(f"option of {method}:", option, entry.card.options)
@@ -194,7 +194,7 @@ class _Run:
         return _finite(maps, self.entry.card.name, rows.start)
 
 
-def _settings(card: registry.Card, preset: str | None, output: str | None, options: dict) -> tuple[str, dict]:
+def method_settings(card: registry.Card, preset: str | None, output: str | None, options: dict) -> tuple[str, dict]:
     """Output and options, with those of the preset where the caller names none."""
     chosen = {}
     if preset is not None:

@@ -6,7 +6,6 @@ with a feature map before the head. Rectified before up-sampling where the metho
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -17,8 +16,11 @@ from cxrkit.attribution.layers import (
     checked_map,
     equals_logits,
     explained_layer,
+    has_maps,
     independent,
     is_class_map,
+    is_norm,
+    is_spatial,
     recorded,
     trace,
     upsample,
@@ -30,35 +32,13 @@ from cxrkit.errors import AttributionError
 __all__ = ["cam", "gradcam", "gradcam_plus_plus", "guided_gradcam", "layercam", "scorecam"]
 
 
-def _is_spatial(module: nn.Module) -> bool:
-    """Whether a layer works on maps, as far as its class and its weights tell."""
-    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-    named = type(module).__name__.lower().endswith("2d") and not any(module.children())
-    return named or any(tensor.ndim == 4 for tensor in own)
-
-
-def _has_maps(model: nn.Module) -> bool:
-    """Whether the network has layers for maps, and not the blocks of a transformer or mixer after the last of them."""
-    modules = list(model.modules())
-    last = max((i for i, module in enumerate(modules) if _is_spatial(module)), default=None)
-    if last is None or getattr(model, "explained_layer", None) is not None:
-        return last is not None
-    return max(Counter(type(m) for m in modules[last:] if _mixes_tokens(m)).values(), default=0) < 2
-
-
-def _mixes_tokens(module: nn.Module) -> bool:
-    """Whether this is a block with a normalization and two linear layers."""
-    parts = [] if isinstance(module, nn.Sequential) else list(module.modules())
-    return sum(isinstance(p, nn.Linear) for p in parts) > 1 and any(map(_is_norm, parts))
-
-
 def _has_linear_head(model: nn.Module) -> bool:
     """Whether at most one linear layer, and no normalization beside it, follows the last convolution, those within its
     blocks (squeeze-excite) apart: the necessary part of what `cam` needs.
     """
     modules = dict(model.named_modules())
-    maps = [name for name, module in modules.items() if _is_spatial(module) and not _is_norm(module)]
-    if not maps or not _has_maps(model):
+    maps = [name for name, module in modules.items() if is_spatial(module) and not is_norm(module)]
+    if not maps or not has_maps(model):
         return False
     after = list(modules)[list(modules).index(maps[-1]) :]
     linear = [name for name in after if isinstance(modules[name], nn.Linear)]
@@ -66,12 +46,8 @@ def _has_linear_head(model: nn.Module) -> bool:
         return True
     head = linear[-1].rpartition(".")[0] + "."
     own_head = head != "." and not any(name.startswith(head) for name in maps)
-    normed = own_head and any(name.startswith(head) and _is_norm(modules[name]) for name in after)
+    normed = own_head and any(name.startswith(head) and is_norm(modules[name]) for name in after)
     return not normed and sum(not _in_block(name, linear[-1], maps) for name in linear) <= 1
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
 
 
 def _in_block(layer: str, head: str, maps: list[str]) -> bool:
@@ -125,7 +101,7 @@ def cam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None =
     forwards="1",
     backwards="L, from the layer on",
     needs="a layer with a feature map",
-    fits=_has_maps,
+    fits=has_maps,
 )
 def gradcam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """Grad-CAM: maps weighted by their spatially averaged gradient, summed, rectified, up-sampled. [B, L,
@@ -150,7 +126,7 @@ def gradcam(explained: Explained, images: Tensor, *, layer: str | nn.Module | No
     forwards="1",
     backwards="L, from the layer on",
     needs="a layer with a feature map",
-    fits=_has_maps,
+    fits=has_maps,
 )
 def layercam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """LayerCAM: maps times the rectified gradient at each position, summed, rectified, up-sampled. [B, L,
@@ -175,7 +151,7 @@ def layercam(explained: Explained, images: Tensor, *, layer: str | nn.Module | N
     backwards="L, from the layer on",
     needs="a layer with a feature map, best after a ReLU",
     outputs=("logit",),
-    fits=_has_maps,
+    fits=has_maps,
 )
 def gradcam_plus_plus(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """Grad-CAM++: maps weighted by their rectified gradients, each with a coefficient from the second and third
@@ -203,7 +179,7 @@ def gradcam_plus_plus(explained: Explained, images: Tensor, *, layer: str | nn.M
 
 
 def _can_be_guided(model: nn.Module) -> bool:
-    return _has_maps(model) and entry("guided_backprop").fits(model)
+    return has_maps(model) and entry("guided_backprop").fits(model)
 
 
 @method(
@@ -235,7 +211,7 @@ def guided_gradcam(explained: Explained, images: Tensor, *, layer: str | nn.Modu
     forwards="2 + channels of the layer",
     backwards="0",
     needs="a layer with a feature map",
-    fits=_has_maps,
+    fits=has_maps,
 )
 def scorecam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """Score-CAM: maps weighted by the softmax over channels of the score of the image times each map, up-sampled and

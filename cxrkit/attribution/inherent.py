@@ -18,7 +18,7 @@ from cxrkit.attribution.operations import Call, tensors, traced
 from cxrkit.attribution.preparation import explanation_mode
 from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.registry import method
-from cxrkit.attribution.target import Explained, label_names, logit_bias, network_errors
+from cxrkit.attribution.target import Explained, label_names, logit_bias
 from cxrkit.errors import AttributionError, ParameterError
 from cxrkit.models import FLCPool
 
@@ -171,16 +171,7 @@ def _dynamic_weights(explained: Explained, images: Tensor) -> tuple[Tensor, Tens
 
 
 def _by_label(explained: Explained, scores: Tensor, inputs: Tensor, codes: list[Tensor]):
-    if not codes:
-        for weight in explained.gradients(scores, inputs):
-            yield weight, weight.new_zeros(len(weight))
-        return
-    count = scores.shape[1]
-    for j in range(count):
-        with network_errors():
-            weight, *slopes = torch.autograd.grad(
-                scores[:, j].sum(), [inputs, *codes], retain_graph=j + 1 < count, allow_unused=True
-            )
+    for weight, *slopes in explained.joint_gradients(scores, [inputs, *codes], allow_unused=bool(codes)):
         shares = [(code.detach() * s).flatten(1).sum(1) for code, s in zip(codes, slopes, strict=True) if s is not None]
         yield weight, sum(shares, weight.new_zeros(len(weight)))
 

@@ -5,6 +5,7 @@ removed.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -29,8 +30,11 @@ __all__ = [
     "equals_logits",
     "explained_layer",
     "find_layer",
+    "has_maps",
     "independent",
     "is_class_map",
+    "is_norm",
+    "is_spatial",
     "recorded",
     "trace",
     "upsample",
@@ -334,6 +338,33 @@ def is_class_map(mean: Tensor, logits: Tensor, bias: float | Tensor) -> bool:
 def equals_logits(candidate: Tensor, logits: Tensor, allowed: Tensor) -> bool:
     """Whether a candidate is the logits up to the rounding allowed. All [B, L]."""
     return bool(((candidate - logits).abs() <= allowed).all())
+
+
+def is_spatial(module: nn.Module) -> bool:
+    """Whether a layer works on maps, as far as its class and its weights tell."""
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    named = type(module).__name__.lower().endswith("2d") and not any(module.children())
+    return named or any(tensor.ndim == 4 for tensor in own)
+
+
+def has_maps(model: nn.Module) -> bool:
+    """Whether the network has layers for maps, and not the blocks of a transformer or mixer after the last of them."""
+    modules = list(model.modules())
+    last = max((i for i, module in enumerate(modules) if is_spatial(module)), default=None)
+    if last is None or getattr(model, "explained_layer", None) is not None:
+        return last is not None
+    return max(Counter(type(m) for m in modules[last:] if _mixes_tokens(m)).values(), default=0) < 2
+
+
+def _mixes_tokens(module: nn.Module) -> bool:
+    """Whether this is a block with a normalization and two linear layers."""
+    parts = [] if isinstance(module, nn.Sequential) else list(module.modules())
+    return sum(isinstance(p, nn.Linear) for p in parts) > 1 and any(map(is_norm, parts))
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the layer is a normalization, by its class's name."""
+    return "norm" in type(module).__name__.lower()
 
 
 def upsample(maps: Tensor, images: Tensor) -> Tensor:

@@ -7,18 +7,18 @@ every kind of identity layer weighs G by something of A alone, so no term is eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxrkit.attribution.cam import _has_maps
 from cxrkit.attribution.layers import (
     Layer,
     checked_map,
     explained_layer,
     find_layer,
+    has_maps,
     independent,
     recorded,
     trace,
@@ -65,7 +65,7 @@ _PAPER_LAYERS: tuple[tuple[str, ...], ...] = (
     forwards="1",
     backwards="L, from the first of the layers on",
     needs="a layer with a feature map",
-    fits=_has_maps,
+    fits=has_maps,
     presets={"normgrad": {"layers": "paper"}},
 )
 def normgrad(
@@ -138,10 +138,12 @@ def _norms(explained: Explained, images: Tensor, layers: Sequence[Layer], virtua
     with recorded(layers) as activations:
         scores = explained.scores(explained.logits(images))
     maps = [checked_map(layer.name, activations.get(layer.name), images) for layer in layers]
+    if not scores.requires_grad:
+        raise AttributionError(independent(layers[0].name))
     partial = trace(explained, images[:1]).partial
     weights = [_SQUARED_WEIGHTS[virtual_layer](a.detach().square()).sqrt() for a in maps]
     norms = []
-    for j, gradients in enumerate(_gradients(scores, maps)):
+    for j, gradients in enumerate(explained.joint_gradients(scores, maps)):
         for layer, gradient in zip(layers, gradients, strict=True):
             if gradient is None:
                 raise AttributionError(independent(layer.name))
@@ -149,17 +151,6 @@ def _norms(explained: Explained, images: Tensor, layers: Sequence[Layer], virtua
                 raise AttributionError(independent(layer.name, j))
         norms.append([torch.linalg.vector_norm(w * g, dim=1) for w, g in zip(weights, gradients, strict=True)])
     return [torch.stack(of_one_layer, 1) for of_one_layer in zip(*norms, strict=True)]
-
-
-def _gradients(scores: Tensor, maps: list[Tensor]) -> Iterator[tuple[Tensor | None, ...]]:
-    """Gradients of each label's score in turn at all maps; None at a map without influence on it."""
-    count = scores.shape[1]
-    for j in range(count):
-        if not scores.requires_grad:
-            yield (None,) * len(maps)
-        else:
-            score = scores[:, j].sum()
-            yield torch.autograd.grad(score, maps, retain_graph=j + 1 < count, allow_unused=True)
 
 
 def _product(norms: list[Tensor], images: Tensor, protocol: str) -> Tensor:

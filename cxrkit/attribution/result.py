@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import cxrkit
 from cxrkit.attribution import registry
-from cxrkit.attribution.api import Refusal, _settings, attributed, checked_images
+from cxrkit.attribution.api import Refusal, attributed, checked_images, method_settings
 from cxrkit.attribution.layers import find_layer
 from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.target import Explained
@@ -185,7 +185,7 @@ def _used(method: str, output: str | None, options: dict, layers: list[str]) -> 
     and `layers` the names of those that were used.
     """
     entry = registry.entry(method)
-    output, chosen = _settings(entry.card, options.get("preset"), output, options)
+    output, chosen = method_settings(entry.card, options.get("preset"), output, options)
     parameters = inspect.signature(entry.function).parameters
     used = {name: chosen.get(name, parameters[name].default) for name in entry.card.options}
     if layers and used.get("layers") is not None:

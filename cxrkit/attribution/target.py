@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -76,8 +76,15 @@ class Explained:
         return chosen.sigmoid() if self.output == "probability" else chosen
 
     def gradients(self, scores: Tensor, inputs: Tensor) -> Iterator[Tensor]:
-        """Gradient of each label's score in turn, shaped like `inputs` [B, ...]: one backward pass per
-        label.
+        """Gradient of each label's score in turn, shaped like `inputs` [B, ...]."""
+        for (gradient,) in self.joint_gradients(scores, [inputs], allow_unused=False):
+            yield gradient
+
+    def joint_gradients(
+        self, scores: Tensor, inputs: Sequence[Tensor], allow_unused: bool = True
+    ) -> Iterator[tuple[Tensor | None, ...]]:
+        """Gradients of each label's score in turn at several tensors: one backward pass per label. None, where
+        `allow_unused`, at a tensor without influence on it.
 
         On a CPU this beats batching the labels, and the graph is shared by all labels and freed with the
         last.
@@ -89,9 +96,10 @@ class Explained:
             )
         count = scores.shape[1]
         for j in range(count):
+            score, is_last = scores[:, j].sum(), j + 1 == count
             with network_errors():
-                gradient = torch.autograd.grad(scores[:, j].sum(), inputs, retain_graph=j + 1 < count)[0]
-            yield gradient
+                found = torch.autograd.grad(score, inputs, retain_graph=not is_last, allow_unused=allow_unused)
+            yield found
 
     def steps(self, items: Collection[T]) -> Iterator[T]:
         """The items of a method's longest loop, while the progress bar moves along."""

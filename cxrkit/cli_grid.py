@@ -103,12 +103,13 @@ def grid_show(
 @grid_app.command("why")
 def grid_why(
     key: Annotated[str, typer.Argument(help="a run's key, or how it begins")],
+    file: Annotated[str | None, typer.Option(help="a grid that may hold the run with other parameters")] = None,
     results: Annotated[str, typer.Option(help="folder that holds the runs")] = "results",
 ) -> None:
-    """Print which parameter, file or version made a run stale."""
+    """Print which parameter, module, file or version made a run stale."""
     from cxrkit import grid
 
-    reasons = grid.why(key, results)
+    reasons = grid.why(key, results, file)
     for reason in reasons or ["It isn't stale: made again today, it would be the same run."]:
         console.print(reason, markup=False)
 

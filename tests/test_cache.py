@@ -173,7 +173,7 @@ def test_key_follows_the_code_that_reads(prepare, monkeypatch, tmp_path):
     first = prepare().path
     changed = tmp_path / "readers.py"
     changed.write_text(Path(cxrkit.data.readers.__file__).read_text() + "\n")
-    monkeypatch.setattr(cxrkit.data.readers, "__file__", str(changed))
+    monkeypatch.setattr(cxrkit.data.readers.__spec__, "origin", str(changed))
     assert prepare().path != first
 
 

@@ -293,6 +293,10 @@ def test_why_names_what_made_a_run_stale(project, monkeypatch):
     assert grid.why(old) == grid.why(about) == []
     assert "isn't stale" in CliRunner().invoke(app, ["grid", "why", old]).output
 
+    project.grid(one={"parameters": {"seed": 3}, "product": {"nap": [0.01, 0.5]}})
+    assert grid.why(old, file=path) == ["parameter seed: 0 then, 3 in the grid"]
+    project.grid(one={}, two={"notebook": f"../{look.name}", "after": "one"})
+
     module.write_text("power = 3  # now")
     (project.folder / "data" / "images.csv").write_text("b")
     monkeypatch.setattr("cxrkit.__version__", "9.9")

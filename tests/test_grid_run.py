@@ -411,7 +411,9 @@ def job_of(project, **changes) -> Job:
 
 
 def test_local_workers_make_runs_with_their_threads_and_tell_why_one_failed(project):
-    cell = "told = [os.getcwd(), os.environ['OMP_NUM_THREADS']]\n"
+    (project.folder / "notebooks" / "own").mkdir()
+    (project.folder / "notebooks" / "own" / "measure.py").write_text("value = 5")
+    cell = "from own.measure import value\ntold = [os.getcwd(), os.environ['OMP_NUM_THREADS'], value]\n"
     cell += "import json\npathlib.Path(os.environ['CXRKIT_OUTPUT'], 'e.json').write_text(json.dumps(told))"
     notebook(project.square, PARAMETERS, SQUARE, RESULT, cell)
     path = project.grid(one={"seeds": 2}, two={"parameters": {"wrong": True}})
@@ -424,7 +426,7 @@ def test_local_workers_make_runs_with_their_threads_and_tell_why_one_failed(proj
     run = runs.Run(done.place)
     run.verify()
     assert {"number.txt", "notebook.ipynb", "environment.json"} <= set(run.card["files"])
-    assert run.json("e.json") == [str(project.folder), "3"]
+    assert run.json("e.json") == [str(project.folder), "3", 5]
     told = grid.show(broken.key)
     assert "about to fail" in told["log"]
     assert 'raise ValueError("this one fails")' in told["traceback"]

@@ -16,8 +16,8 @@ from typing import Any
 import sphinx.builders
 
 import cxrkit
+from book.tools.checkout import commit
 from cxrkit.grid.execute import ALLOCATOR
-from cxrkit.study import runs
 from cxrkit.view import series
 
 __all__ = ["foot", "parameters_of", "setup"]
@@ -131,8 +131,8 @@ def foot(source: Path, project: Path, seconds: float | None = None) -> str:
         facts["executed"] = f"in {seconds:.0f} s when the book was built"
     facts["built"] = time.strftime("%Y-%m-%d, %H:%M UTC", time.gmtime())
     facts["versions"] = _versions()
-    if commit := runs.commit(project):
-        facts["commit"] = commit
+    if built_from := commit(project):
+        facts["commit"] = built_from
     if parameters:
         facts["run it"] = f"jupyter lab {name}"
         facts["run it with other values"] = f"papermill {name} out.ipynb -p {next(iter(parameters))} VALUE"

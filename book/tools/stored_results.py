@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 import cxrkit
+from book.tools.checkout import commit
 from cxrkit import grid
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.markdown import escaped
@@ -138,7 +139,7 @@ def _card(study: Study, source: str) -> dict[str, Any]:
         "test_patients": int(tested["patient_id"].nunique()),
         "device": " and ".join(dict.fromkeys(_device(run) for run in trained)),
         "version": cxrkit.__version__,
-        "commit": runs.commit(runs.project_folder()) or "no checkout",
+        "commit": commit(runs.project_folder()) or "no checkout",
         "date": max(run.card["finished"] for run in found)[:10],
         "notice": NOTICE,
     }

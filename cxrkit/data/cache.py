@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -169,7 +169,7 @@ def _code(modules: list[str | None]) -> str:
     """A checksum of the sources of modules; of a package, of all its modules, except of ``cxrkit.data`` itself."""
     digest = hashlib.sha256()
     for name in sorted({name for name in modules if name} - {"cxrkit.data", "cxrkit.data.public"}):
-        file = Path(importlib.import_module(name).__file__)
+        file = Path(importlib.util.find_spec(name).origin)
         for part in sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]:
             digest.update(part.name.encode() + part.read_bytes())
     return digest.hexdigest()

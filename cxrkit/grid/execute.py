@@ -160,7 +160,9 @@ def _keep(job: Job, work: Path) -> None:
 
 
 def _environment(job: Job, settings: Settings) -> dict[str, str]:
+    searched = [str(Path(settings.project, "notebooks")), os.environ.get("PYTHONPATH", "")]  # the project's own modules
     chosen = {"CXRKIT_OUTPUT": str(Path(job.work) / "output"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    chosen["PYTHONPATH"] = os.pathsep.join(filter(None, searched))
     if settings.threads:
         chosen |= {f"{name}_NUM_THREADS": str(settings.threads) for name in _THREADS}
     if settings.gpu is not None:

@@ -23,7 +23,7 @@ from cxrkit.study.notebook import CLASSES, NotebookParameters, parameter_names, 
 from cxrkit.train.parameters import Parameters, check_dataset_options
 from cxrkit.yaml_files import parse_yaml, read_yaml
 
-__all__ = ["Step", "Task", "check_names", "combinations", "duration", "find_grid", "memory", "plan"]
+__all__ = ["Step", "Task", "check_names", "combinations", "duration", "explained", "find_grid", "memory", "plan"]
 
 _FOLDS = 5
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
@@ -121,7 +121,7 @@ def find_grid(file: str | Path) -> Path:
 
 
 def plan(file: str | Path | list[str] | tuple[str, ...], profile: str | None = None) -> list[Task]:
-    """Every run of a grid file, or of several, each behind those that it needs. Nothing is executed.
+    """Every run of a grid file, or of several, each behind those that it needs.
 
     A step that comes `after` others is repeated for each of their runs with `run` set, or made once with all of them in
     `runs`, where its notebook has such a parameter; else it only waits for them. A name may hold the profile, as in
@@ -142,9 +142,8 @@ def plan(file: str | Path | list[str] | tuple[str, ...], profile: str | None = N
             tasks[name], wrong = _tasks(path, name, step, before, names)
             problems += [f"step {name!r}: {problem}" for problem in wrong]
     ordered = list(itertools.chain.from_iterable(tasks.values()))
-    problems += _twice(ordered)
-    if problems:
-        raise ParameterError(f"{path.name}: " + "\n  ".join(dict.fromkeys(problems)))
+    if problems := dict.fromkeys([*problems, *_twice(ordered)]):
+        raise ParameterError(f"{path.name}: " + "\n  ".join(problems))
     return ordered
 
 
@@ -158,8 +157,7 @@ def _read(path: Path, profile: str | None) -> tuple[dict[str, Step | None], list
         raise ParameterError(f"{path.name}: 'profiles' must map names to what they change, by step name or 'all'")
     steps, problems = _steps(content, (profiles.get(profile) if profile is not None else None) or {})
     if profile is not None and profile not in profiles:
-        known = f"known: {', '.join(profiles)}" if profiles else "the file has none"
-        problems.append(f"unknown profile {profile!r}; {known}")
+        problems.append(f"unknown profile {profile!r}; known: {', '.join(profiles) or 'none'}")
     for name, changes in profiles.items():
         strangers = [step for step in changes or {} if step != "all" and step not in content]
         problems += [f"profile {name!r}: there is no step {step!r}" for step in strangers]
@@ -182,10 +180,10 @@ def _steps(content: dict[Any, Any], changes: dict[str, Any]) -> tuple[dict[str, 
             for one in over:
                 raw = _changed(raw, one)
             try:
-                steps[str(name)] = step = Step(**raw)
+                steps[str(name)] = step = Step(**{str(part): value for part, value in raw.items()})
                 wrong = _contradictions(step)
             except ValidationError as error:
-                wrong = _explained(error)
+                wrong = explained(error, Step)
         if wrong:
             steps[str(name)] = None
             problems += [f"step {name!r}: {problem}" for problem in wrong]
@@ -195,13 +193,14 @@ def _steps(content: dict[Any, Any], changes: dict[str, Any]) -> tuple[dict[str, 
 def _changed(raw: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """A step as a profile changes it: what the profile sets is no longer varied by the step itself."""
     change = {name: value for name, value in change.items() if name != "skip"}
-    parameters, product = change.pop("parameters", {}), change.pop("product", {})
-    fixed = {*parameters, *product, *_names(change.get("zip")), *_names(change.get("cases"))}
+    own = {part: change.pop(part) for part in ("parameters", "product") if isinstance(change.get(part), dict)}
+    fixed = {*itertools.chain(*own.values()), *_names(change.get("zip")), *_names(change.get("cases"))}
     fixed |= {name for part, name in _COUNTED.items() if part in change}
     merged = {part: value for part, value in raw.items() if _COUNTED.get(part) not in fixed}
-    for part, own in (("parameters", parameters), ("product", product)):
-        if isinstance(raw.get(part, {}), dict) and isinstance(own, dict):
-            merged[part] = {name: value for name, value in raw.get(part, {}).items() if name not in fixed} | own
+    for part in ("parameters", "product"):
+        if isinstance(raw.get(part, {}), dict):
+            left = {name: value for name, value in raw.get(part, {}).items() if name not in fixed}
+            merged[part] = left | own.get(part, {})
     for part in {"zip", "cases"} & raw.keys():
         left = [{n: v for n, v in one.items() if n not in fixed} for one in _listed(raw[part])]
         merged[part] = [one for i, one in enumerate(left) if one not in left[:i] and (one or part == "cases")]
@@ -214,13 +213,14 @@ def _names(part: Any) -> set[str]:
     return {name for one in _listed(part) if isinstance(one, dict) for name in one}
 
 
-def _explained(error: ValidationError) -> list[str]:
+def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """A line for each part of a `model` that a file gets wrong."""
     lines = []
     for problem in error.errors():
         where = [str(part) for part in problem["loc"] if isinstance(part, int) or not re.match(r"[a-z]+\[|int$", part)]
         name, place = where[0] if where else "", ".".join(where)
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown part {name!r}; {meant(name, Step.model_fields)}")
+            lines.append(f"unknown part {name!r}; {meant(name, model.model_fields)}")
         elif problem["type"] == "too_short":
             lines.append(f"{place!r} must have something in it")
         else:

@@ -31,7 +31,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, ValidationError
 
 from cxrkit.errors import CxrkitError, ParameterError
-from cxrkit.grid.planning import duration
+from cxrkit.grid.planning import duration, explained
 from cxrkit.grid.planning import memory as memory_size
 from cxrkit.project import project_folder, results_folder
 from cxrkit.train.parameters import refuse_none_as_text
@@ -93,13 +93,7 @@ def read(file: str | Path) -> Resources:
     try:
         return Resources(**{str(name): value for name, value in content.items()})
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            name, told = problem["loc"][0], f"{problem['msg'].removeprefix('Value error, ')}"
-            if problem["type"] == "extra_forbidden":
-                told = f"unknown; known: {', '.join(Resources.model_fields)}"
-            lines.append(f"{name!r}: {told} (got {problem.get('input')!r})")
-        raise ParameterError(f"{path.name}: " + "\n  ".join(dict.fromkeys(lines))) from None
+        raise ParameterError(f"{path.name}: " + "\n  ".join(explained(error, Resources))) from None
 
 
 def _folder() -> Path:

@@ -26,6 +26,8 @@ from cxrkit.study.notebook import parameter_names, parameters_for
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cxrkit.study.runs import Run
+
 __all__ = [
     "STATES",
     "Leftover",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 STATES = ("done", "running", "failed", "stale", "blocked", "open")
+_RUNS = ("run", "runs")  # parameters that name runs
 _OLD = 3600.0  # seconds after which a hidden folder that no one claims is no one's
 
 
@@ -186,11 +189,12 @@ def _called(key: str, store: Store, others: set[str]) -> str:
     return found[0]
 
 
-def why(key: str, results: str | Path = "results") -> list[str]:
+def why(key: str, results: str | Path = "results", file: str | Path | None = None) -> list[str]:
     """Reasons why a run would be made again today, a line each: parameter, file, module or version of the package; none
-    for a run that is as it would be. `key`: a run's, the beginning of one, or that of the run that takes its place.
+    for a run that is as it would be.
 
-    Raises DataError when no run, or more than one, is called so.
+    `key`: a run's, the beginning of one, or that of the run that takes its place. `file`: a grid that may hold the run
+    with other parameters. Raises DataError when no run, or more than one, is called so.
     """
     from cxrkit.study import runs
 
@@ -204,9 +208,12 @@ def why(key: str, results: str | Path = "results") -> list[str]:
     stored = run.json("parameters.json").keys() | {"results"}
     names = parameter_names(parameters_for(run_key.notebook_of(run.parameters)))
     reasons = [f"parameter {one}: {'gone' if one in stored else 'new'}" for one in sorted(names ^ stored)]
+    reasons += _other_parameters(run, plan(file)) if file else []
     if (version := run.card["origin"].get("version")) != cxrkit.__version__:
         reasons.append(f"cxrkit: {version} then, {cxrkit.__version__} now")
-    then, today = run.card.get("made_from", {}), run_key.made_from(run.parameters)
+    then, today = run.card.get("made_from"), run_key.made_from(run.parameters)
+    if then is None:  # a run of an earlier version of the package
+        then, today = run.card["origin"], run_key.origin(run.parameters) | {"version": version}
     for source in sorted(then.keys() | today.keys()):
         if then.get(source) != today.get(source):
             how = "new" if source not in then else "gone" if source not in today else "changed"
@@ -215,6 +222,18 @@ def why(key: str, results: str | Path = "results") -> list[str]:
         if needed in store.names():
             reasons += [f"run {needed}, which it needs: {reason}" for reason in why(needed, results)]
     return reasons
+
+
+def _other_parameters(run: Run, tasks: list[Task]) -> list[str]:
+    """How a run's parameters differ from those of the run of a grid that comes nearest to it."""
+    own = run.parameters.identity()
+    ours = [task for task in tasks if run_key.notebook_of(task.parameters) == run_key.notebook_of(run.parameters)]
+    differing = []
+    for values in (task.parameters.identity() for task in ours):
+        names = [name for name in own.keys() | values.keys() if own.get(name) != values.get(name)]
+        differing.append([(name, own.get(name), values.get(name)) for name in sorted(names) if name not in _RUNS])
+    nearest = min(differing, key=len, default=[])
+    return [f"parameter {name}: {then!r} then, {now!r} in the grid" for name, then, now in nearest]
 
 
 def _read(folder: Path) -> dict[str, str]:

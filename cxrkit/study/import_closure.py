@@ -102,7 +102,7 @@ class Code:
         """The file or folder of a module; None for one that is neither the package's nor the project's."""
         if module not in self._paths:
             inside = module.partition(".")[0] == "cxrkit"
-            roots = [self.package.parent] if inside else [self.project / "notebooks", self.project]
+            roots = [self.package.parent] if inside else [self.project, self.project / "notebooks"]
             places = [root.joinpath(*module.split(".")) for root in roots]
             files = [file for place in places for file in (place / "__init__.py", place.with_suffix(".py"))]
             found = [file for file in files if file.is_file()] + [place for place in places if place.is_dir()]

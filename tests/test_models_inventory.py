@@ -60,7 +60,7 @@ def test_published_numbers_of_known_networks():
 
 
 def test_an_unknown_network_is_named():
-    with pytest.raises(ModelError, match="unknown network 'resnet19'; did you mean resnet18"):
+    with pytest.raises(ModelError, match="unknown network 'resnet19'; did you mean 'resnet18'"):
         inventory.table(["resnet19"])
 
 

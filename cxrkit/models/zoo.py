@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from cxrkit.errors import ModelError, ParameterError
+from cxrkit.errors import ModelError, ParameterError, meant
 from cxrkit.models import bcos
 from cxrkit.models import weights as weight_files
 from cxrkit.models.classifier import ENCODINGS, Classifier, check_labels
@@ -51,42 +50,21 @@ def create(
     a B-cos network. `auxiliary` adds InceptionV3's second head for training (paper `covid`, weight 0.4); such a model
     needs images of 299 pixels per side. `encoding` overrides the network's own: a key of ENCODINGS, "xrv" (one
     channel, for densenet121) comes with the weights of torchxrayvision. The global random state stays untouched. Raises
-    ModelError (network, labels, weights) or ParameterError (options).
-    Source: paper `bcos`, sections on B-cos networks and anti-aliasing.
+    ModelError (network, labels, weights) or ParameterError (options). Source: paper `bcos`, B-cos and anti-aliasing.
     """
-    row = architecture(name)
-    labels = check_labels(labels)
+    row, labels = architecture(name), check_labels(labels)
     if encoding is None:
-        authors = row.authors_encoding if protocol == "authors" else None
-        encoding = "xrv" if str(weights).startswith("xrv:") else authors or row.encoding
+        encoding = _default_encoding(row, weights, protocol)
     _check_options(name, row, antialias, antialias_stem, protocol, logit_bias, auxiliary)
     _check_encoding(name, row, encoding)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs
-        network = (row.with_auxiliary if auxiliary else row.build)(len(labels))
-        if encoding == "xrv":
-            network.features.conv0 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    network = _network(row, len(labels), seed, auxiliary, encoding)
     replaced = (*(row.stem if antialias_stem else ()), *row.strided) if antialias != "none" else ()
-    if replaced:
-        antialias_network(network, antialias, replaced)
+    antialias_network(network, antialias, replaced)
     origin = {"origin": "random"}
     if weights is not None:
-        origin = weight_files.load_into(
-            network,
-            weights,
-            named=row.weights,
-            heads=(row.head, "AuxLogits.fc") if auxiliary else (row.head,),
-            labels=labels,
-            replaced=replaced,
-            copy_weights=copy_weights,
-            unused=row.unused,
-        )
-    bias = 0.0
-    if row.is_bcos:
-        bias = bcos.default_logit_bias(len(labels), protocol) if logit_bias is None else float(logit_bias)
-        bcos.set_logit_bias(network, bias)
-    ends = [end for scale, offset in zip(*ENCODINGS[encoding], strict=True) for end in (offset, scale + offset)]
-    min_size = max(row.min_size, AUXILIARY_SIZE if auxiliary else 1)
+        heads = (row.head, "AuxLogits.fc") if auxiliary else (row.head,)
+        given = {"replaced": replaced, "copy_weights": copy_weights, "unused": row.unused}
+        origin = weight_files.load_into(network, weights, named=row.weights, heads=heads, labels=labels, **given)
     card = {
         "architecture": name,
         "labels": list(labels),
@@ -97,38 +75,58 @@ def create(
         "copy_weights": copy_weights,
         "protocol": protocol,
         "seed": seed,
+        **_facts(row, network, encoding, auxiliary),
+        "logit_bias": _set_logit_bias(row, network, len(labels), protocol, logit_bias),
+        "weights": origin,
+        "notice": NOTICE,
+    }
+    facts = {key: card[key] for key in ("explained_layer", "logit_bias", "min_size")}
+    return Classifier(network, labels, encoding, **facts, card=card).to(memory_format=torch.channels_last)
+
+
+def _default_encoding(row: Architecture, weights: str | None, protocol: str) -> str:
+    authors = row.authors_encoding if protocol == "authors" else None
+    return "xrv" if str(weights).startswith("xrv:") else authors or row.encoding
+
+
+def _network(row: Architecture, n_labels: int, seed: int, auxiliary: bool, encoding: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs
+        network = (row.with_auxiliary if auxiliary else row.build)(n_labels)
+        if encoding == "xrv":
+            network.features.conv0 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    return network
+
+
+def _set_logit_bias(row: Architecture, network: nn.Module, n_labels: int, protocol: str, bias: float | None) -> float:
+    if not row.is_bcos:
+        return 0.0
+    bias = bcos.default_logit_bias(n_labels, protocol) if bias is None else float(bias)
+    bcos.set_logit_bias(network, bias)
+    return bias
+
+
+def _facts(row: Architecture, network: nn.Module, encoding: str, auxiliary: bool) -> dict[str, object]:
+    """The card's lines on input, output and size."""
+    ends = [end for scale, offset in zip(*ENCODINGS[encoding], strict=True) for end in (offset, scale + offset)]
+    return {
         "encoding": encoding,
         "input": "grey, float32 [B, 1, H, W]",
         "input_range": [0.0, 1.0],
         "encoded_range": [min(ends), max(ends)],
         "input_size": row.input_size,
-        "min_size": min_size,
-        "output": "one logit per label, for a sigmoid",
-        "logit_bias": bias,
+        "min_size": max(row.min_size, AUXILIARY_SIZE if auxiliary else 1),
         "explained_layer": f"network.{row.explained_layer}",
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "weights": origin,
-        "notice": NOTICE,
+        "output": "one logit per label, for a sigmoid",
+        "parameters": sum(weight.numel() for weight in network.parameters()),
     }
-    model = Classifier(
-        network,
-        labels,
-        encoding,
-        explained_layer=card["explained_layer"],
-        logit_bias=bias,
-        min_size=min_size,
-        card=card,
-    )
-    return model.to(memory_format=torch.channels_last)
 
 
 def architecture(name: str) -> Architecture:
-    """The row of that name; raises ModelError with the known names and the nearest ones."""
-    if name in NETWORKS:
-        return NETWORKS[name]
-    near = difflib.get_close_matches(str(name), NETWORKS, n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ModelError(f"unknown network {name!r}; {hint}known: {', '.join(NETWORKS)}")
+    """The row of that name; raises ModelError with the nearest names, or all."""
+    if name not in NETWORKS:
+        raise ModelError(f"unknown network {name!r}; {meant(str(name), NETWORKS, 3)}")
+    return NETWORKS[name]
 
 
 def _check_options(

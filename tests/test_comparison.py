@@ -9,7 +9,6 @@ from sklearn.metrics import roc_auc_score
 
 from cxrkit import ParameterError, study, train
 from cxrkit.study import comparison, runs
-from cxrkit.study.study import Study
 
 
 def predictions(shift, images=40):
@@ -33,12 +32,6 @@ def pair(tmp_path):
             writer.frame("predictions", predictions(shift))
         made.append(runs.key(parameters))
     return comparison.pair(*made, results=str(tmp_path))
-
-
-def test_only_what_differs_is_listed(pair):
-    table = comparison.differences(pair)
-    assert table.index.tolist() == ["model"]
-    assert table.loc["model"].tolist() == ["resnet18", "resnet34"]
 
 
 def test_areas_agree_with_scikit_learn_and_the_interval_is_paired(pair):
@@ -92,19 +85,6 @@ def test_runs_that_trained_nothing_are_refused(pair, tmp_path):
         writer.frame("scores", pd.DataFrame({"image_id": ["a"]}))
     with pytest.raises(ParameterError, match="trained no network"):
         comparison.pair(pair[0].key, runs.key(parameters), results=str(tmp_path))
-
-
-def test_choices_are_named_by_what_changed(tmp_path):
-    made = []
-    for changes in ({}, {"augment": "light"}, {"model": "vgg16"}):
-        parameters = train.TrainParameters(**{"model": "resnet18", "results": str(tmp_path)} | changes)
-        with runs.writing(parameters) as writer:
-            writer.frame("predictions", predictions(2.0))
-        made.append(runs.find(runs.key(parameters), tmp_path))
-    table = comparison.choices(Study("any", tuple(made)))
-    assert table["choice"].tolist() == ["as it is", "augment: light", "as it is"]
-    assert table["network"].tolist() == ["resnet18", "resnet18", "vgg16"]
-    assert table["AUC"].nunique() == 1
 
 
 def test_one_patient_has_no_interval():

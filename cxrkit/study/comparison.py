@@ -16,7 +16,7 @@ from cxrkit.study import ensembles, report, runs
 from cxrkit.study.study import Study
 from cxrkit.train import scoring
 
-__all__ = ["area", "choices", "differences", "networks", "pair", "scores"]
+__all__ = ["area", "networks", "pair", "scores"]
 
 Pair = tuple[runs.Run, runs.Run]
 
@@ -35,14 +35,6 @@ def pair(first: str = "", second: str = "", results: str = "results", load: Call
     if other := [run.key for run in found if run.kind != "train"]:
         raise ParameterError(f"runs {other} trained no network; give the keys of training runs")
     return found[0], found[1]
-
-
-def differences(pair: Pair) -> pd.DataFrame:
-    """The parameters that differ, a row each; one column per run."""
-    values = [run.parameters.identity() for run in pair]
-    names = [name for name in {**values[0], **values[1]} if values[0].get(name) != values[1].get(name)]
-    rows = {name: [str(value.get(name, "–")) for value in values] for name in names}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["first", "second"]).rename_axis("parameter")
 
 
 def scores(pair: Pair, n: int = 500, seed: int = 0) -> pd.DataFrame:
@@ -102,30 +94,6 @@ def _areas(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Area under the ROC curve per label and their mean, [L + 1]; nan where a class is missing."""
     own = [scoring.area(target, logit) for target, logit in zip(targets.T, logits.T, strict=True)]
     return np.array([*own, scoring.macro_auc(targets, logits)])
-
-
-def choices(study: Study) -> pd.DataFrame:
-    """What each choice of a grid does: a row per training run and method of its explanation, in the grid's order.
-
-    Columns: network, choice (the parameters in which the run differs from the grid's first run of that network), AUC
-    (macro, test images), method, EPG (precision, macro) with its 95 % interval, chance, and how many maps it rests on,
-    are degenerate, or left out for another method (see `report.pointing_table`).
-    """
-    explained = {train.key: explain for train, explain in study.pairs()}
-    first: dict[str, dict] = {}
-    rows = []
-    for run in study.trained:
-        own = run.parameters.identity()
-        base = first.setdefault(own["model"], own)
-        changed = [f"{key}: {value}" for key, value in own.items() if base.get(key) != value]
-        row = {"network": own["model"], "choice": ", ".join(changed) or "as it is", "AUC": report.test_auc(run)}
-        if run.key not in explained:
-            rows.append(row)
-            continue
-        table = report.pointing_table(explained[run.key].frame("scores")).query("subset == 'all'")
-        columns = ["method", "EPG", "low", "high", "chance", "maps", "degenerate", "left out"]
-        rows += [row | found for found in table[columns].to_dict("records")]
-    return pd.DataFrame(rows)
 
 
 def networks(pair: Pair) -> dict[str, nn.Module]:

@@ -17,7 +17,7 @@ _ID = ["image_id", "patient_id", "split", "label"]
 
 
 def ensemble(members: Sequence[runs.Run], cutoff: float = 0.5) -> pd.DataFrame:
-    """What training runs find together, on the test images of each fold: a row per image and label.
+    """Votes of training runs on the test images of each fold: a row per image and label.
 
     Runs of the same fold vote together, so that no image is judged by a network that has learnt from it. Columns:
     image_id, patient_id, split, label, target, fold, members, exclusive (see :func:`exclusive`), probability (the soft

@@ -106,7 +106,7 @@ def _of_study(load: Callable[[], Study] | None) -> runs.Run:
     return next((run for run in trained if run.parameters.model.startswith("bcos_")), trained[0])
 
 
-def score(subject: Subject, hear: Callable[[str], None] | None = None) -> pd.DataFrame:
+def score(subject: Subject) -> pd.DataFrame:
     """Energy-based pointing game of every method on every box-bearing positive of the test images (paper `bcos`, Eqs.
     1-3).
 
@@ -124,8 +124,6 @@ def score(subject: Subject, hear: Callable[[str], None] | None = None) -> pd.Dat
             rows = torch.nonzero(targets[:, column] > 0.5).flatten()
             for chunk in rows.split(32) if len(rows) else []:
                 parts.append(_score_chunk(subject, chunk, column, method))
-        if hear is not None:
-            hear(method)
     if not any(len(part) for part in parts):
         left = coverage(subject, pd.DataFrame(columns=["image_id", "patient_id", "label"])).iloc[-1]
         counts = ", ".join(f"{name}: {int(left[name])}" for name in ("positive", *LEFT_OUT))
@@ -136,7 +134,7 @@ def score(subject: Subject, hear: Callable[[str], None] | None = None) -> pd.Dat
 
 
 def coverage(subject: Subject, scores: pd.DataFrame) -> pd.DataFrame:
-    """How many of the images looked at are scored for each label, and how many aren't, by cause; then of all labels.
+    """Numbers of images that are scored for each label, and of those that aren't, by cause; then of all labels.
 
     `scores` as :func:`score` gives them. Columns: label, cutoff, positive (images with the label), scored, patients (of
     the scored images), and the causes: no box; box outside (of what the network sees, or without area); box, label
@@ -157,7 +155,7 @@ def coverage(subject: Subject, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _marked(subject: Subject, table: pd.DataFrame) -> np.ndarray:
-    """Which images and labels have a row in the table, bool [N, L]."""
+    """Images and labels that have a row in the table, bool [N, L]."""
     rows = pd.Index(subject.images.image_ids).get_indexer(table["image_id"].astype(str))
     columns = pd.Index(subject.labels).get_indexer(table["label"].astype(str))
     marks = np.zeros((len(subject.images), len(subject.labels)), dtype=bool)

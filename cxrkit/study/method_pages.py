@@ -87,7 +87,7 @@ def variants(bench: Bench, scene: Scene, method: str, option: str, values: Itera
 
 
 def label_similarity(bench: Bench, scene: Scene, methods: Sequence[str] | None = None) -> pd.DataFrame:
-    """How alike the maps of different labels of one image are: mean size of the correlation over all pairs, by method.
+    """Similarity of the maps of different labels of one image: mean |correlation| over all pairs, by method.
 
     Its size, because relevance of a negative logit is the same map with the sign reversed.
     """

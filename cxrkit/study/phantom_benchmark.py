@@ -1,15 +1,15 @@
-"""The phantom as judge: what a network used is known, because every image can be drawn again without it.
+"""The phantom benchmark: the evidence a network used is known, because every image can be drawn again without it.
 
 Three worlds hold the same patients: "none" (findings only), "marker" (every image carries a lead letter) and
 "dark_borders" (every image has blank bands). The effect of a finding or a shortcut is how much the logit falls when the
-same image is drawn without it. What a method shows is the share of its map's positive mass that lies there; a map that
-is the same everywhere scores the region's share of the image.
+same image is drawn without it. A method shows a region by the share of its map's positive mass inside; a map that is
+the same everywhere scores the region's share of the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -21,13 +21,14 @@ import cxrkit.data
 import cxrkit.metrics
 from cxrkit.attribution.api import device_of
 from cxrkit.errors import ParameterError
-from cxrkit.study import report, runs
+from cxrkit.study import runs
 from cxrkit.study.explanation import network_of
 from cxrkit.study.parameters import JudgeParameters
 from cxrkit.study.study import Study
 from cxrkit.train.loader import target_table
 
 __all__ = [
+    "SHORTCUTS",
     "WORLDS",
     "Bench",
     "Scene",
@@ -36,6 +37,7 @@ __all__ = [
     "effects",
     "maps_of",
     "panel",
+    "questions",
     "scenes",
     "score",
     "settings_of",
@@ -49,14 +51,14 @@ _EVERY = {
     "dark_borders": {"dark_borders": {"share": 1.0, "share_without": 1.0}},
     "none": {},
 }
-_SHORTCUTS = {"marker", "dark_borders"}
+SHORTCUTS = {"marker", "dark_borders"}
 _SLOW = {"scorecam"}  # as many forward passes as the layer has channels
 _CHUNK = 16
 
 
 @dataclass
 class Bench:
-    """A trained network on the phantom, with the methods and labels to judge."""
+    """A trained network on the phantom, with the methods and labels that are scored."""
 
     run: runs.Run
     parameters: JudgeParameters
@@ -107,7 +109,7 @@ def _of_study(parameters: JudgeParameters, load: Callable[[str], Study] | None) 
         raise ParameterError("run is empty; give the key or the folder of a training run on the phantom")
     trained = [run for run in load("benchmark").trained if run.parameters.dataset == "phantom"]
     fit = [run for run in trained if run.parameters.model.startswith("bcos_") == bcos]
-    clean = [run for run in fit if not _SHORTCUTS & set(run.parameters.dataset_options)]
+    clean = [run for run in fit if not SHORTCUTS & set(run.parameters.dataset_options)]
     return max(clean or fit or trained, key=lambda run: run.parameters.size)
 
 
@@ -137,42 +139,44 @@ def _scene(bench: Bench, world: str, label: str) -> Scene:
 
 def _drawn(bench: Bench, world: str, **changes) -> cxrkit.data.Dataset:
     trained = bench.run.parameters
-    kept = {k: v for k, v in trained.dataset_options.items() if k not in (*_SHORTCUTS, "crop", "images")}
+    shared = {k: v for k, v in trained.dataset_options.items() if k not in (*SHORTCUTS, "crop", "images")}
     many = 40 * bench.parameters.images  # only those that are looked at are drawn
-    options = {**kept, "seed": bench.parameters.seed, "images": many, **_EVERY[world], **changes}
+    options = {**shared, "seed": bench.parameters.seed, "images": many, **_EVERY[world], **changes}
     return cxrkit.data.load("phantom", size=trained.size, **options)
 
 
-def score(bench: Bench, hear: Callable[[str], None] | None = None) -> pd.DataFrame:
+def score(bench: Bench) -> pd.DataFrame:
     """A row per image, method and region: world, label, share of the map's positive mass, chance, effect, logit.
 
     `share` is nan for a map without positive mass; `effect` is by how much the logit falls without the region.
     """
     parts = []
     for scene in scenes(bench):
-        told = _told(bench, scene)
+        logits, falls = _falls(bench, scene)
         for method in bench.methods:
-            few = bench.parameters.slow_images if method in _SLOW else len(scene.images)
-            maps = maps_of(bench, method, scene.images[:few], scene.label)
+            few = slice(bench.parameters.slow_images if method in _SLOW else len(scene.images))
+            maps = maps_of(bench, method, scene.images[few], scene.label)
             for region, mask in scene.regions.items():
-                share = cxrkit.metrics.energy_pointing_game(maps, mask[:few], kind="precision")
-                chance = cxrkit.metrics.chance_level(mask[:few])
-                facts = told[region] | {"method": method, "share": share.numpy(), "chance": chance.numpy()}
-                parts.append(pd.DataFrame({k: v if isinstance(v, str) else v[:few] for k, v in facts.items()}))
-        if hear is not None:
-            hear(f"{scene.world}, {scene.label}")
+                columns = {
+                    "world": scene.world,
+                    "label": scene.label,
+                    "image_id": scene.image_ids[few],
+                    "patient_id": scene.patient_ids[few],
+                    "region": region,
+                    "logit": logits[few],
+                    "effect": falls[region][few],
+                    "method": method,
+                    "share": cxrkit.metrics.energy_pointing_game(maps, mask[few], kind="precision").numpy(),
+                    "chance": cxrkit.metrics.chance_level(mask[few]).numpy(),
+                }
+                parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
 
-def _told(bench: Bench, scene: Scene) -> dict[str, dict]:
-    """What doesn't depend on the method, by region."""
+def _falls(bench: Bench, scene: Scene) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Logits [B] of a scene's images, and by region how much they fall without it."""
     logits = _logits(bench, scene.images, scene.label)
-    common = {"world": scene.world, "label": scene.label, "image_id": scene.image_ids, "patient_id": scene.patient_ids}
-    return {
-        region: common
-        | {"region": region, "logit": logits, "effect": logits - _logits(bench, scene.without[region], scene.label)}
-        for region in scene.regions
-    }
+    return logits, {name: logits - _logits(bench, images, scene.label) for name, images in scene.without.items()}
 
 
 def _logits(bench: Bench, images: Tensor, label: str) -> np.ndarray:
@@ -203,14 +207,13 @@ def settings_of(method: str, n_steps: int, size: int) -> dict:
 
 
 def effects(scores: pd.DataFrame, by: tuple[str, ...] = ("world", "label", "region")) -> pd.DataFrame:
-    """What the networks used: mean fall of the logit without a region, with 95 % interval, for each group of `by`."""
+    """Mean fall of the logit without a region, with its 95 % interval, for each group of `by`."""
     first = scores[scores["method"] == scores.groupby(list(by))["method"].transform("first")]
     rows = []
     for names, part in first.groupby(list(by), sort=False):
         mean, low, high = cxrkit.metrics.bootstrap(part["effect"], part["patient_id"])
-        found = {"effect": mean, "low": low, "high": high, "images": len(part)}
-        rows.append(dict(zip(by, names, strict=True)) | found)
-    return pd.DataFrame(rows)
+        rows.append([*names, mean, low, high, len(part)])
+    return pd.DataFrame(rows, columns=[*by, "effect", "low", "high", "images"])
 
 
 def verdicts(scores: pd.DataFrame, by: tuple[str, ...] = ("world", "region", "method")) -> pd.DataFrame:
@@ -252,16 +255,15 @@ def case(bench: Bench, world: str = "none", label: str | None = None) -> Scene:
     """One image of a world: of the label's positives the one that leans most on its shortcut, or on its finding."""
     label = label or bench.parameters.shortcuts.get(world, bench.labels[0])
     scene = _scene(bench, world, label)
-    region = "finding" if world == "none" else "shortcut"
-    row = int(np.argmax(_told(bench, scene)[region]["effect"]))
-    return Scene(
-        world,
-        label,
-        scene.images[row : row + 1],
-        {name: images[row : row + 1] for name, images in scene.without.items()},
-        {name: mask[row : row + 1] for name, mask in scene.regions.items()},
-        scene.image_ids[row : row + 1],
-        scene.patient_ids[row : row + 1],
+    falls = _falls(bench, scene)[1]["finding" if world == "none" else "shortcut"]
+    row = slice(int(falls.argmax()), int(falls.argmax()) + 1)
+    return replace(
+        scene,
+        images=scene.images[row],
+        without={name: images[row] for name, images in scene.without.items()},
+        regions={name: mask[row] for name, mask in scene.regions.items()},
+        image_ids=scene.image_ids[row],
+        patient_ids=scene.patient_ids[row],
     )
 
 
@@ -270,39 +272,20 @@ def panel(bench: Bench, scene: Scene, maps: Mapping[str, Tensor] | None = None) 
     if maps is None:
         maps = {name: maps_of(bench, name, scene.images[:1], scene.label)[0] for name in bench.methods}
     region = "shortcut" if "shortcut" in scene.regions else "finding"
-    told = _told(bench, scene)[region]
-    gone = f"{told['effect'][0]:.1f} of it gone without the {region}"
+    logits, falls = _falls(bench, scene)
     return {
         "image": scene.images[0, 0],
         "maps": torch.stack(list(maps.values())),
         "titles": list(maps),
         "mask": scene.regions[region][0],
         "truth": scene.regions["finding"][0],
-        "caption": f"{scene.label}: logit {told['logit'][0]:.1f}, {gone}",
+        "caption": f"{scene.label}: logit {logits[0]:.1f}, {falls[region][0]:.1f} of it gone without the {region}",
     }
 
 
-def of_grid(study: Study) -> pd.DataFrame:
-    """Scores of every judged network of a grid, with the columns `network` and `planted` (learnt from shortcuts)."""
-    parts = []
-    for trained, run in study.pairs("judge"):
-        shortcuts = _SHORTCUTS & set(trained.parameters.dataset_options)
-        network = f"{report.variant(trained.parameters)}, {'shortcuts' if shortcuts else 'clean'}"
-        parts.append(run.frame("scores").assign(network=network, planted=bool(shortcuts)))
-    if not parts:
-        raise ParameterError(f"grid {study.name!r} judges no network; `cxrkit grid run benchmark` does")
-    return pd.concat(parts, ignore_index=True)
-
-
-def planted(study: Study) -> Bench:
-    """The first judged network of a grid that learnt from images with shortcuts; else the first."""
-    judged = study.pairs("judge")
-    _, run = next((pair for pair in judged if _SHORTCUTS & set(pair[0].parameters.dataset_options)), judged[0])
-    return bench(run.parameters)
-
-
 def questions(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The three tables of the benchmark, by network and method: `verdicts` of what `of_grid` gives.
+    """The three tables of the benchmark, by network and method: `verdicts` of scores with the columns network and
+    planted (whether it learned from images with shortcuts).
 
     A shortcut counts as used where the interval of its effect lies above 0.
     """

@@ -1,4 +1,4 @@
-"""What the viewer shows, drawn for files: maps as layers over the radiograph, in the viewer's own colours."""
+"""Maps as layers over the radiograph in the viewer's colours, drawn for files."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def _front():
 
 
 def new_bundle(labels: Sequence[str], note: str) -> dict[str, Any]:
-    """What both faces of the viewer start from: labels, note, and how to decode maps; no images or series yet."""
+    """Data of a viewer, live or static, without images or series yet: labels, note, and how to decode maps."""
     labels = [str(label) for label in labels]
     if not labels or len(set(labels)) != len(labels):
         raise ParameterError(f"labels: at least one and each once, got {labels}")

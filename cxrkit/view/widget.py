@@ -155,7 +155,7 @@ class Explorer(anywidget.AnyWidget):
         self.send({"key": key, "type": question.get("type") if key else None, **answer})
 
     def _teller(self, key: str | None) -> Callable[[float], None]:
-        """What a method calls as it goes on: tells the panel four times a second, and ends what nobody waits for."""
+        """Progress of a method: shown in the panel four times a second; raises _Stopped when nobody waits any more."""
         stopped, told = self._waited.get(key, threading.Event()), [time.monotonic()]
 
         def tell(share: float) -> None:
@@ -226,7 +226,7 @@ class Explorer(anywidget.AnyWidget):
         return dict(zip(getattr(model, "labels", self.bundle["labels"]), values, strict=True))
 
     def shown(self) -> dict[str, Any]:
-        """What the front end shows: image [1, H, W], regions and truth bool [H, W], raw maps by panel, parameters.
+        """State of the front end: image [1, H, W], regions and truth bool [H, W], raw maps by panel, parameters.
 
         ``regions``: one per box, or one of another shape; ``truth`` may be None. The parameters hold all that makes
         the picture, and per panel model, method, ``colours`` and ``full_colour``, the magnitude of the strongest one.

@@ -178,7 +178,7 @@ def test_bars_say_interval_chance_and_missing_scores():
     figure = figures.score_bars(SCORES)
     assert figure.alt_text == "p 24.0 % (20.0 % to 30.0 %), chance 12.0 %; q no score."
     coloured = figures.score_bars(pd.concat([SCORES.assign(part="TP"), SCORES.assign(part="FN")]), hue="part")
-    assert "TP, p 24.0 %" in coloured.alt_text
+    assert "p, TP 24.0 %" in coloured.alt_text
     drawn(coloured)
 
 

@@ -38,8 +38,8 @@ def test_bars_and_their_intervals_are_read_by_category():
 def test_lying_bars_are_read_with_chance():
     frame = pd.DataFrame({"name": ["A", "B", "C"], "EPG": [0.2, 0.4, np.nan], "chance": [0.1, 0.15, 0.1]})
     found = read(figures.score_bars(frame))
-    assert found[""] == ["A: 20.0%", "B: 40.0%"]
-    assert found["chance"] == ["A: 10.0%"] * 2 + ["B: 15.0%"] * 2
+    assert found["EPG"] == ["A: 20.0%", "B: 40.0%"]
+    assert found["chance"] == ["A: 10.0%"] * 2 + ["B: 15.0%"] * 2 + ["C: 10.0%"] * 2
 
 
 def test_lines_of_all_panels_are_one_series():

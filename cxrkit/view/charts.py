@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,17 +44,10 @@ def grouped_bars(
     Columns low and high, where there are any, are drawn as intervals; ``level``: a dotted line at this height.
     """
     _needs(frame, [x, y, *([by] if by else [])], "grouped_bars")
-    groups, hues = _distinct(frame[x]), _distinct(frame[by]) if by else [y]
-    width = 0.8 / len(hues)
     with style():
         figure = new_figure(WIDTH, 3.1)
         ax = figure.subplots()
-        for place, hue in enumerate(hues):
-            part = frame[frame[by].astype(str) == hue] if by else frame
-            at = np.array([groups.index(str(name)) for name in part[x]]) + (place - (len(hues) - 1) / 2) * width
-            ax.bar(at, part[y], width * 0.92, color=_colour(place), label=hue)
-            if {"low", "high"} <= set(part):
-                ax.vlines(at, part["low"], part["high"], color=INK, lw=1.2, label=f"_{hue}")
+        groups = _draw_bars(ax, frame, x, y, by)
         if level is not None:
             ax.axhline(level, color=INK, lw=1.1, ls=(0, (1, 1)))
         long = max(len(name) for name in groups) * len(groups) > 70
@@ -62,10 +55,76 @@ def grouped_bars(
         ax.set_ylabel(f"{y} ({unit})" if unit else y)
         ax.set_title(title, loc="left")
         ax.grid(axis="y")
-        if by:
-            figure.legend(loc="outside lower center", ncols=5)
-    told = "; ".join(f"{row[x]}{f', {row[by]}' if by else ''} {row[y]:.3g}" for row in frame.to_dict("records")[:24])
-    return describe(figure, f"{title or y}: {told}.", frame)
+    return describe(figure, f"{title or y}: {_bars_text(frame, x, y, by, '{:.3g}'.format)}.", frame)
+
+
+def score_bars(
+    frame: pd.DataFrame, name: str = "name", value: str = "EPG", hue: str | None = None, title: str = ""
+) -> Figure:
+    """Lying bars of scores, with their intervals and chance levels.
+
+    Columns: ``name``, ``value``, and where there are any: low and high (an interval, drawn as a line), chance
+    (a tick across the bar), ``hue`` (colours and a legend). Scores are shares, drawn in percent. Rows without a
+    score say so.
+    """
+    _needs(frame, [name, value, *([hue] if hue else [])], "score_bars")
+    with style():
+        hues = frame[hue].nunique() if hue else 1
+        figure = new_figure(WIDTH, 0.85 + max(0.34, 0.2 * hues) * frame[name].nunique())
+        ax = figure.subplots()
+        names = _draw_bars(ax, frame, name, value, hue, lying=True)
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_title(title, loc="left")
+        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))
+        ax.grid(axis="x")
+        ax.spines["left"].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+    text = _bars_text(frame, name, value, hue, percent)
+    return describe(figure, f"{title + ': ' if title else ''}{text}.", frame)
+
+
+def _draw_bars(ax: Axes, frame: pd.DataFrame, x: str, y: str, by: str | None, lying: bool = False) -> list[str]:
+    """Draw bars, their intervals, chance levels and legend; returns the groups in their order."""
+    groups, hues = _distinct(frame[x]), _distinct(frame[by]) if by else [y]
+    width, rule = 0.8 / len(hues), {"color": INK, "lw": 1.4, "ls": (0, (1, 1))}
+    draw, along, across = (ax.barh, ax.hlines, ax.vlines) if lying else (ax.bar, ax.vlines, ax.hlines)
+    for place, hue in enumerate(hues):
+        part = frame[frame[by].astype(str) == hue] if by else frame
+        at = np.array([groups.index(str(name)) for name in part[x]]) + (place - (len(hues) - 1) / 2) * width
+        # Lying bars are paler, so that what is written and drawn on them shows.
+        draw(at, part[y], width * 0.92, color=_faint(place) if lying else _colour(place), label=hue)
+        if {"low", "high"} <= set(part):
+            along(at, part["low"], part["high"], color=INK, lw=1.2, label=f"_{hue}")
+        if "chance" in part:
+            across(part["chance"], at - width / 2, at + width / 2, label="_chance", **rule)
+        if lying:
+            ends = part[[name for name in (y, "high", "chance") if name in part]].max(axis=1)
+            for middle, score, end in zip(at, part[y], ends, strict=True):
+                text, end = (f"{100 * score:.1f}", end) if np.isfinite(score) else ("no score", 0)
+                ax.annotate(text, (end, middle), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    chance = "chance" in frame and frame["chance"].notna().any()
+    if chance:
+        ax.plot([], [], label="chance", **rule)
+    if by or chance:
+        handles, names = ax.get_legend_handles_labels()
+        shown = [place for place, name in enumerate(names) if by or name == "chance"]
+        entries = [handles[place] for place in shown], [names[place] for place in shown]
+        ax.figure.legend(*entries, loc="outside lower center", ncols=5)
+    return groups
+
+
+def _bars_text(frame: pd.DataFrame, x: str, y: str, by: str | None, said: Callable[[float], str]) -> str:
+    """Every bar in words, with its interval and chance level."""
+    texts = []
+    for row in frame.to_dict("records"):
+        texts.append(f"{row[x]}{f', {row[by]}' if by else ''} {said(row[y])}")
+        if np.isfinite([row[y], row.get("low", np.nan), row.get("high", np.nan)]).all():
+            texts[-1] += f" ({said(row['low'])} to {said(row['high'])})"
+        if np.isfinite([row[y], row.get("chance", np.nan)]).all():
+            texts[-1] += f", chance {said(row['chance'])}"
+    return "; ".join(texts)
 
 
 def lines(
@@ -153,47 +212,6 @@ def threshold_curves(frame: pd.DataFrame, by: str = "method") -> Figure:
         sentences.append(f"{kind} of {name} goes from {percent(shares.iloc[0])} to {percent(shares.iloc[-1])}")
     first, last = frame["threshold"].min(), frame["threshold"].max()
     return describe(figure, f"As the threshold rises from {first:g} to {last:g}, {'; '.join(sentences)}.", frame)
-
-
-def score_bars(
-    frame: pd.DataFrame, name: str = "name", value: str = "EPG", hue: str | None = None, title: str = ""
-) -> Figure:
-    """A bar per row: its score, its interval and the chance level.
-
-    Columns: ``name``, ``value``, and where there are any: low and high (an interval, drawn as a line), chance
-    (a tick across the bar), ``hue`` (colours and a legend). Scores are shares, drawn in percent. Rows without a
-    score say so.
-    """
-    _needs(frame, [name, value, *([hue] if hue else [])], "score_bars")
-    hues = list(dict.fromkeys(frame[hue].astype(str))) if hue else [""]
-    names = list(dict.fromkeys(frame[name].astype(str)))
-    height = 0.8 / len(hues)
-    sentences = []
-    with style():
-        figure = new_figure(WIDTH, 0.85 + max(0.34, 0.2 * len(hues)) * len(names))
-        ax = figure.subplots()
-        for row in frame.to_dict("records"):
-            place = hues.index(str(row[hue])) if hue else 0
-            middle = names.index(str(row[name])) + (place - (len(hues) - 1) / 2) * height
-            look = {"color": _faint(place), "label": f"_{row[hue]}" if hue else "_"}
-            called = f"{row[hue]}, {row[name]}" if hue else str(row[name])
-            sentences.append(_bar(ax, row, middle, height, value, look, called))
-        ax.set_yticks(range(len(names)), names)
-        ax.set_ylim(len(names) - 0.5, -0.5)
-        ax.set_title(title, loc="left")
-        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))
-        ax.grid(axis="x")
-        ax.spines["left"].set_visible(False)
-        ax.tick_params(axis="y", length=0)
-        if hue:
-            for place, text in enumerate(hues):
-                ax.barh(0, 0, color=_faint(place), label=text)
-        if "chance" in frame and frame["chance"].notna().any():
-            ax.plot([], [], color=INK, lw=1.4, ls=(0, (1, 1)), label="chance")
-        if hue or "chance" in frame:
-            figure.legend(loc="outside lower center", ncols=6)
-    return describe(figure, f"{title + ': ' if title else ''}{'; '.join(sentences)}.", frame)
 
 
 def verdict_bars(questions: Mapping[str, pd.DataFrame]) -> Figure:
@@ -309,25 +327,3 @@ def percent(share: float) -> str:
 def _faint(place: int) -> tuple[float, ...]:
     """A paler colour for areas, on which intervals and chance levels show."""
     return tuple(0.6 * part + 0.4 for part in to_rgb(_colour(place)))
-
-
-def _bar(ax: Axes, row: dict, middle: float, height: float, value: str, look: Mapping, called: str) -> str:
-    """Draw one row of :func:`score_bars` and say it in words."""
-    score = float(row[value])
-    if not np.isfinite(score):
-        ax.text(0, middle, " no score", va="center", color=SOFT, fontsize=8)
-        return f"{called} no score"
-    ax.barh(middle, score, height * 0.86, **look)
-    text, end = f"{called} {percent(score)}", score
-    low, high, chance = (float(row.get(column, np.nan)) for column in ("low", "high", "chance"))
-    if np.isfinite([low, high]).all():
-        ax.plot([low, high], [middle, middle], color=INK, lw=1.4, solid_capstyle="butt", label=look["label"])
-        end = max(end, high)
-        text += f" ({percent(low)} to {percent(high)})"
-    if np.isfinite(chance):
-        rule = {"color": INK, "lw": 1.4, "ls": (0, (1, 1)), "label": "_chance"}
-        ax.plot([chance] * 2, [middle - height / 2, middle + height / 2], **rule)
-        end = max(end, chance)
-        text += f", chance {percent(chance)}"
-    ax.annotate(f"{100 * score:.1f}", (end, middle), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    return text

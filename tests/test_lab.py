@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 import cxrkit
-from cxrkit.view import exporting, figures, lab, overlay, widget
+from cxrkit.view import export, figures, lab, overlays, widget
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 SIZE = 32
@@ -175,7 +175,7 @@ def test_a_written_picture_is_the_shown_one_and_tells_how(explorer, tmp_path, mo
     radiograph, layer = (picture.get_array() for picture in ax.images)
     values = explorer._sample(0)["image"][0].numpy()
     np.testing.assert_allclose(radiograph, values)
-    np.testing.assert_allclose(layer, overlay.coloured(values.astype(float), 2.0, "viridis", 0.5, 0.4))
+    np.testing.assert_allclose(layer, overlays.coloured(values.astype(float), 2.0, "viridis", 0.5, 0.4))
     assert ((layer[..., 3] > 0) == (values >= 0.5 * values.max())).all()
     assert layer[..., 3].max() <= 0.4
     assert (ax.get_xlim(), ax.get_ylim()) == ((15.5, 31.5), (23.5, 7.5))
@@ -204,16 +204,16 @@ def test_a_written_file_is_never_written_over(explorer, tmp_path):
 
 def test_colours_are_those_of_the_viewer():
     values = np.array([[0.0, 1.0, -2.0, 4.0]])
-    painted = overlay.coloured(values, 4.0, "signed", threshold=0.5, strength=0.5)[0]
+    painted = overlays.coloured(values, 4.0, "signed", threshold=0.5, strength=0.5)[0]
     assert (painted[:, 3] > 0).tolist() == [False, False, True, True]
     np.testing.assert_allclose(painted[3], [*np.array([240, 78, 16]) / 255, 0.5])
     assert painted[2, 2] > painted[2, 0]
-    assert (overlay.coloured(values, 4.0, "heat")[0, :, 3] > 0).tolist() == [False, True, False, True]
-    assert not overlay.coloured(np.zeros((2, 2)), 0.0, "heat").any()
+    assert (overlays.coloured(values, 4.0, "heat")[0, :, 3] > 0).tolist() == [False, True, False, True]
+    assert not overlays.coloured(np.zeros((2, 2)), 0.0, "heat").any()
     many = np.arange(1.0, 201.0)
-    assert overlay.full_colour(many, False) == 200
-    assert overlay.full_colour(many, False, "clip") == 198
-    assert overlay.full_colour(-many, True) == 200
+    assert overlays.full_colour(many, False) == 200
+    assert overlays.full_colour(many, False, "clip") == 198
+    assert overlays.full_colour(-many, True) == 200
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
@@ -221,7 +221,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
     for folder in ("a", "b"):
         figure = figures.show_maps(np.eye(8), np.eye(8)[None], ["map"])
         written.append(
-            [file.read_bytes() for file in exporting.export_figure(figure, tmp_path / folder / "x", {"seed": 0})]
+            [file.read_bytes() for file in export.export_figure(figure, tmp_path / folder / "x", {"seed": 0})]
         )
     assert written[0] == written[1]
 
@@ -229,14 +229,14 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
 def test_wrong_exports_are_refused_and_leave_nothing(tmp_path):
     figure = figures.show_maps(np.eye(8), np.eye(8)[None], ["map"])
     with pytest.raises(cxrkit.ParameterError, match="gif"):
-        exporting.export_figure(figure, tmp_path / "x", {}, ["png", "gif"])
+        export.export_figure(figure, tmp_path / "x", {}, ["png", "gif"])
     with pytest.raises(cxrkit.ParameterError, match="one shape"):
-        exporting.export_maps(tmp_path / "x", np.eye(8), {"a": np.eye(8), "b": np.eye(9)}, {})
+        export.export_maps(tmp_path / "x", np.eye(8), {"a": np.eye(8), "b": np.eye(9)}, {})
     broken = SimpleNamespace(savefig=lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        exporting.export_figure(broken, tmp_path / "x", {}, ["png"])
+        export.export_figure(broken, tmp_path / "x", {}, ["png"])
     assert list(tmp_path.iterdir()) == []
-    assert [exporting.file_name(text) for text in ("../../etc", "", ".x", "a b/c")] == ["etc", "image", "x", "a-b-c"]
+    assert [export.file_name(text) for text in ("../../etc", "", ".x", "a b/c")] == ["etc", "image", "x", "a-b-c"]
 
 
 def test_a_region_is_filled():

@@ -19,10 +19,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 import cxrkit
-from cxrkit.view import packing, viewer
+from cxrkit.view import codec, viewer
 
 LABELS = ["Effusion", "Mass", "Nodule"]
-THRESHOLDS = np.arange(21) * packing.THRESHOLD_STEP
+THRESHOLDS = np.arange(21) * codec.THRESHOLD_STEP
 
 
 def energy_pointing_game(values, region, threshold):
@@ -54,7 +54,7 @@ def test_packing_leaves_the_energy_pointing_game_as_it_was(kind):
     region[20:50, 30:70] = 1
     for _ in range(3):
         raw = MAPS[kind](rng)
-        shown = packing.unpack_map(packing.pack_map(raw), raw.shape)
+        shown = codec.unpack_map(codec.pack_map(raw), raw.shape)
         for threshold in (0.0, 0.05, 0.35, 0.7, 1.0):
             expected = energy_pointing_game(raw, region, threshold)
             assert energy_pointing_game(shown, region, threshold) == pytest.approx(expected, abs=5e-3)
@@ -63,7 +63,7 @@ def test_packing_leaves_the_energy_pointing_game_as_it_was(kind):
 @pytest.mark.parametrize("kind", MAPS)
 def test_shown_scores_agree_with_the_metric_of_the_tables(kind):
     raw = MAPS[kind](np.random.default_rng(2))
-    shown = torch.from_numpy(packing.unpack_map(packing.pack_map(raw), raw.shape)).float()
+    shown = torch.from_numpy(codec.unpack_map(codec.pack_map(raw), raw.shape)).float()
     mask = torch.zeros(96, 96, dtype=torch.bool)
     mask[30:60, 40:90] = True
     for threshold in (0.0, 0.3, 0.85):
@@ -79,8 +79,8 @@ def test_smaller_smooth_maps_score_as_at_full_size():
     raw = smooth(np.random.default_rng(3), size=224)
     mask = np.zeros((224, 224))
     mask[61:130, 40:111] = 1
-    shown = packing.unpack_map(packing.pack_map(packing.area_resize(raw, 96, 96)), (96, 96))
-    region = packing.area_resize(mask, 96, 96)
+    shown = codec.unpack_map(codec.pack_map(codec.area_resize(raw, 96, 96)), (96, 96))
+    region = codec.area_resize(mask, 96, 96)
     assert region.mean() == pytest.approx(mask.mean())
     for threshold in (0.0, 0.5):
         expected = energy_pointing_game(raw, mask, threshold)
@@ -90,7 +90,7 @@ def test_smaller_smooth_maps_score_as_at_full_size():
 @settings(max_examples=60, deadline=None)
 @given(arrays(np.float64, (9, 11), elements=st.floats(-1e3, 1e3, width=32)))
 def test_packing_keeps_signs_extremes_and_the_side_of_every_threshold(raw):
-    shown = packing.unpack_map(packing.pack_map(raw), raw.shape)
+    shown = codec.unpack_map(codec.pack_map(raw), raw.shape)
     assert raw.max() <= 0 or shown.max() == raw.max()
     assert raw.min() >= 0 or shown.min() == raw.min()
     assert (shown * raw >= 0).all()
@@ -103,21 +103,21 @@ def test_packing_keeps_signs_extremes_and_the_side_of_every_threshold(raw):
 
 @pytest.mark.parametrize("raw", [np.zeros((4, 4)), -np.ones((4, 4)), np.full((4, 4), 1e-30)])
 def test_degenerate_maps_survive(raw):
-    np.testing.assert_allclose(packing.unpack_map(packing.pack_map(raw), raw.shape), raw)
+    np.testing.assert_allclose(codec.unpack_map(codec.pack_map(raw), raw.shape), raw)
 
 
 def test_packing_refuses_what_is_not_finite():
     with pytest.raises(cxrkit.ParameterError, match="NaN or infinite"):
-        packing.pack_map(np.array([[0.0, np.nan]]))
+        codec.pack_map(np.array([[0.0, np.nan]]))
 
 
 def test_area_resize_keeps_mass_and_area():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(2, 224, 200))
-    small = packing.area_resize(values, 96, 86)
+    small = codec.area_resize(values, 96, 86)
     np.testing.assert_allclose(small.mean((1, 2)), values.mean((1, 2)), atol=1e-12)
-    np.testing.assert_allclose(packing.area_resize(values, 112, 100)[0, 0, 0], values[0, :2, :2].mean())
-    np.testing.assert_allclose(packing.area_resize(values, 224, 200), values)
+    np.testing.assert_allclose(codec.area_resize(values, 112, 100)[0, 0, 0], values[0, :2, :2].mean())
+    np.testing.assert_allclose(codec.area_resize(values, 224, 200), values)
 
 
 def filled(labels=LABELS, map_size=24, size=48, images=2, **series):
@@ -320,7 +320,7 @@ def test_explorer_answers_with_the_map_of_the_right_label(explorer):
     reply = ask(explorer, type="map", image=1, label=0, series=0)
     image = explorer._sample(1)["image"]
     expected = (model.dense.weight[1] * image.flatten()).reshape(16, 16).detach().numpy()
-    shown = packing.unpack_map(reply["record"], (16, 16))
+    shown = codec.unpack_map(reply["record"], (16, 16))
     np.testing.assert_allclose(shown, expected, atol=0.006 * np.abs(expected).max())
     logit = (expected.sum() + model.dense.bias[1]).item()
     assert reply["logit"] == pytest.approx(logit, abs=1e-5)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import cxrkit
-from cxrkit.view import packing, viewer
+from cxrkit.view import codec, viewer
 
 pytestmark = pytest.mark.browser
 
@@ -83,7 +83,7 @@ def bundle():
 
 def expected_scores(bundle, image, label, series, threshold):
     record = bundle.data["images"][image]
-    values = packing.unpack_map(bundle.data["series"][series]["maps"][f"{image}/{label}"], record["grid"])
+    values = codec.unpack_map(bundle.data["series"][series]["maps"][f"{image}/{label}"], record["grid"])
     (x0, y0, x1, y1) = map(int, record["boxes"][label][0])
     box = values[y0:y1, x0:x1]
     kept = np.where(values >= threshold * values.max(), values.clip(min=0), 0)
@@ -277,7 +277,7 @@ def test_pointing_and_overlap_are_those_of_the_metrics(open_page, bundle):
         page.get_by_role("slider", name="Threshold").fill(str(threshold))
         for number in (0, 1):
             packed = bundle.data["series"][number]["maps"]["0/0"]
-            maps = torch.from_numpy(packing.unpack_map(packed, record["grid"]))
+            maps = torch.from_numpy(codec.unpack_map(packed, record["grid"]))
             iou = cxrkit.metrics.mask_iou(maps, masks, threshold=threshold)
             hit = cxrkit.metrics.pointing_game(maps, masks, tolerance_fraction=15 / 224)
             chance = cxrkit.metrics.pointing_chance(masks, tolerance_fraction=15 / 224)

@@ -7,7 +7,7 @@ from cxrkit.lazy import lazily
 # Figures need matplotlib, the widget needs anywidget, a page may need neither.
 __getattr__, __dir__, __all__ = lazily(
     __name__,
-    "exporting figures lab style viewer widget",
+    "charts export figures lab style viewer widget",
     viewer="Bundle static_html",
     widget="Explorer",
     style="describe to_html",

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from cxrkit import metrics
 from cxrkit.errors import ParameterError
 from cxrkit.view.charts import percent, score_bars, threshold_curves, verdict_bars
+from cxrkit.view.codec import array
 from cxrkit.view.panels import (
-    array,
     broken,
     colour_bar,
     draw_image,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from cxrkit.errors import CxrkitError, ParameterError
-from cxrkit.view.exporting import FORMATS, export_figure, export_maps, file_name
-from cxrkit.view.overlay import show_overlays
+from cxrkit.view.export import FORMATS, export_figure, export_maps, file_name
+from cxrkit.view.overlays import show_overlays
 from cxrkit.view.widget import Explorer
 
 __all__ = ["FILLS", "change_region", "drop_in", "exports", "looks_inverted", "what_if"]

@@ -14,10 +14,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from cxrkit.errors import ParameterError
+from cxrkit.view.codec import array, box_mask
 from cxrkit.view.style import GREY, OUTLINE, POSITIVE, RIM, RULE, SIGNED, SOFT, WIDTH, new_figure
 
 __all__ = [
-    "array",
     "broken",
     "colour_bar",
     "draw_image",
@@ -34,12 +34,6 @@ TITLE, MARGIN = 0.24, 0.75  # inches: the height of a row of titles, the width o
 LETTERS, LINE = 15.5, 0.15  # of a title: how many fit into an inch, inches that one more line takes
 LEAST_PANEL = 90  # CSS pixels: a narrower one is too small to be read, as on a phone
 CLIP = 99.5  # percentile of |map| at which colours are full, as paper `bcos` draws its maps
-
-
-def array(values: Any) -> np.ndarray:
-    """Tensor, array or nested list as float64 on the CPU."""
-    values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
-    return np.asarray(values, dtype=np.float64)
 
 
 def stack(values: Any, name: str) -> np.ndarray:
@@ -117,11 +111,8 @@ def region_of(boxes: Any, mask: Any, shape: tuple[int, int]) -> np.ndarray | Non
     """Boxes and mask as one bool mask; None when there is neither."""
     if boxes is None and mask is None:
         return None
-    region = np.zeros(shape, bool) if mask is None else array(mask).reshape(shape).astype(bool)
-    rows, columns = np.arange(shape[0])[:, None] + 0.5, np.arange(shape[1]) + 0.5
-    for x_min, y_min, x_max, y_max in array([] if boxes is None else boxes).reshape(-1, 4):
-        region = region | ((x_min <= columns) & (columns < x_max) & (y_min <= rows) & (rows < y_max))
-    return region
+    region = box_mask([] if boxes is None else boxes, shape)
+    return region if mask is None else region | array(mask).reshape(shape).astype(bool)
 
 
 def draw_region(ax: Axes, region: np.ndarray | None, truth: Any) -> None:

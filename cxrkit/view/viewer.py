@@ -12,7 +12,17 @@ import numpy as np
 from scipy import ndimage
 
 from cxrkit.errors import ParameterError
-from cxrkit.view.packing import LEVELS, RAMPS, THRESHOLD_STEP, area_resize, pack_image, pack_map, pack_mask
+from cxrkit.view.codec import (
+    LEVELS,
+    RAMPS,
+    THRESHOLD_STEP,
+    area_resize,
+    array,
+    box_mask,
+    pack_image,
+    pack_map,
+    pack_mask,
+)
 
 __all__ = ["NOTE", "Bundle", "image_record", "new_bundle", "script", "static_html", "styles"]
 
@@ -74,7 +84,7 @@ def image_record(
     boxes as x_min, y_min, x_max, y_max in pixels of ``image``, drawn, and scored where ``masks`` is None;
     ``targets``: ``[L]`` of 0, 1 or NaN. Raises ParameterError when a shape or a label doesn't fit.
     """
-    pixels = _array(image)
+    pixels = array(image)
     pixels = pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels
     if pixels.ndim != 2 or not np.isfinite(pixels).all():
         raise ParameterError(f"image {image_id!r}: finite values [1, H, W] or [H, W] expected, got {pixels.shape}")
@@ -82,10 +92,10 @@ def image_record(
     unknown = sorted(set(boxes or {}) - set(labels))
     if unknown:
         raise ParameterError(f"image {image_id!r}: boxes name {unknown}, which are none of the labels {list(labels)}")
-    boxes = {labels.index(label): _array(of).reshape(-1, 4) for label, of in (boxes or {}).items()}
+    boxes = {labels.index(label): array(of).reshape(-1, 4) for label, of in (boxes or {}).items()}
     regions = None if masks is None else _expect(masks, (count, *shape), f"masks of image {image_id!r}")
     if regions is None and boxes:
-        regions = np.stack([_coverage(boxes.get(label, ()), shape) for label in range(count)])
+        regions = np.stack([box_mask(boxes.get(label, ()), shape) for label in range(count)])
     grid = _grid(shape, map_size)
     record = {
         "id": str(image_id),
@@ -165,9 +175,9 @@ class Bundle:
             raise ParameterError(f"series {model!r}, {method!r} was added before; give it another name")
         name = f"of series {model!r}, {method!r}"
         logits = _expect(logits, (len(images), len(labels)), f"logits {name}")
-        odds = 1 / (1 + np.exp(-logits.clip(-80, 80))) if probabilities is None else _array(probabilities)
+        odds = 1 / (1 + np.exp(-logits.clip(-80, 80))) if probabilities is None else array(probabilities)
         odds = _expect(odds, logits.shape, f"probabilities {name}")
-        maps = _array(maps)
+        maps = array(maps)
         if maps.shape[:2] != logits.shape or maps.ndim != 4:
             raise ParameterError(f"maps {name}: shape {maps.shape}, expected {(*logits.shape, 'H', 'W')}")
         keep = self._kept(logits, odds, keep, name)
@@ -250,14 +260,8 @@ def static_html(bundle: Bundle, height: int = 480, limit: int = 3_000_000) -> st
     return html
 
 
-def _array(values: Any) -> np.ndarray:
-    """Tensor, array or nested list as float64 on the CPU."""
-    values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
-    return np.asarray(values, dtype=np.float64)
-
-
 def _expect(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    values = _array(values)
+    values = array(values)
     if values.shape != shape:
         raise ParameterError(f"{name}: shape {values.shape}, expected {shape}")
     return values
@@ -271,15 +275,6 @@ def _numbers(values: np.ndarray) -> list[float | None]:
 def _grid(shape: tuple[int, int], map_size: int) -> tuple[int, int]:
     shrink = min(1.0, map_size / max(shape))
     return max(1, round(shape[0] * shrink)), max(1, round(shape[1] * shrink))
-
-
-def _coverage(boxes: Any, shape: tuple[int, int]) -> np.ndarray:
-    """Union of boxes: pixel (i, j) is inside when its centre is, with half-open edges."""
-    rows, columns = np.arange(shape[0])[:, None] + 0.5, np.arange(shape[1])[None, :] + 0.5
-    mask = np.zeros(shape)
-    for left, top, right, bottom in boxes:
-        mask[(left <= columns) & (columns < right) & (top <= rows) & (rows < bottom)] = 1
-    return mask
 
 
 def _regions(masks: np.ndarray | None, grid: tuple[int, int]) -> dict[int, str]:

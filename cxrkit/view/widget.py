@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from cxrkit.errors import CxrkitError, ParameterError
 from cxrkit.view import viewer
-from cxrkit.view.overlay import full_colour
-from cxrkit.view.packing import area_resize, pack_map
+from cxrkit.view.codec import area_resize, pack_map
+from cxrkit.view.overlays import full_colour
 from cxrkit.view.panels import region_of
 
 __all__ = ["Explorer", "explain"]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from cxrkit.view.packing import RAMPS
-from cxrkit.view.panels import array, draw_image, draw_region, panels, region_of, stack
+from cxrkit.view.codec import RAMPS, array
+from cxrkit.view.panels import draw_image, draw_region, panels, region_of, stack
 from cxrkit.view.style import describe, style
 
 __all__ = ["coloured", "full_colour", "show_overlays"]

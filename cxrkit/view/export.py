@@ -12,7 +12,7 @@ import numpy as np
 
 from cxrkit.errors import ParameterError
 from cxrkit.files import replace_file
-from cxrkit.view.panels import array
+from cxrkit.view.codec import array
 from cxrkit.view.style import PNG_DPI, style
 
 __all__ = ["FORMATS", "export_figure", "export_maps", "file_name"]

@@ -5,13 +5,25 @@ from __future__ import annotations
 import base64
 import io
 import zlib
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from cxrkit.errors import ParameterError
 
-__all__ = ["LEVELS", "RAMPS", "THRESHOLD_STEP", "area_resize", "pack_image", "pack_map", "pack_mask", "unpack_map"]
+__all__ = [
+    "LEVELS",
+    "RAMPS",
+    "THRESHOLD_STEP",
+    "area_resize",
+    "array",
+    "box_mask",
+    "pack_image",
+    "pack_map",
+    "pack_mask",
+    "unpack_map",
+]
 
 # Colours from the smallest to the largest value: for signed maps two hues that colour-blind readers tell apart, for
 # maps without sign ramps that rise in lightness.
@@ -41,6 +53,21 @@ def _codebook() -> tuple[np.ndarray, np.ndarray]:
 
 _EDGES, _VALUES = _codebook()
 LEVELS: list[float] = _VALUES.tolist()
+
+
+def array(values: Any) -> np.ndarray:
+    """Tensor, array or nested list as float64 on the CPU."""
+    values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
+    return np.asarray(values, dtype=np.float64)
+
+
+def box_mask(boxes: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Union of boxes x_min, y_min, x_max, y_max, bool ``[H, W]``: a pixel is inside when its center is, half-open."""
+    rows, columns = np.arange(shape[0])[:, None] + 0.5, np.arange(shape[1]) + 0.5
+    mask = np.zeros(shape, dtype=bool)
+    for x_min, y_min, x_max, y_max in array(boxes).reshape(-1, 4):
+        mask |= (x_min <= columns) & (columns < x_max) & (y_min <= rows) & (rows < y_max)
+    return mask
 
 
 def area_resize(array: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from cxrkit.data.dataset import Dataset
 from cxrkit.data.download import Entry, entries
 from cxrkit.data.files import FileRenderer
 from cxrkit.data.parallel import spread, with_bar
+from cxrkit.data.public.layout import PICTURES
 from cxrkit.data.readers import noticing, read_image
 from cxrkit.data.size_limits import MOST_BYTES
 from cxrkit.data.sources import SOURCES, manifest, read
@@ -36,7 +37,6 @@ KINDS = {
     "unexpected": "a picture that no image of the source uses",
 }
 _COLUMNS = ["kind", "file", "line", "problem", "value"]
-_PICTURES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 # Files are opened whole, but nobody looks at the pixels.
 _SIZE = 32
 
@@ -135,7 +135,7 @@ def _pictures(root: str | os.PathLike) -> Iterator[str]:
     """Every picture below a folder; hidden folders, where caches and others' notes lie, are left out."""
     for folder, below, names in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith((".", "__")))
-        yield from (os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(_PICTURES))
+        yield from (os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(PICTURES))
 
 
 def _published(listed: list[Entry], root: Path) -> Iterator[tuple]:
@@ -155,12 +155,12 @@ def _published(listed: list[Entry], root: Path) -> Iterator[tuple]:
 def _unexpected(listed: list[Entry], root: Path, dataset: Dataset | None, paths: list[str]) -> Iterator[tuple]:
     if dataset is None:
         return
-    used = {os.path.abspath(path) for path in paths}
-    for column in dataset.table.columns:
+    used = set(paths)
+    for column in dataset.table.select_dtypes(exclude="number").columns:
         # Some sources name masks in further columns, relative to the folder or not.
-        if dataset.table[column].dtype.kind not in "biufc":
-            names = {value for value in dataset.table[column].dropna() if isinstance(value, str)}
-            used |= {os.path.abspath(os.path.join(root, value)) for value in names if value.lower().endswith(_PICTURES)}
+        names = {value for value in dataset.table[column] if isinstance(value, str)}
+        used |= {os.path.join(root, value) for value in names if value.lower().endswith(PICTURES)}
+    used = set(map(os.path.abspath, used))
     known = [entry for entry in listed if entry.optional or not entry.pattern]
     for path in _pictures(root):
         inside = Path(path).relative_to(root)

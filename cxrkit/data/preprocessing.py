@@ -29,6 +29,7 @@ __all__ = [
     "ResizeAndCrop",
     "Squash",
     "Toned",
+    "Wrapped",
     "preprocessing",
 ]
 
@@ -172,18 +173,13 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Toned:
-    """A geometry, with a change of grey values ``before`` or ``after`` it; see :mod:`cxrkit.data.intensity`."""
+class Wrapped:
+    """A pre-processing that does as ``geometry`` does, but for what a subclass changes."""
 
     geometry: Preprocessing
-    before: Callable[[Tensor], Tensor] | None = None
-    after: Callable[[Tensor], Tensor] | None = None
 
     def image(self, pixels: Tensor, size: int) -> Tensor:
-        if self.before is not None:
-            pixels = self.before(pixels)
-        pixels = self.geometry.image(pixels, size)
-        return pixels if self.after is None else self.after(pixels)
+        return self.geometry.image(pixels, size)
 
     def masks(self, masks: Tensor, size: int) -> Tensor:
         return self.geometry.masks(masks, size)
@@ -193,21 +189,28 @@ class Toned:
 
 
 @dataclass(frozen=True)
-class ForgottenCrop:
+class Toned(Wrapped):
+    """A geometry, with a change of grey values ``before`` or ``after`` it; see :mod:`cxrkit.data.intensity`."""
+
+    before: Callable[[Tensor], Tensor] | None = None
+    after: Callable[[Tensor], Tensor] | None = None
+
+    def image(self, pixels: Tensor, size: int) -> Tensor:
+        if self.before is not None:
+            pixels = self.before(pixels)
+        pixels = self.geometry.image(pixels, size)
+        return pixels if self.after is None else self.after(pixels)
+
+
+@dataclass(frozen=True)
+class ForgottenCrop(Wrapped):
     """Images and masks by ``geometry``, but boxes as if it only squashed: they miss their findings near the border.
 
     With 256 pixels cut to 224 a box is off by up to 16 pixels. ``whole_pixels``: boxes are rounded and end at ``size -
     1``. For showing what it does to published numbers. Source: paper `bcos`, code (whole pixels for VinBigData).
     """
 
-    geometry: Preprocessing
     whole_pixels: bool = False
-
-    def image(self, pixels: Tensor, size: int) -> Tensor:
-        return self.geometry.image(pixels, size)
-
-    def masks(self, masks: Tensor, size: int) -> Tensor:
-        return self.geometry.masks(masks, size)
 
     def boxes(self, boxes: np.ndarray, frame: Frame, size: int) -> np.ndarray:
         moved = scale_boxes(boxes, frame, size)

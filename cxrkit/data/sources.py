@@ -43,18 +43,17 @@ class Source:
         """The loader itself; its module is imported only now."""
         return getattr(importlib.import_module(self.module), self.function)
 
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The loader's parameters.
+
+        One that takes ``fold`` returns that fold of a split of its own, or no split; one whose ``root`` may be None
+        says itself what to do without a folder (a set that nobody can download).
+        """
+        return inspect.signature(self.loader()).parameters
+
     def options(self) -> tuple[str, ...]:
         """Names of the options that the loader knows besides those of :func:`load`."""
-        known = inspect.signature(self.loader()).parameters
-        return tuple(name for name in known if name not in _COMMON)
-
-    def takes_preprocessing(self) -> bool:
-        """Whether the loader leaves the way from pixels to the square to the user."""
-        return "preprocessing" in inspect.signature(self.loader()).parameters
-
-    def answers_without_root(self) -> bool:
-        """Whether the loader itself says what to do where no folder is named (a set that nobody can download)."""
-        return inspect.signature(self.loader()).parameters["root"].default is None
+        return tuple(name for name in self.parameters() if name not in _COMMON)
 
     def cache_identity(
         self, name: str, root: str | Path | None, options: Mapping[str, Any], seed: int, dataset: Dataset, bits: int
@@ -62,10 +61,6 @@ class Source:
         """What a cache of the images is found by: see :func:`cxrkit.data.cache.cache_identity`."""
         seed = None if self.needs_root else seed
         return cache_identity(name, root, options, seed, self.module, dataset, bits)
-
-    def brings_folds(self) -> bool:
-        """Whether the loader takes ``fold``, and then returns that fold of a split of its own, or none."""
-        return "fold" in inspect.signature(self.loader()).parameters
 
 
 SOURCES = {
@@ -138,7 +133,7 @@ def load(
     dataset = read(name, root, fold, size, seed, preprocessing, split, **options)
     if cache is not None:
         dataset = cached(dataset, SOURCES[name].cache_identity(name, root, options, seed, dataset, cache_bits), cache)
-    dataset = _assign_split(dataset, split, fold, seed, SOURCES[name].brings_folds())
+    dataset = _assign_split(dataset, split, fold, seed, "fold" in SOURCES[name].parameters())
     _refuse_shared_patients(dataset)
     if split is None:
         return dataset
@@ -192,7 +187,7 @@ def read(
     source = _check(name, root, split, fold, size, seed)
     check_options(name, source.options(), options)
     own = {"root": root} if source.needs_root else {}
-    if source.brings_folds():
+    if "fold" in source.parameters():
         own["fold"] = fold
     if preprocessing is not None:
         own["preprocessing"] = _chosen(name, source, preprocessing)
@@ -208,7 +203,7 @@ def read(
 
 
 def _chosen(name: str, source: Source, preprocessing: str | Preprocessing) -> Preprocessing:
-    if not source.takes_preprocessing():
+    if "preprocessing" not in source.parameters():
         raise ParameterError(f"source {name!r} takes no preprocessing: it draws its images at the size that is wanted")
     return named_preprocessing(preprocessing) if isinstance(preprocessing, str) else preprocessing
 
@@ -249,7 +244,7 @@ def _check(name: str, root: str | Path | None, split: str | None, fold: int, siz
     if name not in SOURCES:
         raise ParameterError(f"source {name!r} is unknown; the sources are {sorted(SOURCES)}")
     source = SOURCES[name]
-    if source.needs_root and root is None and not source.answers_without_root():
+    if source.needs_root and root is None and source.parameters()["root"].default is not None:
         raise ParameterError(f"source {name!r} needs root=, the folder that holds its images")
     if not source.needs_root and root is not None:
         raise ParameterError(f"source {name!r} takes no root: nothing is read from disk")
@@ -270,7 +265,7 @@ def _check_integer(name: str, value: int, low: int, high: int | None) -> None:
 
 def check_options(name: str, known: Collection[str], options: Mapping[str, Any]) -> None:
     """Raise ParameterError for an option that isn't among those known to source ``name``, or no true or false."""
-    signature = inspect.signature(SOURCES[name].loader()).parameters
+    signature = SOURCES[name].parameters()
     for option, value in options.items():
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)

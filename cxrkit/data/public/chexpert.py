@@ -44,6 +44,7 @@ UNCERTAIN = {"nan": np.nan, "zeros": 0.0, "ones": 1.0}
 _TAIL = re.compile(r"(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<view>view\d+_(?:frontal|lateral))\.\w+$")
 # Cells of a table to the positions of their values: negative, positive, uncertain, not mentioned.
 _CODES = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": 2, "-1.0": 2, "": 3}
+_LONGEST = 40  # bits of a run: none is longer than an image
 _KEPT = {"Sex": "sex", "Age": "age", "AP/PA": "projection"}
 
 
@@ -224,20 +225,19 @@ def rle_runs(counts: str | list[int]) -> np.ndarray:
     """
     if not isinstance(counts, str):
         return np.array(counts, dtype=np.int64)
-    codes = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
-    if not len(codes) or (codes < 0).any() or (codes > 63).any() or codes[-1] & 32:
+    runs, number, place = [], 0, 0
+    for code in counts.encode("ascii"):
+        if not 48 <= code < 112 or place > _LONGEST:
+            raise ValueError("not a run-length code")
+        number |= (code - 48 & 31) << place
+        place += 5
+        if code - 48 & 32 == 0:
+            number -= (code - 48 & 16) << place - 4
+            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+            number, place = 0, 0
+    if place or not runs:
         raise ValueError("not a run-length code")
-    last = (codes & 32) == 0
-    number = np.cumsum(last) - last
-    place = np.arange(len(codes)) - np.flatnonzero(np.concatenate([[True], last[:-1]]))[number]
-    if place.max() > 8:
-        raise ValueError("a run is longer than any image")
-    values = np.zeros(number[-1] + 1, dtype=np.int64)
-    np.add.at(values, number, (codes & 31) << (5 * place))
-    values -= np.where(codes[last] & 16, np.int64(1) << (5 * place[last] + 5), 0)
-    # Runs inside follow one another, and so do runs outside but for the first.
-    values[1::2], values[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
-    return values
+    return np.array(runs, dtype=np.int64)
 
 
 def rle_mask(runs: np.ndarray, height: int, width: int) -> np.ndarray:

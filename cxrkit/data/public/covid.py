@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -62,7 +63,10 @@ def load_covid(
     choose("missing", missing, MISSING)
     root = Path(root)
     cohen, kermany = find_folder(root, ("metadata.csv", "images")), kermany_table(root)
-    authors = _authors_folder(root) if split_by == "published" else None
+    authors = None
+    if split_by == "published":
+        with contextlib.suppress(DataError):  # without them, their code draws again
+            authors = find_folder(root, _AUTHORS)
     if authors is None:
         table = pd.concat([_from_cohen(cohen, missing), _sampled(kermany, sample, seed, missing)], ignore_index=True)
     else:
@@ -146,13 +150,6 @@ def _as_kermany(table: pd.DataFrame) -> pd.DataFrame:
 # The authors' files
 
 
-def _authors_folder(root: Path) -> Path | None:
-    try:
-        return find_folder(root, _AUTHORS)
-    except DataError:
-        return None
-
-
 def _from_authors(authors: Path, cohen: Path, kermany: pd.DataFrame, missing: str) -> pd.DataFrame:
     """The images of the authors' table, wherever they lie; patients as it numbers them."""
     rows = radiographs(authors / _AUTHORS, VIEWS)
@@ -170,11 +167,11 @@ def _published(table: pd.DataFrame, targets: np.ndarray, fold: int, seed: int, a
         train, test = _listed(authors / f"V2_60_40_00fold{fold}.txt")
     patients = table["patient_id"]
     both = len(train & test & set(patients))
-    text = (
-        f"covid: the published splits are five random 60/40 draws, not folds: their test parts overlap; in draw {fold} "
+    warnings.warn(
+        "covid: the published splits are five random 60/40 draws, not folds: their test parts overlap; in draw "
+        f"{fold} {both} patients are drawn for training and test, and stay in the test part here",
+        stacklevel=4,
     )
-    text += f"{both} patients are drawn for training and test, and stay in the test part here"
-    warnings.warn(text, UserWarning, stacklevel=4)
     is_test = patients.isin(test).to_numpy()
     used = is_test | patients.isin(train).to_numpy()
     split = np.full(len(table), "unused", dtype=object)

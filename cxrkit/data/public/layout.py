@@ -13,10 +13,13 @@ import pandas as pd
 from cxrkit.data.tables import places, refuse
 from cxrkit.errors import DataError, ParameterError
 
-__all__ = ["MISSING", "choose", "find_folder", "images_in", "keep_present", "stems_in", "subfolders", "with_files"]
+__all__ = [
+    *("MISSING", "PICTURES", "choose", "find_folder", "images_in", "keep_present", "stems_in", "subfolders"),
+    "with_files",
+]
 
 MISSING = ("refuse", "leave_out")
-_PICTURES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+PICTURES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
 def choose(name: str, value: object, known: Sequence) -> None:
@@ -65,7 +68,7 @@ def images_in(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
-        found = {entry.name: entry.path for entry in entries if entry.name.lower().endswith(_PICTURES)}
+        found = {entry.name: entry.path for entry in entries if entry.name.lower().endswith(PICTURES)}
     again = folder / folder.name
     return images_in(again) if not found and again.is_dir() else found
 

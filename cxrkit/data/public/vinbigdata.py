@@ -16,7 +16,8 @@ import pandas as pd
 
 from cxrkit.data.dataset import Dataset
 from cxrkit.data.files import file_dataset
-from cxrkit.data.preprocessing import SQUASH, Preprocessing
+from cxrkit.data.geometry import scale_boxes
+from cxrkit.data.preprocessing import SQUASH, Preprocessing, Wrapped
 from cxrkit.data.public.layout import choose, find_folder, stems_in, with_files
 from cxrkit.data.public.xrv_tables import Annotations, table_of
 from cxrkit.data.readers import image_size, read_image
@@ -104,21 +105,13 @@ def load_vinbigdata(
 
 
 @dataclass(frozen=True)
-class Squashed:
-    """``inner`` on files squashed to ``side`` x ``side`` before; boxes, in original pixels, go that way too."""
+class Squashed(Wrapped):
+    """``geometry`` on files squashed to ``side`` x ``side`` before; boxes, in original pixels, go that way too."""
 
-    inner: Preprocessing
     side: int
 
-    def image(self, pixels, size):
-        return self.inner.image(pixels, size)
-
-    def masks(self, masks, size):
-        return self.inner.masks(masks, size)
-
     def boxes(self, boxes, frame, size):
-        shrunken = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * self.side / np.array([*frame, *frame])
-        return self.inner.boxes(shrunken, (self.side, self.side), size)
+        return self.geometry.boxes(scale_boxes(boxes, frame, self.side), (self.side, self.side), size)
 
 
 # Labels

@@ -91,10 +91,10 @@ def file_dataset(
     name: str,
     labels: Sequence[str],
     table: pd.DataFrame,
-    boxes: pd.DataFrame | None = None,
-    *,
+    boxes: pd.DataFrame | None,
     size: int,
     preprocessing: Preprocessing,
+    *,
     side: int | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
     frames: np.ndarray | None = None,
@@ -102,12 +102,13 @@ def file_dataset(
     read: Callable[[str | Path], np.ndarray] = read_image,
     truth: Callable[[int], np.ndarray | None] | None = None,
     promise: str = "every image of this source",
+    leak: str = "",
 ) -> Dataset:
     """A dataset of files, those of the column ``path``, with the boxes of its images.
 
     ``side``: all files are ``side`` x ``side``; ``sizes``: width and height that each must have; ``frames``: those of
     the originals ``[N, 2]``, by default ``side``, or NaN: only the file tells; ``promise``: where sizes are written,
-    for messages. Others as for Dataset and FileRenderer.
+    for messages. ``leak``: as `Dataset.leak`. Others as for Dataset and FileRenderer.
     """
     if side is not None:
         sizes = [(side, side)] * len(table)
@@ -116,4 +117,6 @@ def file_dataset(
     renderer = FileRenderer(table["path"].tolist(), sizes, preprocessing, read, truth, table=promise)
     if boxes is not None:
         boxes = boxes[boxes["image_id"].isin(table["image_id"])]
-    return Dataset(name, labels, table, boxes, renderer, size, hierarchy, frames, preprocessing)
+    dataset = Dataset(name, labels, table, boxes, renderer, size, hierarchy, frames, preprocessing)
+    dataset.leak = leak
+    return dataset

@@ -43,7 +43,7 @@ def load_brain_mri(
     (int16) are scaled to [0, 1] by the slice's own minimum and maximum. ``split_by``: "official", the five
     patient-wise folds of cvind.mat, of which ``fold`` 0 is number 1 ("patients" where the file is not there);
     "patients", five folds of our own; or "slices", fifths of the slices drawn from ``seed`` whatever the patient,
-    which leaks, and is warned of: it shows what paper `path` measured. Label and patient stand inside the files, so
+    which leaks, and is warned of. Label and patient stand inside the files, so
     each is opened once. Raises DataError naming the file. Source: paper `path`, section on data.
     """
     choose("split_by", split_by, SPLITS_BY)
@@ -65,11 +65,9 @@ def load_brain_mri(
     of_label = (table.pop("label") - 1).astype(int).tolist()
     frames = table[["orig_width", "orig_height"]].to_numpy()
     truth = Masks(table["path"].tolist(), of_label)
-    options = {"size": size, "preprocessing": preprocessing, "frames": frames, "read": read_slice, "truth": truth}
-    dataset = file_dataset("brain_mri", LABELS, table, boxes, **options)
-    if split_by == "slices":
-        dataset.leak = "split_by='slices' divides slices whatever the patient, as paper `path` did."
-    return dataset
+    leak = "split_by='slices' divides slices whatever the patient." if split_by == "slices" else ""
+    more = {"frames": frames, "read": read_slice, "truth": truth, "leak": leak}
+    return file_dataset("brain_mri", LABELS, table, boxes, size, preprocessing, **more)
 
 
 @dataclass(frozen=True)

@@ -77,12 +77,8 @@ def load_chestx_det(
     outlined = any(entry.outlines for entry in entries)
     truth = _Truth(labels, entries) if outlined else None
     boxes = _boxes(path, entries, table["image_id"])
-    dataset = file_dataset(
-        "chestx_det", labels, table, boxes, size=size, preprocessing=preprocessing, side=SIDE, truth=truth
-    )
-    if split_by == "official":
-        dataset.leak = "The published parts of ChestX-Det share patients."
-    return dataset
+    leak = "The published parts of ChestX-Det share patients." if split_by == "official" else ""
+    return file_dataset("chestx_det", labels, table, boxes, size, preprocessing, side=SIDE, truth=truth, leak=leak)
 
 
 @dataclass(frozen=True)

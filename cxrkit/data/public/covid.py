@@ -79,7 +79,7 @@ def load_covid(
     table = pd.concat([table, pd.DataFrame(targets.reshape(-1, len(LABELS)), columns=list(LABELS))], axis=1)
     if split_by == "published":
         table["split"] = _published(table, targets, fold, seed, authors)
-    return file_dataset("covid", LABELS, table, size=size, preprocessing=preprocessing, hierarchy=HIERARCHY)
+    return file_dataset("covid", LABELS, table, None, size, preprocessing, hierarchy=HIERARCHY)
 
 
 # Labels

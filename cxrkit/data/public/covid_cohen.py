@@ -73,16 +73,7 @@ def load_covid_cohen(
         stem = table["image_id"].str.rsplit(".", n=1).str[0]
         table["lung_mask"] = (stem + "_mask.png").map(masks)
     boxes, frames = _lungs(root / _LUNG_BOXES, table)
-    return file_dataset(
-        "covid_cohen",
-        labels,
-        table,
-        boxes,
-        size=size,
-        preprocessing=preprocessing,
-        frames=frames,
-        hierarchy=hierarchy,
-    )
+    return file_dataset("covid_cohen", labels, table, boxes, size, preprocessing, frames=frames, hierarchy=hierarchy)
 
 
 def cohen_table(root: Path, views: tuple[str, ...] = VIEWS, missing: str = "refuse") -> pd.DataFrame:

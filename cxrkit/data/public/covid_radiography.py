@@ -54,7 +54,7 @@ def load_covid_radiography(
     for name in classes:
         table[name] = (table["class"] == name).astype(float)
     table = table.drop(columns="class")
-    return file_dataset("covid_radiography", classes, table, size=size, preprocessing=preprocessing)
+    return file_dataset("covid_radiography", classes, table, None, size, preprocessing)
 
 
 def _classes(classes: Sequence[str]) -> tuple[str, ...]:

@@ -48,12 +48,10 @@ def load_kermany(
     choose("split_by", split_by, ("patients", "official"))
     table = kermany_table(root)
     leaks = split_by == "official" and (table.groupby("patient_id")["split"].nunique() > 1).any()
+    leak = "Patient numbers recur in several folders of the official split." if leaks else ""
     if split_by == "patients":
         table = table.drop(columns="split")
-    dataset = file_dataset("kermany", LABELS, table, size=size, preprocessing=preprocessing, hierarchy=HIERARCHY)
-    if leaks:
-        dataset.leak = "Patient numbers recur in several folders of the official split."
-    return dataset
+    return file_dataset("kermany", LABELS, table, None, size, preprocessing, hierarchy=HIERARCHY, leak=leak)
 
 
 def kermany_table(root: str | Path) -> pd.DataFrame:

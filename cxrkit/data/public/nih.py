@@ -68,7 +68,7 @@ def load_nih(
     parts = [part for part in subfolders(folder) if part.name.startswith("images")]
     files = stems_in(folder, *parts, *(part / "images" for part in parts if part.name != "images"))
     table = with_files("nih", found.path, table, files, missing)
-    return file_dataset("nih", LABELS, table, found.boxes, size=size, preprocessing=preprocessing, side=SIDE)
+    return file_dataset("nih", LABELS, table, found.boxes, size, preprocessing, side=SIDE)
 
 
 def read_annotations(folder: Path, tables: str = "folder") -> Annotations:

@@ -59,7 +59,7 @@ def load_object_cxr(
         table = table.drop(columns="split")
     truth = Outlines(table["path"].tolist(), shapes)
     boxes = _boxes(table, shapes)
-    return file_dataset("object_cxr", (LABEL,), table, boxes, size=size, preprocessing=preprocessing, truth=truth)
+    return file_dataset("object_cxr", (LABEL,), table, boxes, size, preprocessing, truth=truth)
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,7 @@ def load_rsna(
     files = stems_in(folder / IMAGES if (folder / IMAGES).is_dir() else folder)
     table = with_files("rsna", found.path, table, files, missing)
     read = partial(read_image, window=False)
-    return file_dataset(
-        "rsna", found.labels, table, found.boxes, size=size, preprocessing=preprocessing, side=SIDE, read=read
-    )
+    return file_dataset("rsna", found.labels, table, found.boxes, size, preprocessing, side=SIDE, read=read)
 
 
 def read_annotations(folder: Path, tables: str = "folder", labels: str = "binary") -> Annotations:

@@ -32,7 +32,7 @@ def test_stratified_folds_are_those_of_a_sorted_table():
     from sklearn.model_selection import StratifiedKFold
 
     ids, classes, _ = table()
-    got = splits.stratified_folds(classes, ids)
+    got = splits.image_folds(classes, ids)
     sorted_table = pd.DataFrame({"id": ids, "class": classes}).sort_values("id")
     dealt = StratifiedKFold(n_splits=5, shuffle=True, random_state=42).split(sorted_table, sorted_table["class"])
     for fold, (_, members) in enumerate(dealt):
@@ -46,13 +46,13 @@ def test_multilabel_folds_are_those_of_the_library():
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
     ids, _, targets = table()
-    got = splits.multilabel_folds(targets)
+    got = splits.image_folds(targets)
     for fold, (_, members) in enumerate(
         MultilabelStratifiedKFold(5, shuffle=True, random_state=42).split(ids, targets)
     ):
         assert set(np.flatnonzero(got == fold)) == set(members)
     unknown = np.where(targets == 0, np.nan, targets)
-    np.testing.assert_array_equal(splits.multilabel_folds(unknown), got)
+    np.testing.assert_array_equal(splits.image_folds(unknown), got)
 
 
 @settings(max_examples=30, deadline=None)
@@ -61,8 +61,10 @@ def test_folds_do_not_depend_on_the_order_of_rows(seed, order):
     ids, classes, targets = table(60, seed)
     classes[:10] = [0, 1] * 5
     order = np.array(order)
-    for deal, given_strata in ((splits.stratified_folds, classes), (splits.multilabel_folds, targets)):
-        np.testing.assert_array_equal(deal(given_strata[order], ids[order]), deal(given_strata, ids)[order])
+    for given_strata in (classes, targets):
+        np.testing.assert_array_equal(
+            splits.image_folds(given_strata[order], ids[order]), splits.image_folds(given_strata, ids)[order]
+        )
 
 
 def test_with_validation():
@@ -80,8 +82,8 @@ def test_with_validation():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: splits.stratified_folds([0, 1, 0]), "folds=5 is out of range; use 2 .. 3"),
-        (lambda: splits.multilabel_folds(np.zeros((9, 2)), folds=1), "folds=1 is out of range; use 2 .. 9"),
+        (lambda: splits.image_folds([0, 1, 0]), "folds=5 is out of range; use 2 .. 3"),
+        (lambda: splits.image_folds(np.zeros((9, 2)), folds=1), "folds=1 is out of range; use 2 .. 9"),
     ],
 )
 def test_out_of_range(call, words):

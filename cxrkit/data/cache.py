@@ -317,7 +317,7 @@ class _Draw:
         self._note(index, False, 0, 0, 0, 0, 0)
 
     def _rows(self, drawn: Rendered) -> dict[str, np.ndarray]:
-        """What an image puts into each array."""
+        """The row of an image in each array."""
         image = drawn.image.numpy()
         if image.min() < 0 or image.max() > 1:
             raise DataError("has pixels outside [0, 1], which a cache can't hold")

@@ -169,7 +169,7 @@ def _unexpected(listed: list[Entry], root: Path, dataset: Dataset | None, paths:
 
 
 def counts(dataset: Dataset, manifest: Mapping[str, Any]) -> pd.DataFrame:
-    """What was loaded beside what was published: columns what, loaded, published (None where nothing is)."""
+    """Loaded and published counts: columns what, loaded, published (None where none is)."""
     published = manifest.get("counts") or {}
     loaded = {
         "images": len(dataset),

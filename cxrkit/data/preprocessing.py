@@ -38,7 +38,7 @@ PROTOCOLS = ("paper", "authors", "corrected")
 
 
 class Preprocessing(Protocol):
-    """What a dataset asks of a pre-processing: the same geometry for pixels, masks and boxes."""
+    """The steps from an image as read to the square that networks take: one geometry for pixels, masks and boxes."""
 
     def image(self, pixels: Tensor, size: int) -> Tensor:
         """Float32 ``[H, W]`` in [0, 1] to ``[size, size]`` in [0, 1]."""

@@ -1,7 +1,7 @@
 """Read one radiograph, DICOM, PNG or JPEG, to grey float32 in [0, 1].
 
-The format is told by the file's first bytes, never by its name. Messages name the file and the cause in our
-own words: nothing that stands in a DICOM header, which may identify a patient, is ever repeated.
+The file's first bytes decide on the format, never its name. Messages name the file and the cause in our own words:
+they repeat nothing of a DICOM header, which may identify a patient.
 """
 
 from __future__ import annotations

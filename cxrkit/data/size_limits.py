@@ -1,4 +1,4 @@
-"""What no radiograph exceeds: files that claim or unpack to more are refused before they fill the memory."""
+"""Size limits: files that claim more, or unpack to more, are refused before they fill the memory."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _COMMON = ("root", "size", "seed", "fold", "preprocessing")
 class Source:
     """Where a source's loader lives. The loader takes keyword arguments and returns a Dataset.
 
-    ``needs_root``: whether the images lie in a folder that the user names.
+    ``needs_root``: whether the images are in a folder that the user names.
     """
 
     title: str
@@ -58,7 +58,7 @@ class Source:
     def cache_identity(
         self, name: str, root: str | Path | None, options: Mapping[str, Any], seed: int, dataset: Dataset, bits: int
     ) -> dict[str, Any]:
-        """What a cache of the images is found by: see :func:`cxrkit.data.cache.cache_identity`."""
+        """Everything that decides on the pixels of a cache: see :func:`cxrkit.data.cache.cache_identity`."""
         seed = None if self.needs_root else seed
         return cache_identity(name, root, options, seed, self.module, dataset, bits)
 

@@ -15,11 +15,10 @@ from cxrkit.errors import DataError, ParameterError
 __all__ = [
     "FOLDS",
     "fold_split",
-    "multilabel_folds",
+    "image_folds",
     "patient_folds",
     "patient_overlap",
     "refuse_shared_patients",
-    "stratified_folds",
     "with_validation",
 ]
 
@@ -86,43 +85,34 @@ def with_validation(is_test: np.ndarray, patients: Sequence[str], targets: np.nd
 # Folds of images
 
 
-def stratified_folds(
-    classes: Sequence[int], ids: Sequence[str] | None = None, folds: int = FOLDS, seed: int = IMAGE_SEED
+def image_folds(
+    strata: np.ndarray, ids: Sequence[str] | None = None, folds: int = FOLDS, seed: int = IMAGE_SEED
 ) -> np.ndarray:
-    """The fold in which each image is tested, int ``[N]``, by scikit-learn's StratifiedKFold, shuffled.
+    """The fold in which each image is tested, int ``[N]``. Images are dealt, not patients.
 
-    ``classes``: N classes that exclude each other. ``ids``: the rows are dealt in the order of these, wherever they
-    stand. Images are dealt, not patients. Source: paper `bcos`, code for RSNA: 5 folds, seed 42, sorted by patient id.
+    ``strata``: classes that exclude each other, ``[N]`` (by scikit-learn's StratifiedKFold), or labels, ``[N, L]`` of
+    0, 1 or NaN, counted as 0 (by iterative stratification). ``ids``: the rows are dealt in the order of these, wherever
+    they stand. Raises ParameterError for more folds than images. Source: paper `bcos`, code for RSNA and VinBigData:
+    5 folds, seed 42, in order of id.
     """
-    classes = np.asarray(classes)
-    _check_folds(len(classes), folds)
-    return _dealt(StratifiedKFold(folds, shuffle=True, random_state=seed), classes, ids)
-
-
-def multilabel_folds(
-    targets: np.ndarray, ids: Sequence[str] | None = None, folds: int = FOLDS, seed: int = IMAGE_SEED
-) -> np.ndarray:
-    """The fold in which each image is tested, int ``[N]``, by iterative stratification of ``targets`` ``[N, L]``.
-
-    As :func:`stratified_folds`, for labels that overlap; NaN counts as 0. Source: paper `bcos`, code for VinBigData: 5
-    folds, seed 42.
-    """
-    positive = (np.nan_to_num(np.asarray(targets, dtype=np.float64)) > 0).astype(int)
-    _check_folds(len(positive), folds)
-    return _dealt(MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed), positive, ids)
-
-
-def _check_folds(count: int, folds: int) -> None:
-    if not 2 <= folds <= count:
-        raise ParameterError(f"folds={folds} is out of range; use 2 .. {count}, the number of images")
-
-
-def _dealt(splitter: StratifiedKFold | MultilabelStratifiedKFold, strata: np.ndarray, ids) -> np.ndarray:
+    strata = np.asarray(strata)
+    if not 2 <= folds <= len(strata):
+        raise ParameterError(f"folds={folds} is out of range; use 2 .. {len(strata)}, the number of images")
+    splitter = StratifiedKFold if strata.ndim == 1 else MultilabelStratifiedKFold
+    if strata.ndim == 2:
+        strata = (np.nan_to_num(strata) > 0).astype(int)
     order = np.arange(len(strata)) if ids is None else np.argsort(np.asarray(ids, dtype=str), kind="stable")
     fold_of = np.empty(len(strata), dtype=int)
-    for fold, (_, members) in enumerate(splitter.split(strata[order], strata[order])):
-        fold_of[order[members]] = fold
+    fold_of[order] = _dealt(splitter(folds, shuffle=True, random_state=seed), strata[order])
     return fold_of
+
+
+def _dealt(splitter: StratifiedKFold | MultilabelStratifiedKFold, strata: np.ndarray) -> np.ndarray:
+    """The part of each row: int ``[N]``."""
+    part_of = np.empty(len(strata), dtype=int)
+    for part, (_, members) in enumerate(splitter.split(strata, strata)):
+        part_of[members] = part
+    return part_of
 
 
 def _by_patient(patients: Sequence[str], targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -139,10 +129,7 @@ def _stratify(positive: np.ndarray, parts: int, seed: int) -> np.ndarray:
     # Patients with and without any finding are strata of their own, also where there is no label at all.
     healthy = positive.sum(axis=1) == 0
     strata = np.column_stack([positive, healthy, ~healthy]).astype(int)
-    part_of = np.empty(len(strata), dtype=int)
-    folds = MultilabelStratifiedKFold(parts, shuffle=True, random_state=seed).split(strata, strata)
-    for part, (_, members) in enumerate(folds):
-        part_of[members] = part
+    part_of = _dealt(MultilabelStratifiedKFold(parts, shuffle=True, random_state=seed), strata)
     for part in np.flatnonzero(np.bincount(part_of, minlength=parts) == 0):
         # Stratification may starve a part when patients are few; the largest part then gives up its last
         # patient.

@@ -1,4 +1,4 @@
-"""What each label looks like: from a label and a patient to findings, drawn from a seed."""
+"""The looks of the labels: from a label and a patient to findings, drawn from a seed."""
 
 from __future__ import annotations
 

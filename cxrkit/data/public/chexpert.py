@@ -65,7 +65,7 @@ def load_chexpert(
     14 labels in published order. ``uncertain``: what -1 becomes, "nan", "zeros" or "ones"; ``unmentioned``: what an
     empty cell becomes, "zeros" (as its authors count it) or "nan". ``frontal_only`` leaves lateral views out.
     ``split_by``: "official" (train.csv, valid.csv and, where it is there, the test table) or "patients" (five folds
-    of our own). Where gt_segmentations_val.json or gt_segmentations_test.json lies in the folder or one beside it,
+    of our own). Where gt_segmentations_val.json or gt_segmentations_test.json is in the folder or one beside it,
     ``truth`` holds the radiologists' outlines of ten labels on those images, and a box bounds each; an image not
     named there has none of them. ``missing``: whether a patient's folder is there is looked at, not every file.
     ``seed`` is not used. Raises DataError naming file and line.

@@ -54,7 +54,7 @@ def load_covid(
     ``split_by``: "patients" (five folds of our own, which partition the patients) or "published": five random 60/40
     draws of patients with the authors' seeds, which overlap and are warned of; ``fold`` says which; an eighth of the
     training patients validates, where the authors chose the best epoch on the test part. Where the authors' files
-    metadataV2.csv and V2_60_40_00fold0.txt ... lie in the folder, "published" takes their images and their patients.
+    metadataV2.csv and V2_60_40_00fold0.txt ... are in the folder, "published" takes their images and their patients.
     ``missing``: "refuse", or "leave_out" for partial downloads. Raises DataError naming file and line. Source: paper
     `covid`, sections on labels and data, and its published code.
     """

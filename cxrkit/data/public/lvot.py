@@ -1,4 +1,4 @@
-"""LVOT: the private cardiac MR set of paper `normgrad`; nobody outside can download it."""
+"""LVOT: a private set of cardiac MR slices, which can't be downloaded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cxrkit.errors import DataError
 __all__ = ["load_lvot"]
 
 HELP = (
-    "lvot: the LVOT set of paper `normgrad` is private and can't be downloaded. Whoever has it writes images.csv and "
-    'boxes.csv beside the images (see the source "folder") and gives that folder as root=. A synthetic set of the same '
-    'shape, with a small artefact near the centre, is cxrkit.data.load("phantom", view="quality")'
+    "lvot: this set is private and can't be downloaded. If you have it, write images.csv and boxes.csv beside the "
+    'images (see the source "folder") and give that folder as root=. A synthetic set of the same shape,'
+    ' with a small artefact near the centre, is cxrkit.data.load("phantom", view="quality")'
 )
 
 

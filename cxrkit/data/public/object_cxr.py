@@ -78,7 +78,7 @@ def _read_part(root: Path, part: str, path: Path, missing: str) -> tuple[pd.Data
     column = next((name for name in NAMES if name in raw.columns), None)
     if column is None:
         raise DataError(f"{path}: lacks a column {' or '.join(NAMES)}; it has {list(raw.columns)}")
-    # A path may stand in the table; the images of a part lie in one folder.
+    # The table may give paths; the images of a part are in one folder.
     names = raw[column].str.replace("\\", "/", regex=False).str.rsplit("/", n=1).str[-1]
     refuse(path, f"{column} is empty", places(raw[column], names == ""))
     refuse(path, f"{column} occurs twice", places(names, names.duplicated()))

@@ -18,7 +18,7 @@ from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.public.layout import choose, find_folder, stems_in, with_files
 from cxrkit.data.public.xrv_tables import Annotations, table_of
 from cxrkit.data.readers import read_image
-from cxrkit.data.splits import FOLDS, stratified_folds, with_validation
+from cxrkit.data.splits import FOLDS, image_folds, with_validation
 from cxrkit.data.tables import box_table, corner_boxes, places, read_table, refuse, sound_rows, whole_boxes
 from cxrkit.errors import DataError
 
@@ -128,5 +128,5 @@ def _paper_split(table: pd.DataFrame, labels: tuple[str, ...], fold: int, seed: 
         raise DataError(
             f"rsna: the paper's folds need {FOLDS} patients with and {FOLDS} without opacity; use split_by='patients'"
         )
-    is_test = stratified_folds(positive, table["patient_id"]) == fold
+    is_test = image_folds(positive, table["patient_id"]) == fold
     return with_validation(is_test, table["patient_id"], table[list(labels)].to_numpy(), seed * FOLDS + fold)

@@ -21,7 +21,7 @@ from cxrkit.data.preprocessing import SQUASH, Preprocessing, Wrapped
 from cxrkit.data.public.layout import choose, find_folder, stems_in, with_files
 from cxrkit.data.public.xrv_tables import Annotations, table_of
 from cxrkit.data.readers import image_size, read_image
-from cxrkit.data.splits import FOLDS, multilabel_folds, with_validation
+from cxrkit.data.splits import FOLDS, image_folds, with_validation
 from cxrkit.data.tables import (
     EDGES,
     box_table,
@@ -185,7 +185,7 @@ def _boxes(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
 def _paper_split(table: pd.DataFrame, labels: tuple[str, ...], fold: int, seed: int) -> np.ndarray:
     if len(table) < FOLDS:
         raise DataError(f"vinbigdata: the paper's folds need {FOLDS} images; use split_by='patients'")
-    is_test = multilabel_folds(table[list(LABELS)].to_numpy(), table["image_id"]) == fold
+    is_test = image_folds(table[list(LABELS)].to_numpy(), table["image_id"]) == fold
     return with_validation(is_test, table["patient_id"], table[list(labels)].to_numpy(), seed * FOLDS + fold)
 
 

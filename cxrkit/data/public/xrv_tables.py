@@ -31,7 +31,7 @@ _FILES = {
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a source says about its images, without the images.
+    """The annotations of a source, without its images.
 
     ``images``: image_id, patient_id, one 0/1 column per label, and the source's further columns, as
     ``Dataset.table`` without path and split; its index holds the lines of the table at ``path``. ``boxes``: as

@@ -115,7 +115,7 @@ HELD: dict[str, int] = {
     "train": 1771,
     "study": 3059,
     "grid": 2682,
-    "view": 2507,
+    "view": 2506,
     "": 827,
 }
 

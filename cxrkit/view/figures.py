@@ -20,17 +20,7 @@ from cxrkit import metrics
 from cxrkit.errors import ParameterError
 from cxrkit.view.charts import percent, score_bars, threshold_curves, verdict_bars
 from cxrkit.view.codec import array
-from cxrkit.view.panels import (
-    broken,
-    colour_bar,
-    draw_image,
-    draw_map,
-    draw_region,
-    limits,
-    panels,
-    region_of,
-    stack,
-)
+from cxrkit.view.panels import broken, colour_bar, draw_image, draw_map, draw_region, limits, panels, region_of, stack
 from cxrkit.view.style import POSITIVE, WIDTH, describe, style
 from cxrkit.view.training_charts import search_trials, training_curves
 

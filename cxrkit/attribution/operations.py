@@ -10,7 +10,7 @@ call made, or a tensor that nobody has seen. So is a path from the image that ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from cxrkit.errors import AttributionError
 
-__all__ = ["Call", "plain_name", "tensors", "traced"]
+__all__ = ["Call", "plain_name", "replaced", "tensors", "traced"]
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,35 @@ def traced(
 ) -> tuple[Tensor, WeakIdKeyDictionary]:
     """Logits `network(inputs)` with replaced operations, and all constants that went into them.
 
-    Calls named in `rules` that see a tensor in need of a gradient are made by the rule; `otherwise` makes every other
-    call on such a tensor that isn't a mere question about it (shape, device, whether it is greater than another). A
-    replaced call never works in place. AttributionError where the network goes on with the tensor that it thinks
-    changed, where a tensor comes from an operation that can't be seen, where values that were cut off from their
-    gradient go into the signal again (unless `cuts`), and for scripted modules.
-
     A constant that no call made was there before or comes from the image on a hidden path. A second run tells these
     apart: `constants` are those of the first, and AttributionError is raised for one that isn't among them. The second
     run is made here where it is needed, unless the caller makes it (`again`).
+    """
+    with replaced(model, rules, otherwise, cuts=cuts, constants=constants) as seen:
+        seen.made[inputs] = True
+        logits = network(inputs)
+        seen.check("", logits)
+    if again and constants is None and seen.unknown:
+        traced(model, network, inputs, rules, otherwise, cuts=cuts, constants=seen.made)
+    return logits, seen.made
+
+
+@contextmanager
+def replaced(
+    model: nn.Module,
+    rules: Mapping[str, Rule],
+    otherwise: Rule | None = None,
+    *,
+    cuts: bool = False,
+    constants: WeakIdKeyDictionary | None = None,
+) -> Iterator[_Replacing]:
+    """Within the context, calls named in `rules` that see a tensor in need of a gradient are made by the rule.
+
+    `otherwise` gets every other call on such a tensor that isn't a mere question about it (shape, device, whether it
+    is greater than another); None leaves them alone. A replaced call never works in place. AttributionError where the
+    network goes on with the tensor that it thinks changed, where a tensor comes from an operation that can't be seen,
+    where values that were cut off from their gradient go into the signal again (unless `cuts`), and for scripted
+    modules. `constants` as in `traced`.
     """
     scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if scripted is not None:
@@ -79,12 +99,7 @@ def traced(
             stack.callback(module.register_forward_hook(_leaving(mode, name), always_call=True).remove)
         stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_HOOKED))
         stack.enter_context(mode)
-        mode.made[inputs] = True
-        logits = network(inputs)
-        mode.check("", logits)
-    if again and constants is None and mode.unknown:
-        traced(model, network, inputs, rules, otherwise, cuts=cuts, constants=mode.made)
-    return logits, mode.made
+        yield mode
 
 
 def tensors(values) -> Iterator[Tensor]:
@@ -99,7 +114,7 @@ def tensors(values) -> Iterator[Tensor]:
 
 
 class _Replacing(TorchFunctionMode):
-    def __init__(self, model, rules: Mapping[str, Rule], otherwise: Rule, cuts: bool, constants):
+    def __init__(self, model, rules: Mapping[str, Rule], otherwise: Rule | None, cuts: bool, constants=None):
         super().__init__()
         self.rules, self.otherwise, self.cuts, self.constants = rules, otherwise, cuts, constants
         self.running: list[str] = []
@@ -137,7 +152,8 @@ class _Replacing(TorchFunctionMode):
                 "from the image without gradient (comparison, detach, no_grad), which no rule can follow; write an "
                 "activation as torch has it, for instance torch.relu(x), or use integrated_gradients"
             )
-        result = self.rules.get(call.name, self.otherwise)(call, *args, **kwargs)
+        rule = self.rules.get(call.name, self.otherwise)
+        result = function(*args, **kwargs) if rule is None else rule(call, *args, **kwargs)
         if changed is not None and result is not None and result is not changed:
             for tensor in (changed, changed._base):
                 if tensor is not None:

@@ -125,7 +125,7 @@ def last_rules(logits: Tensor, kind: type) -> list:
 
 
 class Propagation:
-    """The rules of one forward pass, to be given to `operations.traced` for all calls.
+    """The rules of one forward pass, to be given to `operations.replaced` for all calls.
 
     `weighted` makes the rule of a layer with weights. With `box`, layers that read the image itself (through copies
     and constants) follow the z^B rule with the lowest and highest value of the encoded image instead, and are counted

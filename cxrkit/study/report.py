@@ -272,7 +272,8 @@ def means(frame: pd.DataFrame, score: str, by: Sequence[str], n: int = 500) -> p
         row = dict(zip(by, place, strict=True)) | {score: mean, "low": low, "high": high}
         row["patients"] = part.loc[known, "patient_id"].nunique()
         rows.append(row | {"degenerate": int((~known).sum())})
-    return pd.DataFrame(rows, columns=[*by, score, "low", "high", "patients", "degenerate"])
+    found = pd.DataFrame(rows, columns=[*by, score, "low", "high", "patients", "degenerate"])
+    return found.astype(dict(frame[list(by)].dtypes))  # also of an empty frame
 
 
 def enlarge(maps: np.ndarray, size: int) -> np.ndarray:

@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = ["data", "phantom", "models", "attribution", "metrics", "train", "study", "grid"]
 KNOWS = {name: {name, *ORDER[:place]} for place, name in enumerate(ORDER)}
 KNOWS["view"] = {"view", *KNOWS["metrics"]}
-SHARED = {"", "errors", "files", "lazy", "project", "terminal", "yaml_files"}
+SHARED = {"", "errors", "files", "lazy", "markdown", "project", "terminal", "yaml_files"}
 TOP = {"cli", "cli_data", "cli_grid", "_torchvision"}
 
 LINES = 400  # of a module
@@ -88,7 +88,7 @@ def circles() -> set[frozenset[str]]:
 # What fails today, each of which is to go; nothing new may join.
 KNOWN_CIRCLES: set[str] = {"cxrkit.study.index", "cxrkit.study.runs"}
 KNOWN_LONG_MODULES: set[str] = set()
-KNOWN_LONG_FUNCTIONS: set[str] = {"cxrkit.data.folder.load_folder", "cxrkit.models.zoo.create"}
+KNOWN_LONG_FUNCTIONS: set[str] = {"cxrkit.data.folder.load_folder"}
 KNOWN_LONG_PAPERS: set[str] = {"bcos/maps", "bcos/tables", "normgrad/measure", "normgrad/tables"}
 KNOWN_MORE_MODULES: set[str] = {"bcos/claims", "bcos/maps", "normgrad/code", "normgrad/maps"}
 NAMES_A_PAPER = {"cxrkit.data.preprocessing"}
@@ -107,16 +107,16 @@ BUDGET = {
     "": 800,
 }
 HELD: dict[str, int] = {
-    "data": 7011,
-    "phantom": 2354,
-    "models": 1714,
-    "attribution": 5540,
+    "data": 6774,
+    "phantom": 2311,
+    "models": 1699,
+    "attribution": 5553,
     "metrics": 2311,
     "train": 1771,
-    "study": 3059,
-    "grid": 2682,
+    "study": 2992,
+    "grid": 2697,
     "view": 2506,
-    "": 827,
+    "": 841,
 }
 
 

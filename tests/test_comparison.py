@@ -94,16 +94,3 @@ def test_one_patient_has_no_interval():
     found = comparison.area(frame[frame["label"] != "never"], n=20)
     assert 0.5 < found.mean <= 1
     assert np.isnan(found[1:]).all()
-
-
-def test_a_network_is_judged_once_for_all_claims_about_it(monkeypatch):
-    from papers.bcos import claims as bcos_claims
-
-    judged, place = [], ("folder", "B-cos", "plain")
-    monkeypatch.setattr(bcos_claims, "cells", lambda name: {place: [("run", "explained")]})
-    monkeypatch.setattr(bcos_claims, "predictions", lambda run: pd.DataFrame({"run": [run]}))
-    monkeypatch.setattr(bcos_claims, "too_little", lambda frame: judged.append(frame) or "it missed every positive")
-    study_ = bcos_claims.View("grid", "folder")
-    assert study_.barred(("B-cos", "bcos")) == study_.barred(("B-cos", "layercam", "plain"))
-    assert study_.barred(("B-cos", "bcos")) == "B-cos (plain) learnt too little: it missed every positive"
-    assert len(judged) == 1

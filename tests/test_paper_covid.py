@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from notebook_cells import NOTEBOOKS, names_of
+from notebook_cells import NOTEBOOKS, run_cells
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 import cxrkit
@@ -255,7 +255,7 @@ def cells(tmp_path_factory):
         dataset_options=options, size=32, model="resnet18", epochs=1, batch_size=8, results=results, threads=1
     )
     asked = {"images": 2, "shown": 1, "n_steps": [5, 20], "window": 8, "stride": 8, "top": 3, "device": "cpu"}
-    return names_of("papers/covid/measure.ipynb", run=training.train(parameters), results=results, threads=1, **asked)
+    return run_cells("papers/covid/measure", run=training.train(parameters), results=results, threads=1, **asked)
 
 
 def test_what_is_explained_is_chosen_by_the_data(cells):

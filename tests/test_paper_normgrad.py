@@ -1,4 +1,4 @@
-"""Paper `normgrad`: what is measured on a network, the tables and claims made of it, and its checklist."""
+"""Paper `normgrad`: the protocol of its notebook on a small network, its tables and claims, and its checklist."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from notebook_cells import run_cell, run_cells
 
 import cxrkit
 from book.tools import checklist
@@ -13,19 +14,14 @@ from cxrkit import study, train
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.metrics import pointing_game
 from cxrkit.phantom.source import load_phantom
-from cxrkit.study import published, report, runs
-from cxrkit.study.notebook import parameters_for
+from cxrkit.study import claims, published, report, runs
 from cxrkit.study.study import Study
-from papers.normgrad import code as normgrad_code
-from papers.normgrad import maps as normgrad_maps
-from papers.normgrad import measure as measuring
+from cxrkit.view import figures
+from papers.normgrad import measure
 from papers.normgrad import tables as normgrad
 
 SIZE = 48
-
-
-def parameters(**values):
-    return parameters_for("notebooks/papers/normgrad/measure.ipynb")(**values)
+PROTOCOL = "papers/normgrad/measure"
 
 
 @pytest.fixture(scope="module")
@@ -51,94 +47,90 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(trained):
+    """The names that the notebook's cells leave."""
     run, results = trained
-    given = parameters(run=run.key, results=results, images=4, maps=2, paper_size=224)
-    subject = measuring.subject(given)
-    return subject, measuring.measure(subject)
+    return run_cells(PROTOCOL, last="few", run=run.key, results=results, images=4, maps=2, paper_size=224)
 
 
 def test_a_run_gives_a_row_per_image_method_state_and_smoothing(measured):
-    subject, tables = measured
+    tables = measured["tables"]
     scores = tables["scores"]
     assert list(dict.fromkeys(scores["state"])) == ["FR", "trained"]  # no pre-trained weights: no SR
-    assert set(scores["method"]) == set(measuring.METHODS)
+    assert set(scores["method"]) == set(measure.METHODS)
     assert len(scores) == 4 * 2 * 10 * 2
     known = scores.dropna(subset=["hit"])  # Grad-CAM may be empty
     assert len(known) > 0.8 * len(scores)
     assert known["hit"].isin([0, 1]).all()
     assert (known["hit"] >= known["hit_share"]).all()  # 15 of 48 pixels reach further than the share
-    assert subject.share == pytest.approx(15 / 224)
     assert set(tables["similarity"]["state"]) == {"FR"}
     assert tables["chance"]["hit_share"].between(0, 1).all()
+    assert measured["kept"].shape == (2, 10, 2, SIZE, SIZE)
+    assert measured["kept"].nan_to_num().amax() == 1
 
 
 def test_hits_are_those_of_a_slow_search(measured):
-    subject, tables = measured
-    shown = measuring.positives(subject, subject.rows)
-    targets = measuring.predicted(subject, subject.model, shown.images)
-    maps = measuring.all_maps(subject.model, shown.images, targets, ["NormGrad Scaling single"])
-    for place, values in enumerate(maps["NormGrad Scaling single"]):
+    method, shown = "NormGrad Scaling single", measured["positives"].batch(range(4))
+    targets = measured["predicted"](measured["model"], shown.images)
+    for place, values in enumerate(measured["all_maps"](measured["model"], shown.images, targets)[method]):
         row, column = divmod(int(values.argmax()), SIZE)
-        inside = np.argwhere(shown.boxes[place].numpy())
+        inside = np.argwhere(shown.masks[place, measured["output"]].numpy())
         nearest = np.sqrt(((inside - [row, column]) ** 2).sum(1)).min()
-        found = tables["scores"].query(
-            "method == 'NormGrad Scaling single' and state == 'trained' and not smoothed and image_id == @image",
-            local_dict={"image": shown.image_ids[place]},
+        found = measured["tables"]["scores"].query(
+            "method == @method and state == 'trained' and not smoothed and image_id == @image",
+            local_dict={"method": method, "image": shown.image_ids[place]},
         )
         assert found["hit"].item() == float(nearest < 15)
         assert found["hit_share"].item() == float(nearest < SIZE * 15 / 224)
 
 
 def test_a_map_explains_the_predicted_class_and_is_absolute(measured):
-    subject, _ = measured
-    shown = measuring.positives(subject, subject.rows)
+    model, images = measured["model"], measured["positives"].batch(range(4)).images
     targets = torch.tensor([0, 1, 0, 1])
-    maps = measuring.maps_of(subject.model, shown.images, "InputXGrad", targets)
+    plain = {name: method for name, (method, options) in measured["recipes"].items() if not options}
+    maps = {name: measured["absolute_maps"](model, images, targets, method) for name, method in plain.items()}
     for place, target in enumerate(targets.tolist()):
-        image = shown.images[place : place + 1]
-        own = cxrkit.attribute(subject.model, image, "input_x_gradient", [target])[0, 0].abs()
-        torch.testing.assert_close(maps[place], own, atol=1e-5, rtol=1e-4)
-    guided = measuring.maps_of(subject.model, shown.images, "GuidedGradCAM", targets)
-    parts = [measuring.maps_of(subject.model, shown.images, name, targets) for name in ("GuidedBackprop", "GradCAM")]
-    torch.testing.assert_close(guided, parts[0] * parts[1])
-    assert (maps >= 0).all()
+        own = cxrkit.attribute(model, images[place : place + 1], "input_x_gradient", [target])[0, 0].abs()
+        torch.testing.assert_close(maps["InputXGrad"][place], own, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(maps["GuidedGradCAM"], maps["GuidedBackprop"] * maps["GradCAM"])
+    assert all((one >= 0).all() for one in maps.values())
 
 
 def test_variants_differ_where_they_should(measured):
-    _, tables = measured
-    table = tables["quirks"].pivot_table(values="hit_share", index=["image_id", "method"], columns="variant")
+    table = measured["tables"]["quirks"].pivot_table(
+        values="hit_share", index=["image_id", "method"], columns="variant"
+    )
     assert (table["tolerance 25"] >= table["text"])[table["text"].notna()].all()
     assert {"transposed disc", "outline", "label", "clipped", "clipped, raw", "all logits", "raw"} <= set(table)
-    assert table["clipped"].dropna().index.get_level_values("method").isin(measuring.PIXEL_METHODS).all()
+    assert table["clipped"].dropna().index.get_level_values("method").isin([*measure.PIXEL_METHODS]).all()
 
 
 def test_clipping_leaves_one_pixel_in_a_hundred_at_the_maximum():
     maps = torch.rand(3, 100, 100)
-    cut = measuring.clipped(maps)
+    cut = measure.clipped(maps)
     share = (cut == cut.amax((1, 2), keepdim=True)).float().mean((1, 2))
     assert ((share - 0.01).abs() < 2e-3).all()
     assert torch.equal(cut[maps < 0.5], maps[maps < 0.5])
 
 
 def test_chance_and_centre(measured):
-    subject, tables = measured
-    shown = measuring.positives(subject, subject.rows)
+    boxes = measured["positives"].batch(range(4)).masks[:, measured["output"]]
     middle = torch.zeros(SIZE, SIZE)
     middle[SIZE // 2, SIZE // 2] = 1
-    assert tables["chance"]["centre"].tolist() == [float(pointing_game(middle, box, 15)) for box in shown.boxes]
+    assert measured["tables"]["chance"]["centre"].tolist() == [float(pointing_game(middle, box, 15)) for box in boxes]
 
 
-def test_methods_that_are_not_defined_leave_no_score():
+def test_methods_that_are_not_defined_leave_no_score(measured):
     model = cxrkit.models.create("efficientnet_b0", ["a", "b"]).eval()
-    maps = measuring.all_maps(model, torch.rand(1, 1, 32, 32), torch.tensor([0]), ["GuidedBackprop", "GradCAM"])
+    maps = measured["all_maps"](model, torch.rand(1, 1, 32, 32), torch.tensor([0]))
     assert maps["GuidedBackprop"].isnan().all()
+    assert maps["GuidedGradCAM"].isnan().all()
     assert maps["GradCAM"].isfinite().all()
 
 
 def test_the_layers_of_an_efficientnet_of_timm_are_those_of_the_paper():
-    lite = measuring.layers_of(cxrkit.models.create("efficientnet_lite0", ["a"]))
+    lite = measure.layers_of(cxrkit.models.create("efficientnet_lite0", ["a"]))
     assert len(lite) == int(published.scalars("normgrad")["J_efficientnet"])
-    assert measuring.layers_of(cxrkit.models.create("resnet18", ["a"])) == "paper"
+    assert measure.layers_of(cxrkit.models.create("resnet18", ["a"])) == "paper"
 
 
 @pytest.mark.parametrize(
@@ -153,13 +145,13 @@ def test_the_layers_of_an_efficientnet_of_timm_are_those_of_the_paper():
 def test_wrong_parameters_are_named(trained, values, word):
     run, results = trained
     with pytest.raises(ParameterError, match=word):
-        measuring.subject(parameters(run=run.key, results=results, **values))
+        run_cells(PROTOCOL, last="images", run=run.key, results=results, **values)
 
 
 def test_a_label_without_boxes_is_refused(trained):
     run, results = trained
     with pytest.raises(DataError, match="fine"):
-        measuring.subject(parameters(run=run.key, results=results, label="fine"))
+        run_cells(PROTOCOL, last="images", run=run.key, results=results, label="fine")
 
 
 @pytest.fixture
@@ -169,7 +161,7 @@ def grid(monkeypatch):
     def scores(seed, base):
         rows = []
         for state, factor in (("FR", 0.25), ("SR", 0.5), ("trained", 1.0)):
-            for place, method in enumerate(measuring.METHODS):
+            for place, method in enumerate(measure.METHODS):
                 for smoothed in (False, True):
                     share = factor * base * (0.3 + 0.05 * place + (0.1 if smoothed and place < 3 else 0))
                     hits = (np.arange(20) < round(20 * share)).astype(float)
@@ -179,6 +171,8 @@ def grid(monkeypatch):
         return pd.concat(rows, ignore_index=True)
 
     class Train:
+        kind = "train"
+
         def __init__(self, view, model, weights, seed):
             self.parameters = train.TrainParameters(
                 dataset_options={"view": view}, model=model, weights=weights, seed=seed
@@ -201,9 +195,8 @@ def grid(monkeypatch):
                 level = pd.DataFrame({"hit": [0.3], "hit_share": [0.1], "centre": [1.0], "centre_share": [0.9],
                                       "boxes": [0.05], "image_id": ["i0"], "patient_id": ["i0"]})  # fmt: skip
                 made.append((Train(view, model, weights, seed), Scores({"scores": table, "chance": level})))
-    monkeypatch.setattr(normgrad, "pairs", lambda name: made)
-    monkeypatch.setattr(report, "synthetic", lambda name: True)
-    return "hand-made"
+    monkeypatch.setattr(Study, "pairs", lambda study, kind: made)
+    return Study("hand-made", tuple(run for run, _ in made))
 
 
 class _Everywhere:
@@ -216,43 +209,61 @@ class _Everywhere:
         return True
 
 
-def test_tables_hold_every_method_and_the_printed_cells(grid):
-    assert normgrad.sets(grid) == ["LVOT", "Object-CXR"]
-    table = normgrad.randomisation(grid, "LVOT", "resnet18").set_index("method")
+@pytest.fixture
+def page(grid, monkeypatch):
+    """What a page of the paper displays up to a cell: tables by caption."""
+    monkeypatch.setattr(cxrkit.grid, "load", lambda name: grid)
+    monkeypatch.setattr(Study, "notice", "")
+
+    def displayed(name, last, **parameters):
+        shown = run_cells(f"papers/normgrad/{name}", last, **parameters)["_displayed"]
+        return {one.caption: one.data.set_index(one.data.columns[0]) for one in shown}
+
+    return displayed
+
+
+def test_tables_hold_every_method_and_the_printed_cells(page):
+    shown = page("study", "cell-11")
+    table = shown["the phantom, in place of LVOT: resnet18"]
     assert table.loc["Grad-CAM", "paper, trained"] == 0.547
     assert table.loc["Grad-CAM", "ours, trained"] == "0.450 ± 0.000"
     assert table.loc["Grad-CAM", "ours, SR"] == "–"
-    assert table.loc["centre of the image", "ours, trained"] == "0.900"
-    objects = normgrad.randomisation(grid, "Object-CXR", "efficientnet_lite0, pre-trained").set_index("method")
+    assert table.loc["centre of the image", ["ours, SR", "ours, trained"]].tolist() == ["–", "0.900"]
+    objects = shown["the phantom, in place of Object-CXR: efficientnet_lite0, pre-trained"]
     assert objects.loc["Conv3 × 3 single", "paper, trained"] == 0.853
     assert objects["ours, SR"].iloc[0] == "0.200 ± 0.000"  # 4 of 20
-    with pytest.raises(ParameterError, match="vgg16"):
-        normgrad.randomisation(grid, "LVOT", "vgg16")
+    smoothing = shown["the phantom, in place of LVOT"]
+    assert smoothing.loc["Input × gradient", "change"] > 0.05
+    assert smoothing.loc["Grad-CAM", "change"] == 0
 
 
-def test_difference_of_means_and_its_interval(grid):
-    table = normgrad.architectures(grid, "LVOT").set_index("method")
-    row = table.loc["Conv3 × 3 multi"]
+def test_difference_of_means_and_its_interval(page):
+    row = page("study", "cell-13")["the phantom, in place of LVOT"].loc["Conv3 × 3 multi"]
     assert row["DoM, ours"] == pytest.approx(abs(15 / 20 - round(20 * 0.9 * 0.75) / 20))
     assert row["low"] <= row["DoM, ours"] <= row["high"]
 
 
-def test_smoothing_and_claims_find_what_was_put_in(grid):
-    smoothing = normgrad.smoothing(grid, "LVOT").set_index("method")
-    assert smoothing.loc["Input × gradient", "change"] > 0.05
-    assert smoothing.loc["Grad-CAM", "change"] == 0
-    claims = normgrad.claims(grid).set_index("claim")
-    assert claims.loc["Training raises the hits (LVOT)", "verdict"] == "same direction"
-    assert claims.loc["Conv3 × 3 gains by several layers (LVOT)", "verdict"] == "undecided here" or (
-        claims.loc["Conv3 × 3 gains by several layers (LVOT)", "ours"] > 0
-    )
-    assert claims.loc["Conv3 × 3 gains by several layers (LVOT)", "paper"] == "0.602 against 0.43"
-    assert claims.loc["Smoothing helps pixel maps more than the others (LVOT)", "verdict"] == "same direction"
-    assert claims.loc["Grad-CAM hits least often (Object-CXR)", "verdict"] in ("same direction", "undecided here")
-    assert "can't be tested here" not in " ".join(claims["verdict"])
+def test_claims_find_what_was_put_in(grid):
+    found = normgrad.verdicts(grid).set_index("claim")
+    assert found.loc["Training raises the hits (LVOT)", "verdict"] == "same direction"
+    layers = found.loc["Conv3 × 3 gains by several layers (LVOT)"]
+    assert layers["paper"] == "0.602 against 0.43"
+    assert layers["verdict"] == "undecided here" or layers["ours"] > 0
+    assert found.loc["Smoothing helps pixel maps more than the others (LVOT)", "verdict"] == "same direction"
+    assert found.loc["Grad-CAM hits least often (Object-CXR)", "verdict"] in ("same direction", "undecided here")
+    assert "can't be tested here" not in " ".join(found["verdict"])
 
 
-def test_a_grid_without_scores_says_how_to_make_them(monkeypatch):
+def test_claims_state_the_printed_numbers():
+    stated, rows = published.scalars("normgrad"), claims.read("normgrad").set_index("id")
+    hits = {name: float(stated[f"lvot_R50_{name}_trained_PG"]) for name in
+            ("gradcam", "ng_conv1x1_multi", "ng_conv3x3_single", "ng_conv3x3_multi")}  # fmt: skip
+    assert rows.loc["multi_gradcam", "published"] == pytest.approx(hits["ng_conv1x1_multi"] - hits["gradcam"])
+    layers = hits["ng_conv3x3_multi"] - hits["ng_conv3x3_single"]
+    assert rows.loc["multi_single", "published"] == pytest.approx(layers)
+
+
+def test_a_grid_without_scores_says_how_to_make_them():
     with pytest.raises(ParameterError, match="grid run normgrad"):
         normgrad.pairs(Study("empty", ()))
 
@@ -261,54 +272,43 @@ def test_mean_over_seeds_in_closed_form():
     frame = pd.DataFrame(
         {"image_id": list("abab"), "patient_id": list("abab"), "seed": [0, 0, 1, 1], "m": 1, "hit": [1.0, 0, 1, 1]}
     )
-    row = normgrad.cells(frame, ["m"], "hit").iloc[0]
-    assert (row["mean"], row["std"]) == (0.75, 0.25)
-    assert (row["seeds"], row["images"]) == (2, 2)
+    row = normgrad.means(frame, ["m"], "hit").iloc[0]
+    assert row[["mean", "std", "text", "seeds", "images"]].tolist() == [0.75, 0.25, "0.750 ± 0.250", 2, 2]
 
 
-def test_positions_per_side():
-    table = normgrad.positions([66]).set_index("input")
-    assert table.loc[600, "layer4"] == 19
-    assert table.loc[66, "layer4"] == 3
-
-
-def test_panels_stack_kept_maps(grid, monkeypatch):
-    rng = np.random.default_rng(0)
+def test_maps_of_two_runs_are_alike_and_the_middle_is_found(page, monkeypatch):
+    maps = np.zeros((2, 10, 2, 9, 9), np.float32)
+    maps[..., 0, 4, 4] = maps[..., 1, 0, 8] = 1
     kept = {
         "image_ids": np.array(["a", "b"]),
-        "images": rng.random((2, 16, 16)),
-        "boxes": rng.random((2, 16, 16)) > 0.9,
+        "images": np.zeros((2, 9, 9)),
+        "boxes": maps[0, 0] > 0,
         "states": np.array(["FR", "trained"]),
-        "methods": np.array(measuring.METHODS),
-        "maps": rng.random((2, 10, 2, 16, 16)).astype(np.float32),
+        "methods": np.array(measure.METHODS),
+        "maps": maps,
     }
-    monkeypatch.setattr(normgrad_maps, "pairs", normgrad.pairs)
     monkeypatch.setattr(report, "kept_of", lambda run: kept)
-    for rows, count in (("state", 2), ("smoothing", 2), ("seed", 2), ("network", 2)):
-        shown = normgrad_maps.panel(grid, "LVOT", rows, image=1)
-        assert shown["maps"].shape == (count, 5, 16, 16)
-        assert len(shown["rows"]) == count
-    table = normgrad_maps.agreement(grid, "LVOT")
-    assert table["between seeds"].tolist() == pytest.approx([1.0] * 10)
-    with pytest.raises(ParameterError, match="'fold'"):
-        normgrad_maps.panel(grid, "LVOT", "fold")
+    monkeypatch.setattr(normgrad, "frames", lambda study, which: pd.DataFrame({"set": []}))
+    shown = page("maps", "agreement")
+    assert shown["the phantom, in place of LVOT"].eq(1).all(axis=None)
+    monkeypatch.setattr(figures, "paper_beside_ours", lambda table, *caption, **options: table)
+    names = run_cells("papers/normgrad/maps", "cell-17", image=1)
+    assert names["central"][["resnet18", "efficientnet_lite0"]].eq(0.5).all(axis=None)
 
 
-def test_the_disc_and_what_mirroring_does():
-    assert normgrad_code.disc(15) == 697
-    data = load_phantom(view="objects", images=20, size=64)
-    found = normgrad_code.perfect_maps(data, 224)
-    assert (found["right"] == 1).all()
-    assert found["transposed"].mean() < 0.6
-    near = found["off"] < 1
-    assert (found.loc[near, "transposed"] == 1).all()
+def test_the_mirrored_disc_misses_off_the_diagonal(page):
+    cells = run_cells("papers/normgrad/findings", "cell-4")
+    rows = pd.DataFrame(cells["perfect_maps"](load_phantom(view="objects", images=20, size=64)))
+    assert (rows["right"] == 100).all()
+    assert rows["transposed"].mean() < 60
+    assert (rows.loc[rows["pixels off"] < 1, "transposed"] == 100).all()
 
 
 def test_a_block_without_its_skip():
     """Second, slow implementation: the last block written out by hand."""
     model = cxrkit.models.create("resnet18", ["a", "b"], seed=1).eval()
     images = torch.rand(2, 1, 64, 64)
-    bare, layer = normgrad_code.without_skip(model)
+    bare, layer = measure.without_skip(model)
     assert layer == "network.layer4.1.conv2"
     network = model.network
     with torch.no_grad():
@@ -319,7 +319,7 @@ def test_a_block_without_its_skip():
         expected = network.fc(block.bn2(inner).mean((2, 3)))
         torch.testing.assert_close(bare(images), expected, atol=1e-5, rtol=1e-4)
         assert not torch.allclose(model(images), expected, atol=1e-3)
-    maps, said = normgrad_code.gradcam_of_code(model, images, torch.tensor([0, 1]))
+    maps, said = measure.gradcam_of_code(model, images, torch.tensor([0, 1]))
     assert torch.equal(said, expected.argmax(1))
     weights = torch.autograd.functional.jacobian(
         lambda values: network.fc(block.bn2(values).mean((2, 3)))[0, 0], inner[:1]
@@ -328,7 +328,7 @@ def test_a_block_without_its_skip():
     large = torch.nn.functional.interpolate(small[None], size=64, mode="bilinear")[0, 0]
     torch.testing.assert_close(maps[0], large, atol=1e-5, rtol=1e-4)
     with pytest.raises(ParameterError, match="layer4"):
-        normgrad_code.without_skip(cxrkit.models.create("efficientnet_lite0", ["a"]))
+        measure.without_skip(cxrkit.models.create("efficientnet_lite0", ["a"]))
 
 
 def test_the_checklist_is_complete():
@@ -344,34 +344,17 @@ def test_the_grid_is_right_in_all_profiles():
     for profile, trainings in ((None, 8), ("full", 12), ("object_cxr", 6)):
         tasks = grids.plan("normgrad", profile=profile)
         kinds = [task.notebook.stem for task in tasks]
-        assert kinds.count("train") == kinds.count("normgrad_measure") == trainings
+        assert kinds.count("train") == kinds.count("measure") == trainings
 
 
-def test_ties_and_the_middle_in_closed_form(grid, monkeypatch):
+def test_what_cutting_a_map_does_in_closed_form():
     ids = [f"i{n}" for n in range(4)]
     rows = [
         pd.DataFrame({"image_id": ids, "patient_id": ids, "method": "InputXGrad", "variant": variant, "hit_share": hit})
         for variant, hit in (("raw", 1.0), ("text", 1.0), ("clipped, raw", 0.0), ("clipped", 1.0))
     ]
-    monkeypatch.setattr(normgrad, "frames", lambda name, which: pd.concat(rows).assign(set="LVOT", seed=0))
-    table = normgrad.ties(grid).set_index("maps")
-    assert table["change"].to_dict() == {"whole": 0.0, "cut": 1.0}
-    maps = np.zeros((1, 1, 2, 9, 9), np.float32)
-    maps[0, 0, 0, 4, 4] = maps[0, 0, 1, 0, 8] = 1
-    kept = {"states": np.array(["trained"]), "methods": np.array(["GradCAM"]), "maps": maps}
-    monkeypatch.setattr(normgrad_maps, "pairs", normgrad.pairs)
-    monkeypatch.setattr(report, "kept_of", lambda run: kept)
-    assert (normgrad_maps.central(grid)[["resnet18", "efficientnet_lite0"]] == 0.5).all(axis=None)
-
-
-def test_the_middle_is_asked_for_where_there_is_one(monkeypatch):
-    def attribute(model, images, method, virtual_layer, **options):
-        maps = torch.zeros(len(images), 1, 66, 66)
-        maps[:, 0, *((33, 33) if virtual_layer == "conv3x3" else (1, 1))] = 1
-        return maps
-
-    monkeypatch.setattr(cxrkit, "attribute", attribute)
-    row = normgrad_code.centred((66,), networks=3, images=2).iloc[0]
-    assert row[["cells", "conv1x1", "conv3x3", "difference", "low", "high", "maps"]].tolist() == [3, 0, 1, 1, 1, 1, 6]
-    with pytest.raises(ParameterError, match="64 pixels make 2 cells, none in the middle; take 96"):
-        normgrad_code.centred((64,))
+    quirks = pd.concat(rows).assign(set="LVOT", seed=0)
+    ways = run_cell("papers/normgrad/findings", "ways", normgrad=normgrad)["ways"]
+    found = {variant: rest for variant, *rest in ways(quirks)}  # methods, by the text, variant's hits, difference
+    assert found["clipped"][:4] == [1, 1, 1, 0]
+    assert found["clipped, raw"][:4] == [1, 1, 0, -1]

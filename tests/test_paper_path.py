@@ -12,7 +12,7 @@ import second_device
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from notebook_cells import names_of
+from notebook_cells import run_cells
 
 import cxrkit
 from cxrkit import ParameterError, grid
@@ -151,7 +151,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cells(run):
     """The names of `measure.ipynb`."""
-    return names_of("papers/path/measure.ipynb", **run, device="cpu", **SMALL)
+    return run_cells("papers/path/measure", **run, device="cpu", **SMALL)
 
 
 def test_images_with_a_finding_are_explained_by_their_predicted_class(cells):
@@ -227,7 +227,7 @@ def test_embeddings_hold_every_test_image_at_every_stage(cells):
 def test_on_another_device_everything_is_measured_alike(cells, run, monkeypatch):
     monkeypatch.setattr(devices, "chosen_device", lambda parameters: second_device.DEVICE)
     with second_device.SecondDevice():
-        other = names_of("papers/path/measure.ipynb", **run, device="cpu", **SMALL)
+        other = run_cells("papers/path/measure", **run, device="cpu", **SMALL)
         with pytest.raises(RuntimeError, match="on the CPU"):
             other["model"](other["batch"].images)
     for name in ("who", "embedding", "saturation", "baselines"):
@@ -478,7 +478,7 @@ def test_real_slices_are_measured(shared_data, tmp_path):
     boxes.to_csv(root / "boxes.csv", index=False)
     where = {"dataset": "folder", "root": str(root), "results": str(tmp_path / "results")}
     parameters = TrainParameters(**where, size=32, model="resnet18", loss="cross_entropy")
-    found = names_of("papers/path/measure.ipynb", **kept_run(tmp_path / "results", parameters), **SMALL | {"images": 2})
+    found = run_cells("papers/path/measure", **kept_run(tmp_path / "results", parameters), **SMALL | {"images": 2})
     overlap = found["overlap"].query("output == 'probability'")
     assert overlap["area"].between(0.001, 0.5).all()
     assert overlap.groupby("method")["precision"].mean().dropna().between(0, 1).all()

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from notebook_cells import run_cell
 
 from cxrkit import ParameterError, grid
 from cxrkit.study import claims, comparison, published, report, runs
 from cxrkit.study.study import Study
-from papers.bcos import claims as bcos_claims
+from cxrkit.view import figures
 from papers.bcos import tables as bcos
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -20,13 +21,13 @@ PRECISION = {"resnet18": 0.2, "none": 0.3, "flc": 0.5, "blur": 0.3}
 
 
 def scores(precision: float, method: str) -> pd.DataFrame:
-    """20 maps of label A at the given precision, 5 of label B at precision + 0.1 (one degenerate), thresholds 0 and
-    0.5."""
+    """20 maps of label A at the given precision, 5 of label B at precision + 0.1 (one degenerate), thresholds 0,
+    0.5 and 0.7."""
     rows = []
     for number in range(25):
         label = "A" if number < 20 else "B"
         value = np.nan if number == 24 else precision + (0.1 if label == "B" else 0.0)
-        for threshold in (0.0, 0.5):
+        for threshold in (0.0, 0.5, 0.7):
             rows.append(
                 {
                     "image_id": f"i{number}",
@@ -83,8 +84,8 @@ def made(tmp_path) -> Study:
     return grid.finished(path)
 
 
-def test_summary_holds_macro_means_intervals_chance_and_counts(made):
-    table = report.summary(made)
+def test_overview_holds_macro_means_intervals_chance_and_counts(made):
+    table = bcos.overview(made)
     assert table["network"].tolist() == ["Baseline", "B-cos", "B-cos + FLC", "B-cos + BlurPool"]
     assert table["view"].unique().tolist() == ["binary"]
     assert (table["AUC"] == 1.0).all()
@@ -188,7 +189,7 @@ def test_published_cells_stand_beside_ours(made):
 
 
 def test_claims_are_judged_by_their_intervals(made):
-    table = bcos_claims.claims(made).set_index("claim")
+    table = bcos.verdicts(made).set_index("claim")
     flc = table.loc["FLC raises the EPG of B-cos explanations"]
     assert flc["paper"] == "+17.1"
     assert flc["ours"] == pytest.approx(20.0)
@@ -200,7 +201,7 @@ def test_claims_are_judged_by_their_intervals(made):
     assert plain["n"] == 12  # the thirteenth has a degenerate map only
     threshold = table.filter(like="grows with the threshold", axis=0)
     assert threshold.index.str.contains("EPG of B-cos").all()
-    assert threshold["n"].size == 3  # one of each network
+    assert threshold["ours"].tolist() == pytest.approx([7.0] * 3)  # one of each network
     grid_ = table.loc["Maps of plain B-cos show a grid"]
     assert grid_["ours"] == pytest.approx(12.5)
     assert grid_["verdict"] == "same direction"
@@ -212,13 +213,16 @@ def test_a_network_that_found_nothing_is_not_judged(made, monkeypatch):
         found = predictions(run)
         return found.assign(probability=0.4 * found["probability"]) if run.parameters.antialias == "flc" else found
 
-    predictions = bcos_claims.predictions
-    monkeypatch.setattr(bcos_claims, "predictions", missing)
-    table = bcos_claims.claims(made).set_index("claim")
+    predictions, judged = bcos.predictions, []
+    too_little = claims.too_little
+    monkeypatch.setattr(claims, "too_little", lambda frame: judged.append(frame) or too_little(frame))
+    monkeypatch.setattr(bcos, "predictions", missing)
+    table = bcos.verdicts(made).set_index("claim")
     barred = table.loc["FLC raises the EPG of B-cos explanations"]
     assert barred["verdict"] == "can't be tested here: B-cos + FLC (plain) learnt too little: it missed every positive"
     assert barred["ours"] == pytest.approx(20.0)
     assert table.loc["BlurPool raises the EPG of B-cos explanations", "verdict"] == "undecided here"
+    assert len(judged) == 4, "each network is judged once for all claims about it"
 
 
 def test_what_learning_too_little_is():
@@ -245,19 +249,6 @@ def test_recall_stands_beside_its_own_chance_and_interval(made):
     assert report.pointing_table(older)["recall chance"].isna().all()
 
 
-@pytest.mark.parametrize(
-    ("interval", "expected", "verdict"),
-    [
-        (claims.Measured(2, 1, 3, 9), 1, "same direction"),
-        (claims.Measured(-2, -3, -1, 9), 1, "opposite direction"),
-        (claims.Measured(1, -1, 3, 9), 1, "undecided here"),
-        (claims.Measured(np.nan, np.nan, np.nan, 9), 1, "undecided here"),
-    ],
-)
-def test_verdicts(interval, expected, verdict):
-    assert claims.verdict(interval, expected) == verdict
-
-
 def test_an_unknown_table_names_the_known():
     with pytest.raises(ParameterError, match="bcos/tab3"):
         published.table("bcos/tab99")
@@ -274,7 +265,8 @@ def test_enlarged_maps_keep_every_value():
 
 
 def test_grid_energy_stands_beside_that_of_a_smooth_map(made):
-    table = bcos.grid_energies(made)
+    maps = bcos.maps(made).query("regime == 'plain'")
+    table = run_cell("papers/bcos/study", "cell-35", maps=maps, report=report, figures=figures)["energy"]
     assert table["network"].tolist() == ["B-cos", "B-cos + FLC", "B-cos + BlurPool"]
     assert table["grid"].tolist() == pytest.approx([0.25] * 3)
     assert table["ratio"].tolist() == pytest.approx([2.0] * 3)

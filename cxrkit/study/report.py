@@ -12,7 +12,6 @@ from cxrkit.data import Dataset
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Accumulator, LocalisationScores, bootstrap, classification_report
 from cxrkit.study import runs
-from cxrkit.study.study import Study
 from cxrkit.train.parameters import TrainParameters
 from cxrkit.train.setup import load_data
 
@@ -28,7 +27,6 @@ __all__ = [
     "own_method",
     "pointing_table",
     "readable",
-    "summary",
     "surest",
     "variant",
     "view",
@@ -61,23 +59,6 @@ def view(parameters) -> str:
     return (
         parameters.dataset_options.get("view", "multilabel") if parameters.dataset == "phantom" else parameters.dataset
     )
-
-
-def summary(study: Study, digits: int | None = None) -> pd.DataFrame:
-    """One row per trained network and method: AUC of the test fold, EPG with its 95 % interval, chance, and what the
-    EPG rests on (see :func:`pointing_table`)."""
-    rows = []
-    explained = {train.key: explain for train, explain in study.pairs()}
-    for run in study.trained:
-        base = {"view": view(run.parameters), "network": variant(run.parameters), "AUC": test_auc(run)}
-        if run.key not in explained:
-            rows.append(base)
-            continue
-        scores = pointing_table(explained[run.key].frame("scores"))
-        rows += [base | row for row in scores[scores["subset"] == "all"].to_dict("records")]
-    columns = ["view", "network", "AUC", "method", "EPG", "low", "high", "chance", "recall", *COUNTS]
-    frame = pd.DataFrame(rows).reindex(columns=columns)
-    return frame if digits is None else frame.round(digits)
 
 
 def test_auc(run: runs.Run) -> float:

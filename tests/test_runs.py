@@ -86,6 +86,15 @@ def test_a_run_cut_off_half_way_is_named(parameters, damage, message):
     assert len(runs.table(parameters.results)) == 0
 
 
+def test_a_run_with_a_parameter_that_is_gone_can_still_be_opened(parameters):
+    run = write(parameters)
+    path, card = run.folder / "parameters.json", run.json("run.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gone": 0.9}))
+    card["files"]["parameters.json"]["bytes"] = path.stat().st_size
+    (run.folder / "run.json").write_text(json.dumps(card))
+    assert runs.Run(run.folder).parameters == parameters
+
+
 def test_changed_content_fails_verification(parameters):
     run = write(parameters)
     path = run.folder / "history.csv"

@@ -111,7 +111,9 @@ class Run:
 def _parameters(card: dict[str, Any], values: dict[str, Any]) -> Parameters | NotebookParameters:
     if "notebook" in card:  # checked against its parameters cell when it was planned
         return NotebookParameters(card["kind"], str(card["notebook"]), values, values.get("results", "results"))
-    return CLASSES[card["kind"]](**values)
+    known = CLASSES[card["kind"]]
+    # A run of an older version may have parameters that are gone; it is stale, and can be looked at still.
+    return known(**{name: value for name, value in values.items() if name in known.model_fields})
 
 
 _REMEDY = "delete the folder and run it again"

@@ -15,7 +15,7 @@ from cxrkit import DataError, ParameterError, grid
 from cxrkit.cli import app
 from cxrkit.grid.execute import Outcome
 from cxrkit.grid.store import Runner, Store
-from cxrkit.study import run_key, runs
+from cxrkit.study import index, run_key, runs
 from cxrkit.study.parameters import ExplainParameters
 from cxrkit.train.parameters import TrainParameters
 
@@ -264,9 +264,9 @@ def test_a_generic_run_reads_like_any_other(project):
     assert run.parameters.seed == 3
     assert runs.key(run.parameters) == task.key
     assert not run.stale
-    row = runs.table().iloc[0]
+    row = index.table().iloc[0]
     assert (row["key"], row["seed"], row["name"]) == (task.key, 3, "x")
-    assert runs.newest("square").key == task.key
+    assert index.newest("square").key == task.key
     card = json.loads((task.place / "run.json").read_text())
     assert card["notebook"] == "notebooks/square.ipynb"
     assert set(card["origin"]) == {"version", "code", "notebook"}

@@ -71,7 +71,7 @@ def test_the_table_is_what_the_runs_say_read_or_remembered(store, monkeypatch):
     assert len(names) == 6
     pd.testing.assert_frame_equal(index.table(store), expected)
     assert len(names) == 6, "nothing is read twice"
-    pd.testing.assert_frame_equal(runs.table(store), expected)
+    pd.testing.assert_frame_equal(index.table(store), expected)
 
 
 def test_every_kind_of_cell_survives(store):
@@ -210,7 +210,7 @@ def test_the_newest_run_is_the_one_that_finished_last(store):
         card = json.loads(path.read_text())
         card["finished"] = f"2001-01-0{1 + int('seed2' in path.parent.name)}T00:00:00Z"
         path.write_text(json.dumps(card))
-    assert "seed2" in runs.newest("train", store).key
+    assert "seed2" in index.newest("train", store).key
 
 
 def test_looking_at_the_table_needs_no_torch(store):

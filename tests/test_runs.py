@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from cxrkit import DataError
-from cxrkit.study import runs
+from cxrkit.study import index, runs
 from cxrkit.study.parameters import ExplainParameters
 from cxrkit.train.parameters import TrainParameters
 
@@ -37,8 +37,8 @@ def test_a_run_comes_back_as_it_was_written(parameters):
     with np.load(run.folder / "maps.npz", allow_pickle=False) as arrays:
         assert arrays["maps"].tolist() == list(range(6))
     assert not run.stale
-    assert runs.newest("train", parameters.results).key == run.key
-    assert runs.table(parameters.results)["key"].tolist() == [run.key]
+    assert index.newest("train", parameters.results).key == run.key
+    assert index.table(parameters.results)["key"].tolist() == [run.key]
 
 
 def test_a_label_called_na_stays_a_label(parameters):
@@ -83,7 +83,7 @@ def test_a_run_cut_off_half_way_is_named(parameters, damage, message):
     damage(run)
     with pytest.raises(DataError, match=message):
         runs.Run(run.folder)
-    assert len(runs.table(parameters.results)) == 0
+    assert len(index.table(parameters.results)) == 0
 
 
 def test_a_run_with_a_parameter_that_is_gone_can_still_be_opened(parameters):

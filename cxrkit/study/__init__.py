@@ -11,5 +11,6 @@ __getattr__, __dir__, __all__ = lazily(
     ensembles="ensemble",
     training="checkpoint_folder keep",
     explanation="kept_maps score subject",
-    runs="Run find newest writing",
+    index="newest table",
+    runs="Run find writing",
 )

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cxrkit.errors import CxrkitError
+from cxrkit.errors import CxrkitError, DataError
 from cxrkit.files import replace_file
 from cxrkit.study import notebook, parameters, run_key, runs
 from cxrkit.train import parameters as train_parameters
 
-__all__ = ["FILE", "table"]
+__all__ = ["FILE", "newest", "table"]
 
 FILE = ".grid/index.json"
 
@@ -45,6 +45,16 @@ def table(results: str | Path = "results") -> pd.DataFrame:
         rows = sorted(rows + fresh, key=lambda row: row["_folder"])
         _write(folder / FILE, rows)
     return _frame(rows)
+
+
+def newest(kind: str, results: str | Path = "results") -> runs.Run:
+    """The run of a kind that finished last. Raises DataError when there is none."""
+    results = runs.results_folder(results)
+    cards = table(results)
+    cards = cards[cards["kind"] == kind] if len(cards) else cards
+    if not len(cards):
+        raise DataError(f"no {kind} run in {results}; run notebooks/{kind}.ipynb first")
+    return runs.Run(results / cards.sort_values("finished")["key"].iloc[-1])
 
 
 def _frame(rows: list[Row]) -> pd.DataFrame:

@@ -48,10 +48,8 @@ __all__ = [
     "fingerprint",
     "in_project",
     "key",
-    "newest",
     "project_folder",
     "results_folder",
-    "table",
     "writing",
     "writing_card",
 ]
@@ -280,20 +278,3 @@ def find(name: str | Path, results: str | Path = "results") -> Run:
             return Run(folder)
     known = ", ".join(sorted(path.parent.name for path in results.glob("*-*/run.json"))[:8])
     raise DataError(f"no run {str(name)!r} in {results}; there: {known or 'none'}")
-
-
-def newest(kind: str, results: str | Path = "results") -> Run:
-    """The run of a kind that finished last. Raises DataError when there is none."""
-    results = results_folder(results)
-    cards = table(results)
-    cards = cards[cards["kind"] == kind] if len(cards) else cards
-    if not len(cards):
-        raise DataError(f"no {kind} run in {results}; run notebooks/{kind}.ipynb first")
-    return Run(results / cards.sort_values("finished")["key"].iloc[-1])
-
-
-def table(results: str | Path = "results") -> pd.DataFrame:
-    """All whole runs, a row each: key, kind, when finished, stale, and every parameter as a column."""
-    from cxrkit.study import index
-
-    return index.table(results)

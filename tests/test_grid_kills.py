@@ -68,7 +68,7 @@ def check_whole(project, path) -> None:
         run = runs.Run(task.place)
         run.verify()
         assert (run.folder / "number.txt").read_text() == str(task.parameters.seed**2)
-    names = {name for name in os.listdir(project.results) if name not in (".grid", ".index.parquet", "failed")}
+    names = {name for name in os.listdir(project.results) if name not in (".grid", "failed")}
     assert names == {task.key for task in tasks}
     assert left_behind(project) == []
     assert list((project.results / "failed").glob("*")) == []

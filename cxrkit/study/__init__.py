@@ -6,7 +6,7 @@ from cxrkit.lazy import lazily
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
-    "comparison ensembles explanation method_pages papers parameters phantom_benchmark report runs training",
+    "comparison ensembles explanation method_pages parameters phantom_benchmark report runs training",
     parameters="ExplainParameters JudgeParameters",
     ensembles="ensemble",
     training="checkpoint_folder keep",

@@ -12,6 +12,7 @@ import typer
 
 import cxrkit
 from cxrkit import attribution, cli, metrics, models
+from cxrkit.study import import_closure
 
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = "attribution data grid metrics models phantom study train view"
@@ -71,6 +72,20 @@ def test_every_name_of_a_package_is_there(package):
 
 def test_packages():
     assert {*PACKAGES.split(), "attribute"} <= {*cxrkit.__all__}
+
+
+@pytest.mark.parametrize("name", ["TrainParameters", "SearchParameters", "fit", "load_data", "predict", "presets"])
+def test_names_that_moved_are_found_with_a_warning(name):
+    with pytest.warns(FutureWarning, match=f"cxrkit.train.{name} now"):
+        assert getattr(cxrkit.study, name) is getattr(cxrkit.train, name)
+
+
+def test_a_notebook_with_names_that_moved_depends_on_the_modules_that_have_them(tmp_path):
+    notebook = tmp_path / "own.ipynb"
+    cell = {"cell_type": "code", "source": "from cxrkit import study\nstudy.fit"}
+    notebook.write_text(json.dumps({"cells": [cell]}), encoding="utf-8")
+    code = import_closure.Code(Path(cxrkit.__file__).parent, tmp_path)
+    assert {"cxrkit.train.loop", "cxrkit.train.losses"} <= set(code.sources("own.ipynb"))
 
 
 def test_networks_and_methods():

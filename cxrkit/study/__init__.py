@@ -13,4 +13,5 @@ __getattr__, __dir__, __all__ = lazily(
     explanation="kept_maps score subject",
     index="newest table",
     runs="Run find writing",
+    moved="SearchParameters TrainParameters fit load_data make_model predict presets print_epoch search selections",
 )

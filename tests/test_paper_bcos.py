@@ -83,7 +83,8 @@ def test_a_missed_positive_is_scored_by_the_map_of_the_other_class(positives, mo
 def test_thresholds_take_the_maximum_of_the_whole_map_and_leave_the_denominator():
     maps = torch.tensor([[[4.0, 2.0, 1.0, -1.0]]])
     masks = torch.tensor([[[False, True, True, True]]])
-    thresholds = run_cell(FINDINGS, "cell-18-thresholds", cxrkit=cxrkit)["thresholds"]
+    recalls = run_cell(FINDINGS, "cell-18-recalls")["other_recalls"]
+    thresholds = run_cell(FINDINGS, "cell-18-thresholds", cxrkit=cxrkit, other_recalls=recalls)["thresholds"]
     found = pd.DataFrame(thresholds(maps, masks, (0.0, 0.5, 0.75))).set_index("threshold")
     assert found["precision"].tolist() == pytest.approx([3 / 7, 2 / 6, 0])
     assert found["recall"].tolist() == pytest.approx([3 / 4, 2 / 4, 0])

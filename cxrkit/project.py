@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from cxrkit.errors import CxrkitError
+
 __all__ = ["importable", "in_project", "project_folder", "results_folder"]
 
 
@@ -31,7 +33,12 @@ def in_project(path: str | Path) -> Path:
 
 
 def importable() -> None:
-    """Put the checkout and its `notebooks` on the path of imports: `book.tools`, the papers' folders, `synthesis`."""
+    """Put the checkout and its `notebooks` on the path of imports: `book.tools`, the papers' folders, `synthesis`.
+
+    Raises CxrkitError outside of a checkout.
+    """
+    if not (project_folder() / "book" / "tools").is_dir():
+        raise CxrkitError(f"{project_folder()} is in no checkout of cxrkit, where the book is; call this inside one")
     for folder in (project_folder() / "notebooks", project_folder()):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import typer.testing
 
 import cxrkit
 from cxrkit import attribution, cli, metrics, models
@@ -111,3 +112,10 @@ def test_the_page_of_reproduction_tells_each_way():
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     for said in ("On a laptop", "On a machine with a GPU", "On a cluster", "--profile full", "grid keep", "--slurm"):
         assert said in text
+
+
+@pytest.mark.parametrize("words", [["book"], ["grid", "keep", "bcos"]])
+def test_commands_of_the_book_say_that_they_need_a_checkout(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(cxrkit.CxrkitError, match="no checkout of cxrkit"):
+        typer.testing.CliRunner().invoke(cli.app, words, catch_exceptions=False)

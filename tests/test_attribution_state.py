@@ -505,3 +505,21 @@ def test_one_image_through_an_instance_norm_is_explained_as_in_a_batch(method, i
     options = {"layer": "first"} if method == "layercam" else {}
     together = cxrkit.attribute(model, images, method, **options)
     torch.testing.assert_close(cxrkit.attribute(model, images, method, chunk=1, **options), together)
+
+
+class Tokens(nn.Module):
+    """Hands gradients back in the order of tokens [B, N, C], as attention over positions does."""
+
+    def forward(self, x):
+        return 2 * x.flatten(2).transpose(1, 2).contiguous().transpose(1, 2).reshape(x.shape)
+
+
+@pytest.mark.parametrize("method", ["saliency", "layercam", "occlusion"])
+def test_one_image_through_a_batch_norm_before_tokens_is_explained_as_in_a_batch(method, images):
+    model = Network()
+    model.norm = nn.Sequential(nn.BatchNorm2d(4), Tokens())
+    options = (
+        {"layer": "first"} if method == "layercam" else {"window": 4, "stride": 4} if method == "occlusion" else {}
+    )
+    together = cxrkit.attribute(model, images, method, **options)
+    torch.testing.assert_close(cxrkit.attribute(model, images, method, chunk=1, **options), together)

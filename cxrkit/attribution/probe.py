@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,14 +24,14 @@ __all__ = ["prepared"]
 @dataclass(frozen=True)
 class _Conduct:
     """How a network is run: memory order of images and kernels, precision, whether it writes to its weights, whether
-    hooks of its user's need gradients at every call, whether it has instance norms; and what methods find.
+    hooks of its user's need gradients at every call, whether it has batch or instance norms; and what methods find.
     """
 
     memory_format: torch.memory_format
     dtype: torch.dtype
     writes: bool
     hooked: bool
-    has_instance_norms: bool = False
+    has_norms: bool = False
     remembered: dict = field(default_factory=dict, compare=False)
 
 
@@ -50,7 +51,7 @@ def prepared(explained: Explained, images: Tensor) -> Iterator[None]:
         conduct = _remembered(explained, images, snapshot.fingerprint)
         explained.memory_format, explained.dtype = conduct.memory_format, conduct.dtype
         explained.always_differentiable, explained.remembered = conduct.hooked, conduct.remembered
-        norms = _InstanceNorms() if conduct.has_instance_norms else nullcontext()
+        norms = _Norms() if conduct.has_norms else nullcontext()
         with norms, working_weights(snapshot.tensors, conduct.memory_format, conduct.dtype, conduct.writes):
             yield
 
@@ -59,11 +60,11 @@ def _remembered(explained: Explained, images: Tensor, fingerprint: tuple) -> _Co
     known = _known.setdefault(explained.model, {})
     key = (images.shape[1:], images.dtype, images.device, fingerprint)
     if key not in known:
-        with _InstanceNorms() as norms:
+        with _Norms() as norms:
             conduct = _tried(explained, images)
         while len(known) >= _FEW:
             known.pop(next(iter(known)))
-        known[key] = replace(conduct, has_instance_norms=norms.seen)
+        known[key] = replace(conduct, has_norms=norms.seen)
     return known[key]
 
 
@@ -90,19 +91,22 @@ def _tried(explained: Explained, images: Tensor) -> _Conduct:
     raise failure or AttributionError("the network gives other logits with frozen weights than when it is called")
 
 
-class _InstanceNorms(TorchFunctionMode):
-    """Instance norms whose gradient is right: torch 2.13 takes a gradient in channels-last order for another one where
-    there is one image. `seen`: whether there are any.
+class _Norms(TorchFunctionMode):
+    """Batch and instance norms whose gradient is right: torch 2.13 on a CPU reads that of one image in a wrong order
+    where its memory is ordered in another way than the norm's output. `seen`: whether there are any.
     """
 
     seen = False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if "instance_norm" in getattr(function, "__name__", ""):
+        if getattr(function, "__name__", "").endswith(("batch_norm", "instance_norm")):
             self.seen = True
             if isinstance(result, Tensor) and result.requires_grad:
-                result.register_hook(torch.Tensor.contiguous)
+                last = result.ndim == 4 and result.is_contiguous(memory_format=torch.channels_last)
+                plain = not last or result.is_contiguous()
+                order = torch.contiguous_format if plain else torch.channels_last
+                result.register_hook(partial(Tensor.contiguous, memory_format=order))
         return result
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fuzz.algebra import NoRule
 from fuzz.oracles import Subject
@@ -27,6 +28,29 @@ class LayerMap:
     map: Tensor
     gradients: Tensor | None
     runs: int = 1  # how often the layer runs
+
+
+class NormsByFormula(TorchFunctionMode):
+    """Batch norms with running statistics and instance norms without, written out: torch 2.13 gives those of one image
+    a wrong gradient in some memory layouts."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is F.instance_norm and kwargs.get("use_input_stats", True):
+            x, mean, variance, weight, bias, eps = self._read(*args, **kwargs)
+            mean, variance = x.mean((2, 3), keepdim=True), x.var((2, 3), unbiased=False, keepdim=True)
+        elif function is F.batch_norm and not kwargs.get("training", args[5] if len(args) > 5 else False):
+            x, mean, variance, weight, bias, eps = self._read(*args, **kwargs)
+            mean, variance = (t.view(1, -1, *[1] * (x.ndim - 2)) for t in (mean, variance))
+        else:
+            return function(*args, **kwargs)
+        y = (x - mean) / (variance + eps).sqrt()
+        for combine, t in ((torch.mul, weight), (torch.add, bias)):
+            y = y if t is None else combine(y, t.view(1, -1, *[1] * (x.ndim - 2)))
+        return y
+
+    def _read(self, input, running_mean=None, running_var=None, weight=None, bias=None, *flags, eps=1e-5, **others):
+        return input, running_mean, running_var, weight, bias, flags[2] if len(flags) > 2 else eps
 
 
 def layer_maps(
@@ -68,7 +92,8 @@ def _of_one_image(network: nn.Module, image: Tensor, select, no_maps: set[nn.Mod
         if name and not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
-        scores = select(network(image.clone().requires_grad_() * 1))
+        with NormsByFormula():
+            scores = select(network(image.clone().requires_grad_() * 1))
     finally:
         for handle in handles:
             handle.remove()

@@ -73,7 +73,7 @@ _READ_TWICE |= {"guided_gradcam": _READ_TWICE["guided_backprop"], "rap": _READ_T
 # By some rules or protocols only: where a shift takes its share, epsilon moves the difference x - mean, or the quotient
 # by the deviation; a batch norm that is written out is one of the published code's batch norms, or a product and a sum.
 _READ_TWICE_BY = {
-    ("lrp", "epsilon"): ("mean and deviation",),
+    ("lrp", "epsilon"): ("mean and deviation", "BatchNorm: formula"),
     ("lrp", "authors"): ("BatchNorm: frozen", "BatchNorm: formula"),
     ("rap", "authors"): ("BatchNorm: frozen", "BatchNorm: formula"),
 }

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -79,7 +78,7 @@ def _tried(explained: Explained, images: Tensor) -> _Conduct:
     failure = None
     for order in (torch.channels_last, torch.contiguous_format):
         explained.memory_format, explained.dtype = order, stored
-        with working_weights(_tensors(model), order, stored, copies=True):
+        with working_weights(Snapshot(model.modules()).tensors, order, stored, copies=True):
             try:
                 found, slope = _run(explained, image)
             except AttributionError as error:  # such as of a view, which wants contiguous tensors
@@ -103,15 +102,10 @@ class _Norms(TorchFunctionMode):
         if getattr(function, "__name__", "").endswith(("batch_norm", "instance_norm")):
             self.seen = True
             if isinstance(result, Tensor) and result.requires_grad:
-                last = result.ndim == 4 and result.is_contiguous(memory_format=torch.channels_last)
-                plain = not last or result.is_contiguous()
-                order = torch.contiguous_format if plain else torch.channels_last
-                result.register_hook(partial(Tensor.contiguous, memory_format=order))
+                last = not result.is_contiguous() and result.is_contiguous(memory_format=torch.channels_last)
+                order = torch.channels_last if last else torch.contiguous_format
+                result.register_hook(lambda gradient: gradient.contiguous(memory_format=order))
         return result
-
-
-def _tensors(model: nn.Module) -> list[tuple[Tensor, Tensor, bool]]:
-    return Snapshot(model.modules()).tensors
 
 
 class _BatchStatistics(TorchFunctionMode):
@@ -136,7 +130,7 @@ def _as_the_user_would(explained: Explained, image: Tensor) -> tuple[Tensor, Ten
     model = explained.model
     explained.memory_format, explained.dtype = torch.contiguous_format, image.dtype
     before = [(weight, weight.data) for weight in model.parameters()]
-    with working_weights(_tensors(model), None, None, copies=True):
+    with working_weights(Snapshot(model.modules()).tensors, None, None, copies=True):
         logits, gradient = _run(explained, image, whole=not explained.encodes)
         state = torch.get_rng_state(), random.getstate(), np.random.get_state()[2]  # noqa: NPY002
         again = _run(explained, image, whole=not explained.encodes)[0]  # with gradients too, for the same kernels
@@ -161,7 +155,7 @@ def _as_the_user_would(explained: Explained, image: Tensor) -> tuple[Tensor, Ten
 def _in_single_precision(explained: Explained, image: Tensor, half: torch.dtype, logits: Tensor, gradient):
     """Precision, logits and gradient of a network of half precision: float32, unless its code names its precision."""
     explained.dtype = torch.float32
-    with working_weights(_tensors(explained.model), None, torch.float32, copies=True):
+    with working_weights(Snapshot(explained.model.modules()).tensors, None, torch.float32, copies=True):
         try:
             exact = _run(explained, image)
         except AttributionError:

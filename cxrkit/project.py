@@ -37,7 +37,7 @@ def importable() -> None:
 
     Raises CxrkitError outside of a checkout.
     """
-    if not (project_folder() / "book" / "tools").is_dir():
+    if not (project_folder() / "notebooks" / "grids").is_dir():
         raise CxrkitError(f"{project_folder()} is in no checkout of cxrkit, where the book is; call this inside one")
     for folder in (project_folder() / "notebooks", project_folder()):
         if str(folder) not in sys.path:

@@ -1,4 +1,4 @@
-"""The pixel cache: a source's images decoded and resized once, in a mapped ``.npy`` file that every run then reads.
+"""The pixel cache: a source's images decoded and resized once, in an SQLite file that every run then reads.
 
 A cache is found again by its key: the source, its folder, the options that change pixels, the size, the pre-processing
 and the code that reads. It lies in the platform's folder for caches (or ``CXRKIT_CACHE``), never among downloaded files
@@ -13,24 +13,25 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
-import sys
+import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from filelock import FileLock  # comes with torch
 
 from cxrkit.data.dataset import Dataset, Rendered, Renderer
 from cxrkit.data.files import FileRenderer
-from cxrkit.data.parallel import CRASHED, spread, with_bar
-from cxrkit.data.pixelcache import FORMAT, MASKS, ForeignFile, PixelCache, array_file, array_rows, checksum
+from cxrkit.data.parallel import spread
 from cxrkit.errors import CxrkitError, DataError, ParameterError
 from cxrkit.files import replace_file
 
-__all__ = ["CachedRenderer", "Prepared", "cache_folder", "cache_identity", "cached", "prepare_dataset", "prepared"]
+__all__ = ["Prepared", "cache_folder", "cache_identity", "cached", "prepare_dataset", "prepared"]
 
 # Options that choose rows, labels or boxes, but leave the pixels of an image as they are. What is not listed is taken
 # to change pixels: the worst that follows is a second cache.
@@ -40,14 +41,21 @@ _SAME_PIXELS = {
 }
 # Whatever decides on pixels; the key holds a checksum of these modules, and of the source's and the pre-processing's.
 _READING = ("readers", "dicom", "presentation", "size_limits", "files")
-_DRAWING = ("geometry", "preprocessing", "intensity", "pixelcache", "cache")
+_DRAWING = ("geometry", "preprocessing", "intensity", "cache")
+_OURS = 0x63787263  # the application id of the file
+# An image that was tried has a stamp, one that could not be drawn no pixels. Pixels take 8 or 16 bits, masks one.
+_SCHEMA = f"""
+PRAGMA application_id = {_OURS};
+CREATE TABLE images (image_id TEXT PRIMARY KEY, stamp TEXT, crc INTEGER, width INTEGER, height INTEGER,
+                     pixels BLOB, truth BLOB, shortcut BLOB);
+"""
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A cache: its file, how many images it holds, how many were drawn just now, and those that can't be (why).
 
-    ``problems``: image_id -> message. ``bytes``: length of all its files. ``seconds``: the time that making it took.
+    ``problems``: image_id -> message. ``bytes``: length of the file. ``seconds``: the time that making it took.
     """
 
     path: Path
@@ -56,6 +64,91 @@ class Prepared:
     problems: dict[str, str]
     bytes: int
     seconds: float
+
+
+class PixelCache:
+    """The images of the cache file at ``path``; each process opens it for itself. Damage is a DataError."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._opened: dict[int, sqlite3.Connection] = {}
+        # Each image is compared with its checksum when this process first asks for it.
+        self._compared: set[str] = set()
+
+    def __getstate__(self) -> Path:
+        return self.path
+
+    def __setstate__(self, path: Path) -> None:
+        self.__init__(path)
+
+    def query(self, command: str, *values: Any) -> list[tuple]:
+        """The rows that a command of SQL gives; a command that writes has written when this returns."""
+        try:
+            # A connection must not be used on both sides of a fork.
+            if os.getpid() not in self._opened:
+                address = f"{self.path.absolute().as_uri()}?mode=rw"
+                opened = sqlite3.connect(address, 60, uri=True, isolation_level=None, check_same_thread=False)
+                opened.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing; a power cut may
+                self._opened[os.getpid()] = opened
+            return self._opened[os.getpid()].execute(command, values).fetchall()
+        except sqlite3.OperationalError as error:
+            raise DataError(f"{self.path}: the cache can't be read or written ({error})") from None
+        except sqlite3.DatabaseError:
+            raise DataError(f"{self.path}: the cache is damaged; cxrkit.data.prepare makes it anew") from None
+
+    def tried(self) -> set[str]:
+        """Ids of the images that are in it or could not be drawn."""
+        return {image_id for (image_id,) in self.query("SELECT image_id FROM images WHERE stamp IS NOT NULL")}
+
+    def intact(self, image_id: str) -> str | None:
+        """The stamp of an image that is here as it was written; None for others."""
+        found = self.query("SELECT * FROM images WHERE image_id = ? AND pixels IS NOT NULL", image_id)
+        return found[0][1] if found and _checksum(*found[0][3:]) == found[0][2] else None
+
+    def get(self, image_id: str, size: int) -> tuple[str, Rendered | None]:
+        """The stamp of an image, and image and masks, None where they could not be drawn; refused where damaged."""
+        _, stamp, crc, *row = self.query("SELECT * FROM images WHERE image_id = ?", image_id)[0]
+        width, height, pixels, truth, shortcut = row
+        if pixels is None:
+            return stamp, None
+        if image_id not in self._compared:
+            if _checksum(*row) != crc:
+                raise DataError(f"{self.path}: the cached image is damaged; cxrkit.data.prepare draws it anew")
+            self._compared.add(image_id)
+        values = np.frombuffer(pixels, np.uint8 if len(pixels) == size**2 else "<u2").reshape(size, size)
+        image = torch.from_numpy(np.divide(values, np.float32(np.iinfo(values.dtype).max), dtype=np.float32))
+        shortcut = None if shortcut is None else _unpacked(shortcut, size)[0]
+        truth = None if truth is None else _unpacked(truth, size)
+        return stamp, Rendered(image, truth, shortcut, (width, height) if width else None)
+
+
+def _checksum(width: int, height: int, *rows: bytes | None) -> int:
+    crc = zlib.crc32(b"%d %d" % (width, height))
+    for row in rows:
+        crc = zlib.crc32(row or b"", crc)
+    return crc
+
+
+def _unpacked(bits: bytes, size: int) -> torch.Tensor:
+    """Masks ``[N, size, size]`` of one bit a pixel."""
+    count = 8 * len(bits) // size**2
+    values = np.unpackbits(np.frombuffer(bits, np.uint8), count=count * size**2)
+    return torch.from_numpy(values.view(bool).reshape(count, size, size))
+
+
+class CachedRenderer:
+    """Images from a cache, by row; ``renderer`` draws those that are not in it or whose file has changed since."""
+
+    def __init__(self, held: PixelCache, size: int, image_ids: np.ndarray, renderer: Renderer):
+        self.held, self.size, self.image_ids, self.renderer = held, size, image_ids, renderer
+
+    def render(self, row: int, size: int) -> Rendered:
+        """The image of ``row``; raises DataError where the cache is damaged, or where it can't be drawn at all."""
+        if size == self.size:
+            stamp, drawn = self.held.get(self.image_ids[row].decode(), size)
+            if drawn is not None and stamp == _stamp(self.renderer, row):
+                return drawn
+        return self.renderer.render(row, size)
 
 
 def cache_folder(cache: str | os.PathLike = "auto") -> Path:
@@ -72,11 +165,11 @@ def cache_folder(cache: str | os.PathLike = "auto") -> Path:
 def prepared(name: str, cache: str | os.PathLike = "auto") -> list[tuple[int, Path]]:
     """Size and file of every finished cache of a source, whatever its options."""
     found = []
-    for path in sorted(cache_folder(cache).glob(f"{name}-*-*.jsonl")):
+    for path in sorted(cache_folder(cache).glob(f"{name}-*-*.sqlite")):
         with contextlib.suppress(DataError):
-            held = PixelCache(path.with_suffix(".npy"))
-            if len(held.slot_of) == len(held.pixels):
-                found.append((int(held.header["size"]), held.path))
+            held = _usable(path)
+            if held is not None and not held.query("SELECT image_id FROM images WHERE stamp IS NULL LIMIT 1"):
+                found.append((int(path.stem.split("-")[1]), path))
     return found
 
 
@@ -84,35 +177,18 @@ def cached(
     dataset: Dataset, identity: Mapping[str, Any], cache: str | os.PathLike = "auto", progress: bool = True
 ) -> Dataset:
     """``dataset``, just loaded, with its pixels from the cache, which is made where it is missing or not usable."""
-    path = cache_path(identity, cache)
-    held = _usable(path, identity)
-    slots = None if held is None else held.slots(dataset.image_ids)
-    if slots is None:
+    path, image_ids = cache_path(identity, cache), dataset.image_ids
+    held = _usable(path)
+    if held is None or not held.tried().issuperset(image_ids):
         prepare_dataset(dataset, identity, cache, None, progress)
         held = PixelCache(path)
-        slots = held.slots(dataset.image_ids)
     part = copy.copy(dataset)
+    coded = np.array([image_id.encode() for image_id in image_ids], dtype=np.bytes_)
     # The renderer's rows may be more than the dataset's.
-    by_row = np.full(int(dataset.rows.max(initial=-1)) + 1, -1)
-    by_row[dataset.rows] = slots
-    part.renderer = CachedRenderer(held, by_row, dataset.renderer)
-    frames = np.column_stack([held.index["width"][slots], held.index["height"][slots]]).astype(np.float64)
-    part.frames = np.where(np.isnan(dataset.frames) & (frames > 0), frames, dataset.frames)
+    by_row = np.zeros(int(dataset.rows.max(initial=-1)) + 1, dtype=coded.dtype)
+    by_row[dataset.rows] = coded
+    part.renderer = CachedRenderer(held, dataset.size, by_row, dataset.renderer)
     return part
-
-
-class CachedRenderer:
-    """Images from a cache; ``slots[row]`` is the place in it, and ``renderer`` draws those that could not be drawn."""
-
-    def __init__(self, held: PixelCache, slots: np.ndarray, renderer: Renderer):
-        self.held, self.slots, self.renderer = held, slots, renderer
-
-    def render(self, row: int, size: int) -> Rendered:
-        """The image of ``row``; raises DataError where the cache is damaged, or where it can't be drawn at all."""
-        slot = int(self.slots[row])
-        if size != self.held.header["size"] or not self.held.index["drawn"][slot]:
-            return self.renderer.render(row, size)
-        return self.held.get(slot)
 
 
 # The key
@@ -133,10 +209,10 @@ def cache_identity(
     """
     if bits not in (8, 16):
         raise ParameterError(f"bits={bits!r} is out of range; a cache keeps 8 or 16 bits a pixel")
-    truth, shortcut = _masks(dataset)
     modules = [f"cxrkit.data.{part}" for part in _READING + _DRAWING]
     modules += [module, module.rpartition(".")[0], type(dataset.preprocessing).__module__]
     modules += [getattr(getattr(dataset.renderer, part, None), "__module__", None) for part in ("read", "truth")]
+    unmasked = isinstance(dataset.renderer, FileRenderer) and dataset.renderer.truth is None
     identity = {
         "source": name,
         "root": None if root is None else str(Path(root).resolve()),
@@ -145,24 +221,13 @@ def cache_identity(
         "options": {key: options[key] for key in sorted(options) if key not in _SAME_PIXELS},
         "preprocessing": repr(dataset.preprocessing),
         "seed": seed,
-        "labels": list(dataset.labels) if truth else [],
-        "shortcut": shortcut,
+        "labels": [] if unmasked else list(dataset.labels),  # each has a mask
         "code": _code(modules),
     }
     text = json.dumps(identity, sort_keys=True, default=repr)
     if " at 0x" in text:
         raise ParameterError(f"{name}: an option or the pre-processing has no lasting name, so it can't have a cache")
     return identity | {"key": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _masks(dataset: Dataset) -> tuple[bool, bool]:
-    """Whether the source draws truth and shortcut masks."""
-    if isinstance(dataset.renderer, FileRenderer):
-        return dataset.renderer.truth is not None, False
-    if not len(dataset):
-        return False, False
-    drawn = dataset.draw(0)
-    return drawn.truth is not None, drawn.shortcut is not None
 
 
 def _code(modules: list[str | None]) -> str:
@@ -176,20 +241,24 @@ def _code(modules: list[str | None]) -> str:
 
 
 def cache_path(identity: Mapping[str, Any], cache: str | os.PathLike) -> Path:
-    return cache_folder(cache) / f"{identity['source']}-{identity['size']}-{identity['key'][:16]}.npy"
+    """Where the cache of an identity is, or will be."""
+    return cache_folder(cache) / f"{identity['source']}-{identity['size']}-{identity['key'][:16]}.sqlite"
 
 
-def _usable(path: Path, identity: Mapping[str, Any]) -> PixelCache | None:
-    """The cache, or None where it is missing, damaged or of other data; a foreign file is refused."""
-    if not path.exists() and not path.with_suffix(".jsonl").exists():
+def _usable(path: Path) -> PixelCache | None:
+    """The cache, or None where it is missing or damaged; a foreign file is refused."""
+    if not path.exists():
         return None
+    with path.open("rb") as file:
+        start = file.read(72)
+    if not start.startswith(b"SQLite format 3") or int.from_bytes(start[68:], "big") != _OURS:
+        raise DataError(f"{path}: is no cache of cxrkit; move it away, or choose another folder for the cache")
+    held = PixelCache(path)
     try:
-        held = PixelCache(path)
-    except ForeignFile:
-        raise
+        held.tried()
     except DataError:
         return None
-    return held if held.header["key"] == identity["key"] else None
+    return held
 
 
 # Making it
@@ -204,145 +273,73 @@ def prepare_dataset(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{path.parent}: the folder for the cache can't be made ({error.strerror})") from None
-    with _alone(path.with_suffix(".lock"), progress):
-        held, slots = _with_room(path, dataset.image_ids, identity)
+    image_ids, problems = dataset.image_ids, {}
+    with FileLock(path.with_suffix(".lock")):  # it ends with its process, however that ends
         stamps = [_stamp(dataset.renderer, row) for row in dataset.rows.tolist()]
-        todo = [index for index in range(len(dataset)) if _is_open(held, int(slots[index]), stamps[index])]
-        task = _Draw(dataset, held, slots, stamps)
-        problems: dict[str, str] = {}
-        for index, problem in with_bar(spread(task, todo, workers), len(todo), progress):
-            if problem == CRASHED:
-                task.fail(index)
-            if problem:
-                problems[dataset.image_ids[index]] = problem
-    length = sum(array_file(path, kind).stat().st_size for kind in held.arrays)
-    return Prepared(path, len(dataset), len(todo) - len(problems), problems, length, time.perf_counter() - began)
+        held, whole = _opened(path, image_ids)
+        todo = [index for index, stamp in enumerate(stamps) if whole[index] != stamp]
+        for index, drawn in spread(_Draw(dataset, identity["bits"]), todo, workers, progress):
+            if isinstance(drawn, str):
+                problems[image_ids[index]] = drawn
+                drawn = (None,) * 6
+            held.query(
+                "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", image_ids[index], stamps[index], *drawn
+            )
+    took = time.perf_counter() - began
+    return Prepared(path, len(dataset), len(todo) - len(problems), problems, path.stat().st_size, took)
 
 
-@contextlib.contextmanager
-def _alone(lock: Path, progress: bool) -> Iterator[None]:
-    """Hold the lock of a cache; it ends with its process, however that ends."""
-    from filelock import FileLock, Timeout  # comes with torch
-
-    held = FileLock(lock)
+def _opened(path: Path, image_ids: list[str]) -> tuple[PixelCache, list[str | None]]:
+    """The cache with a row for each image, made anew where it can't be used; and the stamp of each that is intact."""
+    held = _usable(path)
     try:
-        held.acquire(timeout=0)
-    except Timeout:
-        if progress:
-            print(f"another process is making {lock.stem}; waiting for it", file=sys.stderr)
-        held.acquire()
-    try:
-        yield
-    finally:
-        held.release()
-
-
-def _with_room(path: Path, image_ids: Sequence[str], identity: Mapping[str, Any]) -> tuple[PixelCache, np.ndarray]:
-    """The cache to go on with, or a new one, with a row for each image; and these rows, int ``[N]``."""
-    held = _usable(path, identity)
-    taken = {} if held is None else held.slot_of
-    new = [image_id for image_id in image_ids if image_id not in taken]
-    count = len(taken) + len(new)
-    free = sorted(set(range(count)) - set(taken.values()))
-    slot_of = taken | dict(zip(new, free, strict=False))
-    header = {name: identity[name] for name in ("key", "size", "bits", "shortcut")}
-    header = {"format": FORMAT, **header, "labels": len(identity["labels"])}
+        whole = [None if held is None else held.intact(image_id) for image_id in image_ids]
+    except DataError:
+        held, whole = None, [None] * len(image_ids)
     if held is None:
-        replace_file(path.with_suffix(".jsonl"), json.dumps(header))
-    if held is None or len(held.pixels) < count:
-        _make_room(path, header, {} if held is None else held.arrays, count)
-    return PixelCache(path), np.array([slot_of[image_id] for image_id in image_ids], dtype=int)
+        Path(f"{path}-journal").unlink(missing_ok=True)  # of the file that is replaced
+        try:
+            replace_file(path, _create)
+        except (OSError, sqlite3.Error) as error:
+            raise DataError(f"{path}: the cache can't be written ({error})") from None
+        held = PixelCache(path)
+    held.query("INSERT OR IGNORE INTO images (image_id) SELECT value FROM json_each(?)", json.dumps(image_ids))
+    return held, whole
 
 
-def _make_room(path: Path, header: Mapping[str, Any], before: Mapping[str, np.ndarray], count: int) -> None:
-    """Arrays of ``count`` rows that begin with those there were; the space is only reserved where the disk does so."""
-    rows = array_rows(header)
-    length = sum(count * dtype.itemsize * int(np.prod(shape)) for dtype, shape in rows.values())
-    free = shutil.disk_usage(path.parent).free
-    if length > free:
-        raise DataError(
-            f"{path.parent}: the cache takes {length / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free; "
-            "choose another folder with cache="
-        )
-    for kind, (dtype, shape) in rows.items():
-        part = array_file(path, kind).with_suffix(".part")
-        array = np.lib.format.open_memmap(part, "w+", dtype, (count, *shape))
-        if kind in before:
-            array[: len(before[kind])] = before[kind]
-        array.flush()
-        os.replace(part, array_file(path, kind))
+def _create(file: str) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as opened:
+        opened.executescript(_SCHEMA)
 
 
-def _is_open(held: PixelCache, slot: int, stamp: int) -> bool:
-    """Whether an image is still to be drawn: not done, damaged, or of a file that has changed since."""
-    record = held.index[slot]
-    return not record["drawn"] or int(record["stamp"]) != stamp or not held.intact(slot)
-
-
-def _stamp(renderer: Renderer, row: int) -> int:
-    """Eight bytes that change when the file of a row is replaced; 0 where there is none."""
+def _stamp(renderer: Renderer, row: int) -> str:
+    """What changes when the file of a row is replaced; empty where there is none."""
+    if not isinstance(renderer, FileRenderer):
+        return ""
     try:
         found = os.stat(renderer.paths[row])
-    except (AttributeError, OSError, TypeError, ValueError):
-        return 0
-    stamp = hashlib.blake2b(b"%d %d" % (found.st_size, found.st_mtime_ns), digest_size=8)
-    return int.from_bytes(stamp.digest(), "little")
+    except (OSError, ValueError):
+        return ""
+    return f"{renderer.paths[row]} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
 class _Draw:
-    """Draws one image into the cache; returns why where it can't."""
+    """Draws an image: its row in the cache, from the checksum on, or why it can't be drawn."""
 
-    def __init__(self, dataset: Dataset, held: PixelCache, slots: np.ndarray, stamps: list[int]):
-        self.dataset, self.held, self.slots, self.stamps = dataset, held, slots, stamps
+    def __init__(self, dataset: Dataset, bits: int):
+        self.dataset, self.bits = dataset, bits
 
-    def __call__(self, index: int) -> str:
+    def __call__(self, index: int) -> tuple | str:
         try:
             drawn = self.dataset.draw(index)
-            rows = self._rows(drawn)
+            image = drawn.image.numpy()
+            if image.min() < 0 or image.max() > 1:
+                raise DataError("has pixels outside [0, 1], which a cache can't hold")
         except CxrkitError as error:
-            self.fail(index)
             return str(error)
-        width, height = drawn.frame or (0, 0)
-        masks = sum(MASKS.get(kind, 0) for kind in rows)
-        crc = checksum(masks, width, height, list(rows.values()))
-        for kind, row in rows.items():
-            file = array_file(self.held.path, kind)
-            start = file.stat().st_size - len(self.held.arrays[kind]) * row.nbytes
-            self._write(file, row.tobytes(), start + int(self.slots[index]) * row.nbytes)
-        self._note(index, True, masks, width, height, self.stamps[index], crc)
-        return ""
-
-    def fail(self, index: int) -> None:
-        """Note that an image can't be drawn."""
-        self._note(index, False, 0, 0, 0, 0, 0)
-
-    def _rows(self, drawn: Rendered) -> dict[str, np.ndarray]:
-        """The row of an image in each array."""
-        image = drawn.image.numpy()
-        if image.min() < 0 or image.max() > 1:
-            raise DataError("has pixels outside [0, 1], which a cache can't hold")
-        top = 2 ** self.held.header["bits"] - 1
-        rows = {"pixels": np.rint(image * np.float64(top)).astype(self.held.pixels.dtype)}
-        for kind in MASKS:
-            mask = getattr(drawn, kind)
-            if mask is not None:
-                rows[kind] = np.packbits(mask.numpy())
-                if kind not in self.held.arrays or rows[kind].shape != self.held.arrays[kind].shape[1:]:
-                    raise DataError(f"has {kind} masks that the first image has not; they can't be kept in a cache")
-        return rows
-
-    def _note(self, index: int, *fields: int) -> None:
-        """Append a line to the index; it begins the line, because a killed process may have left half of one."""
-        record = [int(self.slots[index]), self.dataset.image_ids[index], *fields]
-        self._write(self.held.path.with_suffix(".jsonl"), b"\n" + json.dumps(record).encode())
-
-    def _write(self, file: Path, content: bytes, start: int | None = None) -> None:
-        # Not through the map: where the disk is full, a write raises, but a map ends the process.
-        try:
-            with open(file, "ab" if start is None else "r+b", buffering=0) as opened:
-                if start is not None:
-                    opened.seek(start)
-                while content:
-                    content = content[opened.write(content) :]
-        except OSError as error:
-            raise DataError(f"{file}: the cache can't be written ({error.strerror})") from None
+        pixels = np.rint(image * np.float64(2**self.bits - 1)).astype(f"<u{self.bits // 8}").tobytes()
+        masks = (
+            None if mask is None else np.packbits(mask.numpy()).tobytes() for mask in (drawn.truth, drawn.shortcut)
+        )
+        row = (*(drawn.frame or (0, 0)), pixels, *masks)
+        return _checksum(*row), *row

@@ -17,7 +17,7 @@ import pandas as pd
 from cxrkit.data.dataset import Dataset
 from cxrkit.data.download import Entry, entries
 from cxrkit.data.files import FileRenderer
-from cxrkit.data.parallel import spread, with_bar
+from cxrkit.data.parallel import spread
 from cxrkit.data.public.layout import PICTURES
 from cxrkit.data.readers import noticing, read_image
 from cxrkit.data.size_limits import MOST_BYTES
@@ -66,7 +66,7 @@ def check(
         dataset = None
     look = _Look(paths, dataset)
     digests: dict[str, int] = {}
-    results = dict(with_bar(spread(look, range(len(paths)), workers), len(paths), progress))
+    results = dict(spread(look, range(len(paths)), workers, progress))
     for index in range(len(paths)):
         kind, problem, digest = results[index] if isinstance(results[index], tuple) else ("image", results[index], "")
         if problem:

@@ -5,7 +5,7 @@
 The files are synthetic radiographs of 1024 x 1024 pixels, written as RSNA stage 2 has them: 8-bit JPEG in DICOM. The
 peer is torchxrayvision's reader of the same set with its own resizer. All three give 224 x 224 images and take turns on
 one thread; the shortest epoch of each counts. The big index has the table of NIH ChestX-ray14 in mind: 14 labels, ages,
-views, a split; its cache is a sparse file, so that only what is touched takes space. It is loaded in a process of its
+views, a split; its cache holds black images. It is loaded in a process of its
 own, whose memory is told without mapped files. Building is timed with one process and with one per core, and killed
 halfway.
 """
@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import multiprocessing
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -125,8 +125,10 @@ def prepare(root: Path, cache: str, workers: int):
 
 
 def finished(cache: Path) -> int:
-    """Images in the index of the one cache in a folder."""
-    return sum(path.read_bytes().count(b"\n") for path in cache.glob("*.jsonl"))
+    """Images in the one cache in a folder."""
+    paths = list(cache.glob("*.sqlite"))
+    command = "SELECT count(*) FROM images WHERE stamp IS NOT NULL"
+    return sqlite3.connect(paths[0]).execute(command).fetchone()[0] if paths else 0
 
 
 # Epochs
@@ -223,20 +225,20 @@ def write_big(big: Path, rows: int) -> None:
 
 
 def write_big_cache(big: Path, cache: Path) -> None:
-    """A finished cache of black images, in which no pixel was ever written."""
-    from cxrkit.data.cache import cache_path
-    from cxrkit.data.pixelcache import FORMAT, checksum
+    """A finished cache of black images."""
+    from cxrkit.data import cache as caching
     from cxrkit.data.sources import SOURCES
 
     data = cxrkit.data.load("folder", big)
-    identity = SOURCES["folder"].cache_identity("folder", big, {}, 0, data, 8)
-    path = cache_path(identity, cache)
+    path = caching.cache_path(SOURCES["folder"].cache_identity("folder", big, {}, 0, data, 8), cache)
     cache.mkdir()
-    pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (len(data), SIZE, SIZE))
-    crc = checksum(0, 1024, 1024, [pixels[0]])
-    lines = [{"format": FORMAT, "key": identity["key"], "size": SIZE, "bits": 8, "shortcut": False, "labels": 0}]
-    lines += [[slot, name, True, 0, 1024, 1024, 0, crc] for slot, name in enumerate(data.image_ids)]
-    path.with_suffix(".jsonl").write_text("\n".join(map(json.dumps, lines)))
+    caching.create(str(path))
+    black = (1024, 1024, bytes(SIZE**2), None, None)
+    crc = caching.checksum(*black)
+    stamps = (caching.stamp(data.renderer, row) for row in data.rows.tolist())
+    with sqlite3.connect(path) as opened:
+        rows = ((image_id, stamp, crc, *black) for image_id, stamp in zip(data.image_ids, stamps, strict=True))
+        opened.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ _DRAWING = ("geometry", "preprocessing", "intensity", "cache")
 _OURS = 0x63787263  # the application id of the file
 # An image that was tried has a stamp, one that could not be drawn no pixels. Pixels take 8 or 16 bits, masks one.
 _SCHEMA = f"""
+PRAGMA page_size = 65536;
 PRAGMA application_id = {_OURS};
 CREATE TABLE images (image_id TEXT PRIMARY KEY, stamp TEXT, crc INTEGER, width INTEGER, height INTEGER,
                      pixels BLOB, truth BLOB, shortcut BLOB);
@@ -103,26 +104,27 @@ class PixelCache:
     def intact(self, image_id: str) -> str | None:
         """The stamp of an image that is here as it was written; None for others."""
         found = self.query("SELECT * FROM images WHERE image_id = ? AND pixels IS NOT NULL", image_id)
-        return found[0][1] if found and _checksum(*found[0][3:]) == found[0][2] else None
+        return found[0][1] if found and checksum(*found[0][3:]) == found[0][2] else None
 
     def get(self, image_id: str, size: int) -> tuple[str, Rendered | None]:
         """The stamp of an image, and image and masks, None where they could not be drawn; refused where damaged."""
-        _, stamp, crc, *row = self.query("SELECT * FROM images WHERE image_id = ?", image_id)[0]
+        _, written, crc, *row = self.query("SELECT * FROM images WHERE image_id = ?", image_id)[0]
         width, height, pixels, truth, shortcut = row
         if pixels is None:
-            return stamp, None
+            return written, None
         if image_id not in self._compared:
-            if _checksum(*row) != crc:
+            if checksum(*row) != crc:
                 raise DataError(f"{self.path}: the cached image is damaged; cxrkit.data.prepare draws it anew")
             self._compared.add(image_id)
         values = np.frombuffer(pixels, np.uint8 if len(pixels) == size**2 else "<u2").reshape(size, size)
         image = torch.from_numpy(np.divide(values, np.float32(np.iinfo(values.dtype).max), dtype=np.float32))
         shortcut = None if shortcut is None else _unpacked(shortcut, size)[0]
         truth = None if truth is None else _unpacked(truth, size)
-        return stamp, Rendered(image, truth, shortcut, (width, height) if width else None)
+        return written, Rendered(image, truth, shortcut, (width, height) if width else None)
 
 
-def _checksum(width: int, height: int, *rows: bytes | None) -> int:
+def checksum(width: int, height: int, *rows: bytes | None) -> int:
+    """CRC-32 of an image: the size of the original, its pixels and its masks."""
     crc = zlib.crc32(b"%d %d" % (width, height))
     for row in rows:
         crc = zlib.crc32(row or b"", crc)
@@ -145,8 +147,8 @@ class CachedRenderer:
     def render(self, row: int, size: int) -> Rendered:
         """The image of ``row``; raises DataError where the cache is damaged, or where it can't be drawn at all."""
         if size == self.size:
-            stamp, drawn = self.held.get(self.image_ids[row].decode(), size)
-            if drawn is not None and stamp == _stamp(self.renderer, row):
+            written, drawn = self.held.get(self.image_ids[row].decode(), size)
+            if drawn is not None and written == stamp(self.renderer, row):
                 return drawn
         return self.renderer.render(row, size)
 
@@ -275,9 +277,9 @@ def prepare_dataset(
         raise DataError(f"{path.parent}: the folder for the cache can't be made ({error.strerror})") from None
     image_ids, problems = dataset.image_ids, {}
     with FileLock(path.with_suffix(".lock")):  # it ends with its process, however that ends
-        stamps = [_stamp(dataset.renderer, row) for row in dataset.rows.tolist()]
+        stamps = [stamp(dataset.renderer, row) for row in dataset.rows.tolist()]
         held, whole = _opened(path, image_ids)
-        todo = [index for index, stamp in enumerate(stamps) if whole[index] != stamp]
+        todo = [index for index, found in enumerate(stamps) if whole[index] != found]
         for index, drawn in spread(_Draw(dataset, identity["bits"]), todo, workers, progress):
             if isinstance(drawn, str):
                 problems[image_ids[index]] = drawn
@@ -299,7 +301,7 @@ def _opened(path: Path, image_ids: list[str]) -> tuple[PixelCache, list[str | No
     if held is None:
         Path(f"{path}-journal").unlink(missing_ok=True)  # of the file that is replaced
         try:
-            replace_file(path, _create)
+            replace_file(path, create)
         except (OSError, sqlite3.Error) as error:
             raise DataError(f"{path}: the cache can't be written ({error})") from None
         held = PixelCache(path)
@@ -307,12 +309,13 @@ def _opened(path: Path, image_ids: list[str]) -> tuple[PixelCache, list[str | No
     return held, whole
 
 
-def _create(file: str) -> None:
+def create(file: str) -> None:
+    """Write an empty cache."""
     with contextlib.closing(sqlite3.connect(file)) as opened:
         opened.executescript(_SCHEMA)
 
 
-def _stamp(renderer: Renderer, row: int) -> str:
+def stamp(renderer: Renderer, row: int) -> str:
     """What changes when the file of a row is replaced; empty where there is none."""
     if not isinstance(renderer, FileRenderer):
         return ""
@@ -342,4 +345,4 @@ class _Draw:
             None if mask is None else np.packbits(mask.numpy()).tobytes() for mask in (drawn.truth, drawn.shortcut)
         )
         row = (*(drawn.frame or (0, 0)), pixels, *masks)
-        return _checksum(*row), *row
+        return checksum(*row), *row

@@ -174,7 +174,7 @@ def test_table_2_stands_beside_ours(made):
 
 
 def test_claims_get_the_verdict_of_their_interval(made):
-    table = covid.claims(made).set_index("claim")
+    table = covid.verdicts(made).set_index("claim")
     assert table.loc["DenseNet has more dead maps in the middle than ResNet18", "verdict"] == "same direction"
     assert table.loc["DenseNet has more dead maps in the middle than ResNet18", "ours"] == pytest.approx(60)
     place = table.loc["Occlusion finds the place better than the other methods (mean)"]
@@ -192,7 +192,7 @@ def test_claims_get_the_verdict_of_their_interval(made):
 
 def test_claims_of_a_grid_without_the_networks_say_so(made):
     one = Study("covid", tuple(run for run in made.runs if "resnet18" in (run.key + run.parameters.run)))
-    verdicts = covid.claims(one)["verdict"]
+    verdicts = covid.verdicts(one)["verdict"]
     assert verdicts.str.contains("can't be tested here").sum() >= 6
 
 

@@ -386,7 +386,7 @@ def test_what_is_kept_counts_maps_of_the_probability_where_the_class_is_right(ma
 
 
 def test_claims_have_the_direction_that_was_put_in(made):
-    table = path.claims(made).set_index("claim")
+    table = path.verdicts(made).set_index("claim")
     verdicts = {claim: row["verdict"] for claim, row in table.iterrows()}
     assert verdicts["XRAI lies on the finding more than the vanilla gradient"] == "same direction"
     assert verdicts["Xception's maps are the least stable"] == "same direction"
@@ -411,7 +411,7 @@ def test_full_and_fast_xrai_agree_as_was_put_in(made):
 
 def test_a_claim_about_networks_that_are_not_there_says_so(made):
     one = Study("path", tuple(run for run in made.runs if "xception" not in run.key))
-    verdict = path.claims(one).set_index("claim").loc["Xception's maps are the least stable", "verdict"]
+    verdict = path.verdicts(one).set_index("claim").loc["Xception's maps are the least stable", "verdict"]
     assert verdict == "can't be tested here: the shown grid has no such networks or images"
 
 

@@ -16,8 +16,7 @@ from cxrkit.data.covid_labels import HIERARCHY
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import Interval, bootstrap
 from cxrkit.metrics.statistics import by_patient, resampled_ratios
-from cxrkit.study import claims as study_claims
-from cxrkit.study import ensembles, published, report, runs
+from cxrkit.study import claims, ensembles, published, report, runs
 from cxrkit.study.claims import Measured
 from cxrkit.study.study import Study
 from papers.covid.measure import CUTOFF
@@ -27,7 +26,6 @@ __all__ = [
     "MEASURES",
     "PAPER_NAMES",
     "SOFT",
-    "claims",
     "difference",
     "gather",
     "located",
@@ -36,6 +34,7 @@ __all__ = [
     "predictions",
     "rate",
     "scored",
+    "verdicts",
 ]
 
 SOFT, HARD = "ensemble, mean", "ensemble, majority"
@@ -162,7 +161,7 @@ def located(study: Study) -> pd.DataFrame:
 # Claims
 
 
-def claims(study: Study) -> pd.DataFrame:
+def verdicts(study: Study) -> pd.DataFrame:
     """The paper's claims beside ours, in points (percent), from `claims.csv`; see `cxrkit.study.claims`."""
     votes, nested = predictions(study), measured(study, "nested")
     singles = [network for network in votes if network not in (SOFT, HARD)]
@@ -177,8 +176,8 @@ def claims(study: Study) -> pd.DataFrame:
     every = pd.concat([table.assign(network=network) for network, table in votes.items()])
     tables |= {"votes": lambda of: every, "together": lambda of: _together(every), "bands": _moved}
     measures = {name: partial(difference, measure=name) for name in MEASURES} | {"dead": _dead}
-    measures["beyond the whole"] = lambda a, b: study_claims.measured(a["border"].astype(float) - 1, range(len(a)))
-    return study_claims.verdicts("covid", study, tables, measures, **words)
+    measures["beyond the whole"] = lambda a, b: claims.measured(a["border"].astype(float) - 1, range(len(a)))
+    return claims.verdicts("covid", study, tables, measures, **words)
 
 
 def _together(votes: pd.DataFrame, pair: Sequence[str] = ("COVID-19", "ARDS")) -> pd.DataFrame:
@@ -246,5 +245,5 @@ def _path(label: str) -> str:
 STORED = {
     "Networks": lambda study: micro_table(study).dropna(subset="ours"),
     "Where maps lie": located,
-    "Claims": claims,
+    "Claims": verdicts,
 }

@@ -10,8 +10,7 @@ import pandas as pd
 import cxrkit.data
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import bootstrap
-from cxrkit.study import claims as study_claims
-from cxrkit.study import report, runs
+from cxrkit.study import claims, report, runs
 from cxrkit.study.published import table
 from cxrkit.study.study import Study
 from papers.path.measure import METHODS
@@ -20,7 +19,6 @@ __all__ = [
     "NETWORKS",
     "TITLES",
     "agreement",
-    "claims",
     "decided",
     "denominators",
     "frames",
@@ -30,6 +28,7 @@ __all__ = [
     "name_of",
     "pairs",
     "per_method",
+    "verdicts",
 ]
 
 # What the paper's Table 3 calls the same networks.
@@ -153,7 +152,7 @@ def agreement(study: Study) -> pd.DataFrame:
 # Claims
 
 
-def claims(study: Study) -> pd.DataFrame:
+def verdicts(study: Study) -> pd.DataFrame:
     """The paper's claims as differences of our numbers, in percent points, from `claims.csv`; see
     `cxrkit.study.claims`. Overlap is taken where the predicted class is right: only then does the map explain the class
     that the mask is of."""
@@ -175,7 +174,7 @@ def claims(study: Study) -> pd.DataFrame:
         "radiographs": lambda of: decisions("radiographs", not mri),
     }
     there = {name_of(train) for train in trained}
-    return study_claims.verdicts("path", study, tables, expert="DenseNet121" if "DenseNet121" in there else "")
+    return claims.verdicts("path", study, tables, expert="DenseNet121" if "DenseNet121" in there else "")
 
 
 def _tops(study: Study) -> pd.DataFrame:
@@ -243,5 +242,5 @@ STORED = {
     "Precision of the strongest 30 %": lambda study: per_method(
         study, "overlap", "precision", fraction=0.3, output="probability", **judged(study)
     ),
-    "Claims": claims,
+    "Claims": verdicts,
 }

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import multiprocessing
 import os
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -126,9 +126,8 @@ def prepare(root: Path, cache: str, workers: int):
 
 def finished(cache: Path) -> int:
     """Images in the one cache in a folder."""
-    paths = list(cache.glob("*.sqlite"))
-    command = "SELECT count(*) FROM images WHERE stamp IS NOT NULL"
-    return sqlite3.connect(paths[0]).execute(command).fetchone()[0] if paths else 0
+    indices = list(cache.glob("*.jsonl"))
+    return sum(line.startswith("{") for line in indices[0].read_text().splitlines()[1:]) if indices else 0
 
 
 # Epochs
@@ -230,15 +229,16 @@ def write_big_cache(big: Path, cache: Path) -> None:
     from cxrkit.data.sources import SOURCES
 
     data = cxrkit.data.load("folder", big)
-    path = caching.cache_path(SOURCES["folder"].cache_identity("folder", big, {}, 0, data, 8), cache)
+    identity = SOURCES["folder"].cache_identity("folder", big, {}, 0, data, 8)
     cache.mkdir()
-    caching.create(str(path))
-    black = (1024, 1024, bytes(SIZE**2), None, None)
-    crc = caching.checksum(*black)
-    stamps = (caching.stamp(data.renderer, row) for row in data.rows.tolist())
-    with sqlite3.connect(path) as opened:
-        rows = ((image_id, stamp, crc, *black) for image_id, stamp in zip(data.image_ids, stamps, strict=True))
-        opened.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    held = caching._new(caching.cache_path(identity, cache), identity)
+    held.reserve(data.image_ids)
+    facts = {"width": 1024, "height": 1024, "masks": []}
+    facts["crc"] = caching._checksum(facts, [bytes(SIZE**2)])
+    with held.path.with_suffix(".jsonl").open("a") as index:
+        for row, image_id in enumerate(data.image_ids):
+            stamp = caching.stamp(data.renderer, int(data.rows[row]))
+            index.write("\n" + json.dumps({"image_id": image_id, "row": row, "stamp": stamp, **facts}))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
 import resource
-import sqlite3
 import sys
 import time
 from collections import Counter
@@ -88,7 +88,7 @@ def test_images_are_those_without_cache(root, tmp_path, prepare, bits):
         same(
             cxrkit.data.load("folder", root, split, size=SIZE), load(root, tmp_path, split=split, cache_bits=bits), bits
         )
-    assert len(list((tmp_path / "cache").glob("*-????????????????.sqlite"))) == 1
+    assert len(list((tmp_path / "cache").glob("*-????????????????.npy"))) == 1
 
 
 def test_masks_of_the_phantom_are_kept_exactly(tmp_path):
@@ -99,15 +99,15 @@ def test_masks_of_the_phantom_are_kept_exactly(tmp_path):
     assert any(sample.shortcut.any() for sample in kept)
     # Other labels are other masks; fewer images are not.
     assert len(cxrkit.data.load("phantom", cache=tmp_path, **{**options, "images": 5})) == 5
-    assert len(list(tmp_path.glob("*-????????????????.sqlite"))) == 1
+    assert len(list(tmp_path.glob("*-????????????????.npy"))) == 1
     cxrkit.data.load("phantom", cache=tmp_path, view="binary", **options)
-    assert len(list(tmp_path.glob("*-????????????????.sqlite"))) == 2
+    assert len(list(tmp_path.glob("*-????????????????.npy"))) == 2
 
 
 def test_loading_makes_what_is_missing(root, tmp_path):
     same(cxrkit.data.load("folder", root, size=SIZE), load(root, tmp_path))
-    assert not [path for path in root.rglob("*") if path.suffix in (".sqlite", ".lock")]
-    assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".sqlite", ".lock"}
+    assert not [path for path in root.rglob("*") if path.suffix in (".npy", ".jsonl", ".lock")]
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".npy", ".jsonl", ".lock"}
 
 
 def test_drawn_once_and_never_again(root, tmp_path, prepare, monkeypatch):
@@ -249,46 +249,48 @@ def test_more_images_come_later(root, tmp_path, prepare):
 # Damage
 
 
-def records(path: Path, command: str = "SELECT * FROM images", *values) -> list[tuple]:
-    with sqlite3.connect(path) as opened:
-        return opened.execute(command, values).fetchall()
+def records(path: Path) -> list[dict]:
+    lines = path.with_suffix(".jsonl").read_text().splitlines()[1:]
+    return [json.loads(line) for line in lines if line]
 
 
 def test_anyone_reads_the_pixels(root, prepare):
-    image_id, _, _, width, height, pixels, *_ = records(prepare().path)[0]
-    assert (image_id, width, height) == ("i0", 48, 40)
-    first = cxrkit.data.load("folder", root, size=SIZE)[0].image
-    pixels = np.frombuffer(pixels, np.uint8).reshape(1, SIZE, SIZE)
-    np.testing.assert_allclose(pixels / 255, first, atol=0.501 / 255)
+    path = prepare().path
+    record = records(path)[0]
+    assert [record[name] for name in ("image_id", "width", "height")] == ["i0", 48, 40]
+    first = cxrkit.data.load("folder", root, size=SIZE)[0].image[0]
+    np.testing.assert_allclose(np.load(path)[record["row"]] / 255, first, atol=0.501 / 255)
 
 
 def test_a_damaged_image_is_refused_and_repaired(root, tmp_path, prepare):
     path = prepare().path
-    records(path, "UPDATE images SET pixels = zeroblob(?) WHERE image_id = 'i5'", SIZE**2)
+    np.load(path, mmap_mode="r+")[records(path)[5]["row"]] = 0
     kept = load(root, tmp_path)
     assert kept[4].image.any()
-    with pytest.raises(DataError, match=r"'i5'.*\.sqlite: the cached image is damaged; cxrkit\.data\.prepare"):
+    with pytest.raises(DataError, match=r"'i5'.*\.npy: the cached image is damaged; cxrkit\.data\.prepare"):
         kept[5]
     assert prepare().drawn == 1
     same(cxrkit.data.load("folder", root, size=SIZE), load(root, tmp_path))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "pages", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "zeros", "missing", "no index"])
 def test_a_damaged_cache_is_made_anew(root, tmp_path, prepare, damage):
     path = prepare().path
     if damage == "truncated":
         os.truncate(path, 8192)
-    elif damage == "pages":
-        path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
+    elif damage == "zeros":
+        path.write_bytes(path.read_bytes()[:128] + bytes(path.stat().st_size - 128))
     else:
-        path.unlink()
-    assert caching.prepared("folder", tmp_path / "cache") == []
+        (path if damage == "missing" else path.with_suffix(".jsonl")).unlink()
+    if damage != "zeros":
+        assert caching.prepared("folder", tmp_path / "cache") == []
     assert prepare().drawn == 20
     same(cxrkit.data.load("folder", root, size=SIZE), load(root, tmp_path))
 
 
-def test_a_foreign_file_is_left_alone(root, tmp_path, prepare):
-    foreign = prepare().path
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl"])
+def test_a_foreign_file_is_left_alone(root, tmp_path, prepare, suffix):
+    foreign = prepare().path.with_suffix(suffix)
     foreign.write_bytes(b"something else")
     for call in (prepare, lambda: load(root, tmp_path)):
         with pytest.raises(DataError, match=rf"{foreign.name}: is no cache of cxrkit; move it away"):
@@ -296,9 +298,9 @@ def test_a_foreign_file_is_left_alone(root, tmp_path, prepare):
     assert foreign.read_bytes() == b"something else"
 
 
-def test_an_image_that_was_not_begun_is_drawn(tmp_path, prepare):
-    path = prepare().path
-    records(path, "UPDATE images SET stamp = NULL, pixels = NULL WHERE image_id = 'i5'")
+def test_half_a_line_of_the_index_is_an_image_to_draw(tmp_path, prepare):
+    index = prepare().path.with_suffix(".jsonl")
+    os.truncate(index, index.stat().st_size - 9)
     assert caching.prepared("folder", tmp_path / "cache") == []
     assert prepare().drawn == 1
     assert prepare().drawn == 0
@@ -318,7 +320,7 @@ def test_full_disk(root, tmp_path, prepare, longest):
     told = FORK.Queue()
     process = FORK.Process(target=limited, args=(told,))
     process.start()
-    assert "sqlite: the cache can't be" in told.get(timeout=60)
+    assert "npy: the cache can't be" in told.get(timeout=60)
     process.join()
     assert caching.prepared("folder", tmp_path / "cache") == []
     assert 0 < prepare().drawn <= 20
@@ -384,12 +386,12 @@ def test_killed_two_go_on_and_draw_nothing_twice(tmp_path):
     until(lambda: len(log.read_text().split()) >= 20)
     process.kill()
     process.join()
-    path = next((tmp_path / "cache").glob("*.sqlite"))
+    path = next((tmp_path / "cache").glob("*.npy"))
     assert caching.prepared("folder", tmp_path / "cache") == []
     # The workers end with their parent: soon nothing is begun any more.
     until(lambda: lasts(log.read_text, 0.2))
     begun = Counter(log.read_text().split())
-    finished = [int(row[0][1:]) for row in records(path) if row[5] is not None]
+    finished = [int(record["image_id"][1:]) for record in records(path)]
     assert 10 <= len(finished) < 60
     # Two go on at once: one draws what is left, the other waits for it.
     processes = [start(tmp_path, root, 0, drawn) for _ in range(2)]

@@ -115,7 +115,7 @@ def test_prepare(run, root, tmp_path):
     assert status == 0
     assert "3 images at 32 x 32, 8 bits" in out
     assert "3 drawn now" in out
-    assert len(list((tmp_path / "cache").glob("folder-32-*.sqlite"))) == 1
+    assert len(list((tmp_path / "cache").glob("folder-32-*[!s].npy"))) == 1
     assert "0 drawn now" in run("prepare", "folder", "--root", root, "--size", 32)[1]
     (root / "1.png").write_bytes(b"")
     status, out = run("prepare", "folder", "--root", root, "--size", 32, "--cache", tmp_path / "here", "--bits", 16)

@@ -1,8 +1,10 @@
-"""The pixel cache: a source's images decoded and resized once, in an SQLite file that every run then reads.
+"""The pixel cache: a source's images decoded and resized once, in a mapped ``.npy`` file that every run then reads.
 
-A cache is found again by its key: the source, its folder, the options that change pixels, the size, the pre-processing
-and the code that reads. It lies in the platform's folder for caches (or ``CXRKIT_CACHE``), never among downloaded files
-unless that folder is asked for.
+Pixels take 8 or 16 bits; exact masks, one bit a pixel, are in a second ``.npy`` file beside it. The index, in JSON
+lines, holds a line about the cache and one for each image, appended once its pixels are written; the last line of an
+image counts. A cache is found again by its key: the source, its folder, the options that change pixels, the size, the
+pre-processing and the code that reads. It lies in the platform's folder for caches (or ``CXRKIT_CACHE``), never among
+downloaded files unless that folder is asked for.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import sqlite3
 import time
 import zlib
 from collections.abc import Mapping
@@ -42,21 +43,15 @@ _SAME_PIXELS = {
 # Whatever decides on pixels; the key holds a checksum of these modules, and of the source's and the pre-processing's.
 _READING = ("readers", "dicom", "presentation", "size_limits", "files")
 _DRAWING = ("geometry", "preprocessing", "intensity", "cache")
-_OURS = 0x63787263  # the application id of the file
-# An image that was tried has a stamp, one that could not be drawn no pixels. Pixels take 8 or 16 bits, masks one.
-_SCHEMA = f"""
-PRAGMA page_size = 65536;
-PRAGMA application_id = {_OURS};
-CREATE TABLE images (image_id TEXT PRIMARY KEY, stamp TEXT, crc INTEGER, width INTEGER, height INTEGER,
-                     pixels BLOB, truth BLOB, shortcut BLOB);
-"""
+_FORMAT = "cxrkit pixel cache"
+_STARTS = {".npy": b"\x93NUMPY", ".jsonl": b'{"format": "%s"' % _FORMAT.encode()}
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A cache: its file, how many images it holds, how many were drawn just now, and those that can't be (why).
 
-    ``problems``: image_id -> message. ``bytes``: length of the file. ``seconds``: the time that making it took.
+    ``problems``: image_id -> message. ``bytes``: length of all its files. ``seconds``: the time that making it took.
     """
 
     path: Path
@@ -68,11 +63,22 @@ class Prepared:
 
 
 class PixelCache:
-    """The images of the cache file at ``path``; each process opens it for itself. Damage is a DataError."""
+    """The images of the cache whose pixels are at ``path`` (``.npy``), mapped; damage is a DataError.
+
+    ``index``: image id -> record: row in the arrays, stamp of the file, checksum (None where it can't be drawn), masks
+    that it has, width and height of the original. Travels to other processes as its path.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self._opened: dict[int, sqlite3.Connection] = {}
+        self.header, self.index = _read_index(path.with_suffix(".jsonl"))
+        size, channels = self.header["size"], self.header["channels"]
+        shapes = {path: (size, size)}
+        if channels:
+            shapes[path.with_suffix(".masks.npy")] = (-(-channels * size**2 // 8),)
+        self.arrays = {file: _mapped(file, shape) for file, shape in shapes.items()}
+        if any(record["row"] >= len(array) for array in self.arrays.values() for record in self.index.values()):
+            raise _damaged(path)
         # Each image is compared with its checksum when this process first asks for it.
         self._compared: set[str] = set()
 
@@ -82,60 +88,111 @@ class PixelCache:
     def __setstate__(self, path: Path) -> None:
         self.__init__(path)
 
-    def query(self, command: str, *values: Any) -> list[tuple]:
-        """The rows that a command of SQL gives; a command that writes has written when this returns."""
-        try:
-            # A connection must not be used on both sides of a fork.
-            if os.getpid() not in self._opened:
-                address = f"{self.path.absolute().as_uri()}?mode=rw"
-                opened = sqlite3.connect(address, 60, uri=True, isolation_level=None, check_same_thread=False)
-                opened.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing; a power cut may
-                self._opened[os.getpid()] = opened
-            return self._opened[os.getpid()].execute(command, values).fetchall()
-        except sqlite3.OperationalError as error:
-            raise DataError(f"{self.path}: the cache can't be read or written ({error})") from None
-        except sqlite3.DatabaseError:
-            raise DataError(f"{self.path}: the cache is damaged; cxrkit.data.prepare makes it anew") from None
-
-    def tried(self) -> set[str]:
-        """Ids of the images that are in it or could not be drawn."""
-        return {image_id for (image_id,) in self.query("SELECT image_id FROM images WHERE stamp IS NOT NULL")}
-
     def intact(self, image_id: str) -> str | None:
         """The stamp of an image that is here as it was written; None for others."""
-        found = self.query("SELECT * FROM images WHERE image_id = ? AND pixels IS NOT NULL", image_id)
-        return found[0][1] if found and checksum(*found[0][3:]) == found[0][2] else None
+        record = self.index.get(image_id, {"crc": None})
+        whole = record["crc"] is not None and _checksum(record, self._rows(record)) == record["crc"]
+        return record["stamp"] if whole else None
 
-    def get(self, image_id: str, size: int) -> tuple[str, Rendered | None]:
-        """The stamp of an image, and image and masks, None where they could not be drawn; refused where damaged."""
-        _, written, crc, *row = self.query("SELECT * FROM images WHERE image_id = ?", image_id)[0]
-        width, height, pixels, truth, shortcut = row
-        if pixels is None:
-            return written, None
+    def _rows(self, record: Mapping[str, Any]) -> list[bytes]:
+        """Pixels of an image, and its masks where it has some."""
+        arrays = list(self.arrays.values())[: 2 if record["masks"] else 1]
+        return [array[record["row"]].tobytes() for array in arrays]
+
+    def get(self, image_id: str) -> Rendered:
+        """Image and masks; refused where damaged."""
+        record = self.index[image_id]
+        pixels, *masks = self._rows(record)
         if image_id not in self._compared:
-            if checksum(*row) != crc:
+            if _checksum(record, [pixels, *masks]) != record["crc"]:
                 raise DataError(f"{self.path}: the cached image is damaged; cxrkit.data.prepare draws it anew")
             self._compared.add(image_id)
-        values = np.frombuffer(pixels, np.uint8 if len(pixels) == size**2 else "<u2").reshape(size, size)
-        image = torch.from_numpy(np.divide(values, np.float32(np.iinfo(values.dtype).max), dtype=np.float32))
-        shortcut = None if shortcut is None else _unpacked(shortcut, size)[0]
-        truth = None if truth is None else _unpacked(truth, size)
-        return written, Rendered(image, truth, shortcut, (width, height) if width else None)
+        size, dtype = self.header["size"], self.arrays[self.path].dtype
+        values = np.frombuffer(pixels, dtype).reshape(size, size)
+        image = torch.from_numpy(np.divide(values, np.float32(np.iinfo(dtype).max), dtype=np.float32))
+        found = {}
+        if masks:
+            shape = (self.header["channels"], size, size)
+            bits = np.unpackbits(np.frombuffer(masks[0], np.uint8), count=int(np.prod(shape))).view(bool).reshape(shape)
+            both = {"truth": bits[:-1], "shortcut": bits[-1]}
+            found = {name: torch.from_numpy(both[name]) for name in record["masks"]}
+        frame = (record["width"], record["height"]) if record["width"] else None
+        return Rendered(image, found.get("truth"), found.get("shortcut"), frame)
+
+    def reserve(self, image_ids: list[str]) -> None:
+        """Make the arrays long enough for these images too."""
+        count = len(self.index.keys() | set(image_ids))
+        for file, array in self.arrays.items():
+            if len(array) < count:
+                _resize(file, array.dtype, (count, *array.shape[1:]))
+                self.arrays[file] = np.load(file, mmap_mode="r")
+
+    def put(self, image_id: str, stamp: str, facts: Mapping[str, Any], rows: list[bytes]) -> None:
+        """Write an image, then its line in the index."""
+        row = self.index.get(image_id, {"row": len(self.index)})["row"]
+        record = {"image_id": image_id, "row": row, "stamp": stamp, **facts}
+        # Not through the map: where the disk is full, a write raises, but a map ends the process.
+        try:
+            for (file, array), content in zip(self.arrays.items(), rows, strict=False):
+                with open(file, "r+b") as opened:
+                    opened.seek(array.offset + row * len(content))
+                    opened.write(content)
+            with open(self.path.with_suffix(".jsonl"), "ab") as opened:
+                opened.write(f"\n{json.dumps(record)}".encode())  # a killed process may have left half a line
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+        self.index[image_id] = record
 
 
-def checksum(width: int, height: int, *rows: bytes | None) -> int:
-    """CRC-32 of an image: the size of the original, its pixels and its masks."""
-    crc = zlib.crc32(b"%d %d" % (width, height))
+def _read_index(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Header and records of an index, by image; lines that a killed process left half are passed over."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        header, found = json.loads(lines[0]), {}
+        for line in filter(None, lines[1:]):
+            with contextlib.suppress(json.JSONDecodeError):
+                record = json.loads(line)
+                found[record["image_id"]] = record
+        return header, found
+    except (OSError, ValueError, LookupError, TypeError):
+        raise _damaged(path) from None
+
+
+def _mapped(file: Path, shape: tuple[int, ...]) -> np.memmap:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        raise _damaged(file) from None
+    if array.shape[1:] != shape:
+        raise _damaged(file)
+    return array
+
+
+def _resize(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Make a ``.npy`` file, or one longer: its header has room for more rows, and the disk space is only reserved."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    try:
+        with open(file, "r+b" if file.exists() else "w+b") as opened:
+            np.lib.format.write_array_header_1_0(opened, header)
+            opened.truncate(opened.tell() + dtype.itemsize * int(np.prod(shape)))
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(f"{path}: the cache is damaged; cxrkit.data.prepare makes it anew")
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: the cache can't be written ({error.strerror})")
+
+
+def _checksum(facts: Mapping[str, Any], rows: list[bytes]) -> int:
+    """CRC-32 of an image: the size of the original, the masks that it has, and its rows."""
+    crc = zlib.crc32(f"{facts['width']} {facts['height']} {facts['masks']}".encode())
     for row in rows:
-        crc = zlib.crc32(row or b"", crc)
+        crc = zlib.crc32(row, crc)
     return crc
-
-
-def _unpacked(bits: bytes, size: int) -> torch.Tensor:
-    """Masks ``[N, size, size]`` of one bit a pixel."""
-    count = 8 * len(bits) // size**2
-    values = np.unpackbits(np.frombuffer(bits, np.uint8), count=count * size**2)
-    return torch.from_numpy(values.view(bool).reshape(count, size, size))
 
 
 class CachedRenderer:
@@ -146,11 +203,11 @@ class CachedRenderer:
 
     def render(self, row: int, size: int) -> Rendered:
         """The image of ``row``; raises DataError where the cache is damaged, or where it can't be drawn at all."""
-        if size == self.size:
-            written, drawn = self.held.get(self.image_ids[row].decode(), size)
-            if drawn is not None and written == stamp(self.renderer, row):
-                return drawn
-        return self.renderer.render(row, size)
+        image_id = self.image_ids[row].decode()
+        record = self.held.index[image_id]
+        if size != self.size or record["crc"] is None or record["stamp"] != stamp(self.renderer, row):
+            return self.renderer.render(row, size)
+        return self.held.get(image_id)
 
 
 def cache_folder(cache: str | os.PathLike = "auto") -> Path:
@@ -167,11 +224,11 @@ def cache_folder(cache: str | os.PathLike = "auto") -> Path:
 def prepared(name: str, cache: str | os.PathLike = "auto") -> list[tuple[int, Path]]:
     """Size and file of every finished cache of a source, whatever its options."""
     found = []
-    for path in sorted(cache_folder(cache).glob(f"{name}-*-*.sqlite")):
+    for path in sorted(cache_folder(cache).glob(f"{name}-*-*.jsonl")):
         with contextlib.suppress(DataError):
-            held = _usable(path)
-            if held is not None and not held.query("SELECT image_id FROM images WHERE stamp IS NULL LIMIT 1"):
-                found.append((int(path.stem.split("-")[1]), path))
+            held = PixelCache(path.with_suffix(".npy"))
+            if len(held.index) == len(held.arrays[held.path]):
+                found.append((held.header["size"], held.path))
     return found
 
 
@@ -181,7 +238,7 @@ def cached(
     """``dataset``, just loaded, with its pixels from the cache, which is made where it is missing or not usable."""
     path, image_ids = cache_path(identity, cache), dataset.image_ids
     held = _usable(path)
-    if held is None or not held.tried().issuperset(image_ids):
+    if held is None or not held.index.keys() >= set(image_ids):
         prepare_dataset(dataset, identity, cache, None, progress)
         held = PixelCache(path)
     part = copy.copy(dataset)
@@ -244,23 +301,19 @@ def _code(modules: list[str | None]) -> str:
 
 def cache_path(identity: Mapping[str, Any], cache: str | os.PathLike) -> Path:
     """Where the cache of an identity is, or will be."""
-    return cache_folder(cache) / f"{identity['source']}-{identity['size']}-{identity['key'][:16]}.sqlite"
+    return cache_folder(cache) / f"{identity['source']}-{identity['size']}-{identity['key'][:16]}.npy"
 
 
 def _usable(path: Path) -> PixelCache | None:
     """The cache, or None where it is missing or damaged; a foreign file is refused."""
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        start = file.read(72)
-    if not start.startswith(b"SQLite format 3") or int.from_bytes(start[68:], "big") != _OURS:
-        raise DataError(f"{path}: is no cache of cxrkit; move it away, or choose another folder for the cache")
-    held = PixelCache(path)
+    for suffix, start in _STARTS.items():
+        file = path.with_suffix(suffix)
+        if file.exists() and not start.startswith(file.open("rb").read(len(start))):
+            raise DataError(f"{file}: is no cache of cxrkit; move it away, or choose another folder for the cache")
     try:
-        held.tried()
+        return PixelCache(path)
     except DataError:
         return None
-    return held
 
 
 # Making it
@@ -278,41 +331,34 @@ def prepare_dataset(
     image_ids, problems = dataset.image_ids, {}
     with FileLock(path.with_suffix(".lock")):  # it ends with its process, however that ends
         stamps = [stamp(dataset.renderer, row) for row in dataset.rows.tolist()]
-        held, whole = _opened(path, image_ids)
-        todo = [index for index, found in enumerate(stamps) if whole[index] != found]
-        for index, drawn in spread(_Draw(dataset, identity["bits"]), todo, workers, progress):
+        held = _usable(path) or _new(path, identity)
+        todo = [index for index, found in enumerate(stamps) if held.intact(image_ids[index]) != found]
+        held.reserve(image_ids)
+        for index, drawn in spread(_Draw(dataset, identity["bits"], held.header["channels"]), todo, workers, progress):
             if isinstance(drawn, str):
                 problems[image_ids[index]] = drawn
-                drawn = (None,) * 6
-            held.query(
-                "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", image_ids[index], stamps[index], *drawn
-            )
+                drawn = {"crc": None}, []
+            held.put(image_ids[index], stamps[index], *drawn)
+    length = sum(file.stat().st_size for file in held.arrays)
     took = time.perf_counter() - began
-    return Prepared(path, len(dataset), len(todo) - len(problems), problems, path.stat().st_size, took)
+    return Prepared(path, len(dataset), len(todo) - len(problems), problems, length, took)
 
 
-def _opened(path: Path, image_ids: list[str]) -> tuple[PixelCache, list[str | None]]:
-    """The cache with a row for each image, made anew where it can't be used; and the stamp of each that is intact."""
-    held = _usable(path)
+def _new(path: Path, identity: Mapping[str, Any]) -> PixelCache:
+    """A cache without images."""
+    size, labels = identity["size"], len(identity["labels"])
+    header = {"format": _FORMAT, "size": size, "channels": labels + 1 if labels else 0}  # truth, then the shortcut
+    pixels, masks = path, path.with_suffix(".masks.npy")
     try:
-        whole = [None if held is None else held.intact(image_id) for image_id in image_ids]
-    except DataError:
-        held, whole = None, [None] * len(image_ids)
-    if held is None:
-        Path(f"{path}-journal").unlink(missing_ok=True)  # of the file that is replaced
-        try:
-            replace_file(path, create)
-        except (OSError, sqlite3.Error) as error:
-            raise DataError(f"{path}: the cache can't be written ({error})") from None
-        held = PixelCache(path)
-    held.query("INSERT OR IGNORE INTO images (image_id) SELECT value FROM json_each(?)", json.dumps(image_ids))
-    return held, whole
-
-
-def create(file: str) -> None:
-    """Write an empty cache."""
-    with contextlib.closing(sqlite3.connect(file)) as opened:
-        opened.executescript(_SCHEMA)
+        for file in (pixels, masks):
+            file.unlink(missing_ok=True)
+        replace_file(path.with_suffix(".jsonl"), json.dumps(header))
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    _resize(pixels, np.dtype(f"<u{identity['bits'] // 8}"), (0, size, size))
+    if labels:
+        _resize(masks, np.dtype(np.uint8), (0, -(-header["channels"] * size**2 // 8)))
+    return PixelCache(path)
 
 
 def stamp(renderer: Renderer, row: int) -> str:
@@ -327,12 +373,12 @@ def stamp(renderer: Renderer, row: int) -> str:
 
 
 class _Draw:
-    """Draws an image: its row in the cache, from the checksum on, or why it can't be drawn."""
+    """Draws an image: what the index tells of it and its rows in the arrays, or why it can't be drawn."""
 
-    def __init__(self, dataset: Dataset, bits: int):
-        self.dataset, self.bits = dataset, bits
+    def __init__(self, dataset: Dataset, bits: int, channels: int):
+        self.dataset, self.bits, self.channels = dataset, bits, channels
 
-    def __call__(self, index: int) -> tuple | str:
+    def __call__(self, index: int) -> tuple[dict[str, Any], list[bytes]] | str:
         try:
             drawn = self.dataset.draw(index)
             image = drawn.image.numpy()
@@ -340,9 +386,13 @@ class _Draw:
                 raise DataError("has pixels outside [0, 1], which a cache can't hold")
         except CxrkitError as error:
             return str(error)
-        pixels = np.rint(image * np.float64(2**self.bits - 1)).astype(f"<u{self.bits // 8}").tobytes()
-        masks = (
-            None if mask is None else np.packbits(mask.numpy()).tobytes() for mask in (drawn.truth, drawn.shortcut)
-        )
-        row = (*(drawn.frame or (0, 0)), pixels, *masks)
-        return checksum(*row), *row
+        rows = [np.rint(image * np.float64(2**self.bits - 1)).astype(f"<u{self.bits // 8}").tobytes()]
+        masks = [name for name in ("truth", "shortcut") if getattr(drawn, name) is not None]
+        if masks:
+            bits = np.zeros((self.channels, *image.shape), dtype=bool)
+            for name, part in (("truth", bits[:-1]), ("shortcut", bits[-1])):
+                part[...] = getattr(drawn, name).numpy() if name in masks else False
+            rows.append(np.packbits(bits).tobytes())
+        width, height = drawn.frame or (0, 0)
+        facts = {"width": int(width), "height": int(height), "masks": masks}
+        return facts | {"crc": _checksum(facts, rows)}, rows

@@ -20,6 +20,7 @@ __all__ = [
     "EXPLANATIONS",
     "METRICS",
     "PUBLISHED",
+    "SETS",
     "beside",
     "cells",
     "classification",
@@ -32,6 +33,7 @@ __all__ = [
     "published_place",
     "regime",
     "verdicts",
+    "view_of",
 ]
 
 # What the tables of the paper call the same networks.
@@ -43,6 +45,8 @@ PUBLISHED = {
     "B-cos_BP": "B-cos + BlurPool",
     "B-cos ViT-B conv stem": "B-cos ViT",
 }
+# The paper's sets by their own names and by the views of the phantom that stand in for them.
+SETS = {"rsna": "RSNA", "binary": "RSNA", "vinbigdata": "VinBigData", "multilabel": "VinBigData"}
 EXPLANATIONS = {"LayerCAM": "layercam", "Inherent": "bcos"}
 # Whether images are augmented and positives oversampled, as tables name it.
 _REGIMES = {
@@ -75,6 +79,12 @@ def network(parameters: Any) -> str:
 def place(run: Run) -> tuple[str, str, str]:
     """View, network and regime of a training run."""
     return view(run.parameters), network(run.parameters), regime(run.parameters)
+
+
+def view_of(study: Study, of: str) -> str:
+    """The view of a grid's images that is a set of the paper, or stands in for it; empty where the grid has none."""
+    views = {view(run.parameters) for run in study.trained}
+    return next((name for name, known in SETS.items() if known == of and name in views), "")
 
 
 def published_place(cell: Mapping[str, Any]) -> tuple[str, str]:
@@ -183,11 +193,11 @@ def beside(ours: pd.DataFrame, published_table: str, view_name: str, metric: str
     return frame.astype({"maps": "Int64", "left out": "Int64"}) if "maps" in frame else frame
 
 
-def verdicts(study: Study, one: str = "binary", many: str = "multilabel") -> pd.DataFrame:
+def verdicts(study: Study) -> pd.DataFrame:
     """The claims of `claims.csv` as differences: published, ours with interval (percent), patients, and a verdict.
 
-    `one`: the view or data set with one label, `many`: the one with several. A claim about networks that the grid lacks
-    is left out; one about a network that learnt too little isn't judged (see `claims.too_little`).
+    A claim about networks or a set that the grid lacks is left out; one about a network that learnt too little isn't
+    judged (see `claims.too_little`).
     """
 
     @functools.cache
@@ -207,7 +217,7 @@ def verdicts(study: Study, one: str = "binary", many: str = "multilabel") -> pd.
         return barred(pd.DataFrame(rows, columns=["view", "network", "regime", "run"]))
 
     tables = {"maps": lambda study: barred(maps(study)), "networks": networks}
-    words = {"one": one, "many": "" if many == one else many}
+    words = {"one": view_of(study, "RSNA"), "many": view_of(study, "VinBigData")}
     return claims.verdicts("bcos", study, tables, {"AUC": _gain_of_area}, **words)
 
 
@@ -219,9 +229,4 @@ def _gain_of_area(a: pd.DataFrame, b: pd.DataFrame) -> Measured:
     return Measured(row["difference"], row["low"], row["high"], len(patients))
 
 
-def _all_verdicts(study: Study) -> pd.DataFrame:
-    views = dict.fromkeys(view(run.parameters) for run in study.trained)
-    return pd.concat([verdicts(study, one).assign(view=one) for one in views], ignore_index=True)
-
-
-STORED = {"Networks and methods": overview, "Claims": _all_verdicts}
+STORED = {"Networks and methods": overview, "Claims": verdicts}

@@ -29,6 +29,7 @@ __all__ = [
     "in_order",
     "means",
     "network_of",
+    "of_paper",
     "pairs",
     "printed",
     "references",
@@ -52,6 +53,9 @@ SHORT = {
     "GradCAM": "Grad-CAM",
 } | {name: name.removeprefix("NormGrad ").replace("x", " × ") for name in NORMGRAD}
 _PRINTED = {"Object-CXR": "Table4", "LVOT": "Table3"}
+# The paper's network on each set; on a laptop ResNet-18 stands for both.
+_NETWORK = {"Object-CXR": "resnet34", "LVOT": "resnet50"}
+_SMALL = "resnet18"
 _BEST = {"Object-CXR": "best_R34_objectcxr", "LVOT": "best_R50_lvot"}
 
 
@@ -117,11 +121,18 @@ def in_order(table_: pd.DataFrame) -> pd.DataFrame:
     return table_.reindex(METHODS).set_axis([*SHORT.values()]).rename_axis("method").reset_index()
 
 
-def printed(of: str) -> pd.Series:
-    """The printed hits of trained networks on a set, by method; nan where the text available has none."""
+def of_paper(of: str, network: str) -> bool:
+    """Whether the paper's numbers for a set are of that network, as :func:`network_of` names it, or of its stand-in."""
+    return network.split(",")[0] in (_NETWORK.get(of), _SMALL)
+
+
+def printed(of: str, network: str = _SMALL) -> pd.Series:
+    """The printed hits of trained networks on a set, by method; nan where the text available has none, and for networks
+    that the printed table isn't about."""
     cells = table("normgrad/tables_2_to_6_layout")
     cells = cells[(cells["table"] == _PRINTED.get(of)) & (cells["condition"] == "trained")]
-    return cells.set_index("method")["pg_mean"].reindex(METHODS)
+    known = cells.set_index("method")["pg_mean"].reindex(METHODS)
+    return known if of_paper(of, network) else known * np.nan
 
 
 def references(study: Study, column: str = "hit_share") -> pd.DataFrame:
@@ -168,7 +179,7 @@ def classifiers(study: Study) -> pd.DataFrame:
         row = {"set": set_of(trained), "network": network_of(trained), "seed": trained.parameters.seed}
         found = report.classification_of(trained.frame("predictions")).iloc[0]
         row |= {"ours, accuracy": found["accuracy"], "ours, AUC": found["auc"]}
-        best = _BEST.get(row["set"], "") if trained.parameters.model.startswith("resnet") else ""
+        best = _BEST.get(row["set"], "") if of_paper(row["set"], row["network"]) else ""
         row["paper's best accuracy"] = float(stated.get(f"{best}_acc", np.nan))
         row["paper's best AUC"] = float(stated.get(f"{best}_auc", np.nan))
         rows.append(row)

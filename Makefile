@@ -19,14 +19,18 @@ $(BIN)/ruff check --config ruff-notebooks.toml $(NOTEBOOKS)
 $(BIN)/ruff format --check --config ruff-notebooks.toml $(NOTEBOOKS)
 endef
 
+# A file's tests stay together, in the order of tests/conftest.py. The book is built among them, and nbval compares what its
+# notebooks then say.
+SPREAD = -n auto --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.developer
 	$(LINT)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax tests notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) tests
 
 # Lint, and the tests of the parts that changed since the last commit.
 check: $(VENV)/.developer
 	$(LINT)
-	@tests=$$($(BIN)/python tests/changed.py); test -z "$$tests" || OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $$tests
+	@tests=$$($(BIN)/python tests/changed.py); test -z "$$tests" || OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) $$tests
 
 lab: $(VENV)/.user
 	$(BIN)/jupyter lab --notebook-dir . --LabApp.news_url=None \

@@ -12,6 +12,9 @@ import pytest
 import cxrkit  # noqa: F401  before anything brings in torchvision: it lets that import on a CPU-only torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+# Files that take long begin, so that no process is left alone with one of them at the end. The book comes first of all:
+# its build runs the grid whose runs the others find.
+FIRST = ("test_book.py", "test_grid_dask.py", "test_viewer_browser.py", "test_method_support.py", "test_training.py")
 CHROMIUM_FLAGS = (
     "--disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -24,6 +27,11 @@ def pytest_configure(config):
         folder = tempfile.mkdtemp(prefix="cxrkit-")
         os.environ["CXRKIT_RESULTS"] = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(FIRST)))
 
 
 @pytest.fixture(scope="session")

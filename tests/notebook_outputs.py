@@ -1,7 +1,8 @@
 """What nbval leaves out: pictures and widgets by their content, and how much of each notebook is checked at all.
 
 The hooks below watch nbval while it runs a notebook, so nothing is executed twice; `notebooks/conftest.py` brings them
-in. `checked_cells.yaml` says how many cells of each notebook have their text compared, and how many pictures, viewers
+in. With `--executed FOLDER`, nbval compares what a build of the book has kept in FOLDER and runs only the rest.
+`checked_cells.yaml` says how many cells of each notebook have their text compared, and how many pictures, viewers
 and widgets it shows. A lost tag, or a figure that isn't drawn any more, then fails as `NOTEBOOK::contents`.
 """
 
@@ -11,9 +12,11 @@ import base64
 import io
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import yaml
 
@@ -175,6 +178,40 @@ def is_notebook(node: Any) -> bool:
 
 def pytest_addoption(parser) -> None:
     parser.addoption("--write-checked", action="store_true", help="write what the notebooks show into the table")
+    parser.addoption("--executed", type=Path, help="folder of notebooks as a build of the book executed them")
+
+
+def executed(notebook: Path, folder: Path | None) -> nbformat.NotebookNode | None:
+    """A notebook as a build of the book executed it; None where the build left it out, or its code was another."""
+    path = folder / notebook.relative_to(TABLE.parents[1]) if folder else None
+    if path is None or not path.is_file():
+        return None
+    kept, asked = (nbformat.read(one, as_version=4) for one in (path, notebook))
+    same = [cell.source for cell in kept.cells] == [cell.source for cell in asked.cells]
+    return kept if same and all(cell.execution_count for cell in code_of(kept)) else None
+
+
+def code_of(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def compare(item: Any, outputs: list[nbformat.NotebookNode]) -> None:
+    """Compare a cell as nbval does, with outputs that a build of the book has kept instead of a kernel's."""
+    from nbval.plugin import coalesce_streams
+
+    item.test_outputs = coalesce_streams(outputs)
+    checked = item.options["check"] and item.cell.execution_count is not None
+    if checked and not item.compare_outputs(item.test_outputs, coalesce_streams(item.cell.outputs)):
+        item.raise_cell_error("Cell outputs differ", "\n".join(item.comparison_traceback))
+
+
+def replay(collector: Any, cells: list[Any], kept: nbformat.NotebookNode) -> None:
+    """Let a notebook's items compare what was kept; no kernel starts."""
+    collector.setup = collector.setup_sanitize_files
+    widgets = kept.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    collector.models = {name: entry["state"] for name, entry in widgets.get("state", {}).items()}
+    for item, cell in zip(cells, code_of(kept), strict=True):
+        item.runtest = partial(compare, item, cell.outputs)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -197,6 +234,8 @@ def pytest_make_collect_report(collector):
             return message
 
         collector.get_kernel_message = listen
+        if (kept := executed(collector.path, collector.config.getoption("executed"))) is not None:
+            replay(collector, cells, kept)
         report.result.append(Contents.from_parent(collector, name="contents"))
     return report
 

@@ -101,7 +101,10 @@ def test_full_networks_are_those_of_the_package_and_complete(name):
     [
         ("vit", "none"),
         ("convnext_batch_norm", "none"),
-        *((kind, way) for kind in ("densenet", "convnext") for way in ("none", "flc", "flc_authors", "blur")),
+        ("densenet", "none"),
+        ("densenet", "flc_authors"),
+        ("convnext", "flc"),
+        ("convnext", "blur"),
     ],
 )
 def test_image_and_position_make_the_logit(kind, antialias):

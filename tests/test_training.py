@@ -140,14 +140,13 @@ def test_divergence_keeps_the_last_good_weights(data, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("epoch*"))) == 2  # and the checkpoints stay
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_divergence_first_seen_in_validation_ends_the_same_way(data, tmp_path, monkeypatch, wrong):
+def test_divergence_first_seen_in_validation_ends_the_same_way(data, tmp_path, monkeypatch):
     chosen = parameters(batch_size=32, learning_rate=1e-3, checkpoint_seconds=0.0)
     logits_of, calls = loop.logits_of, []
 
     def spoilt(*values):
         calls.append(values)
-        return logits_of(*values) * (wrong if len(calls) in (2, 3) else 1.0)
+        return logits_of(*values) * (float("inf") if len(calls) in (2, 3) else 1.0)
 
     monkeypatch.setattr(loop, "logits_of", spoilt)
     told = "logits of the validation split are no numbers in epoch {}, at learning rate 0.001; lower learning_rate"
@@ -311,14 +310,13 @@ def test_compiling_is_asked_for_and_undone(data, monkeypatch):
     assert compiled == [model]
 
 
-@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-def test_a_compiled_network_learns_the_same(data, monkeypatch, mixed_precision):
+def test_a_compiled_network_learns_the_same(data, monkeypatch):
     # Traced for real; the last stage, which turns the graph into machine code for minutes, is left out.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     options = {"model": "bcos_resnet18", "epochs": 1, "batch_size": 64}
     losses = []
     for compiled in (True, False):
-        chosen = parameters(**options, mixed_precision=mixed_precision, compiled=compiled)
+        chosen = parameters(**options, mixed_precision="bf16", compiled=compiled)
         found = loop.fit(setup.make_model(chosen, data.labels), data, chosen)
         losses.append(found.history[["train_loss", "validation_loss"]].iloc[0])
     torch._dynamo.reset()

@@ -172,7 +172,7 @@ def run_grid(
     title = f"grids {', '.join(file)}" if isinstance(file, tuple) else f"grid {file}"
     try:
         engine = _engine(scheduler, slurm, serial)
-        with progress.reporter(console, workers, title) as report:
+        with progress.reporter(console, title) as report:
             state = grid.run(file, workers, report, profile=profile, engine=engine, retry=again, **read)
     except KeyboardInterrupt:
         console.print("Stopped. Nothing is left running; the same command goes on.")

@@ -84,12 +84,13 @@ class Instant:
         self.react, self.capacity, self.work = react, capacity, work
         self.jobs: list[Job] = []
         self.waiting: deque[Job] = deque()
-        self.most, self.cancelled, self.closed = 0, False, False
+        self.most, self.closed = 0, False
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exc):
+        self.waiting.clear()
         self.closed = True
 
     def submit(self, job: Job) -> None:
@@ -102,17 +103,12 @@ class Instant:
             return []
         job = self.waiting.popleft()
         if self.work:
-            Path(job.work).mkdir(parents=True)
             Path(job.work, "log.txt").write_text("what the kernel printed\n")
         outcome = self.react(job)
         if outcome is True:
             write_run(job)
             outcome = Outcome("done", seconds=1.0)
         return [(job.id, outcome)]
-
-    def cancel(self) -> None:
-        self.waiting.clear()
-        self.cancelled = True
 
     @property
     def made(self) -> list[str]:

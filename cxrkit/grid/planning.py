@@ -6,16 +6,24 @@ step is left out by `skip: true`. What a profile sets is no longer varied by the
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
-import json
-import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from cxrkit.errors import CxrkitError, ParameterError, meant
 from cxrkit.study import run_key
@@ -50,25 +58,61 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
+def _equally_long(part: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    if len({len(values) for values in part.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in part.items())
+        raise ValueError(f"lists in 'zip' must be equally long: {lengths}")
+    return part
+
+
 _Values = Annotated[list[Any], Field(min_length=1)]
+_Zip = Annotated[dict[str, _Values], AfterValidator(_equally_long)]
+
+
+def _condition(text: str) -> tuple[list[str], bool, Any]:
+    """A comparison of a parameter with a plain value: `model == resnet18`, or with `!=`; as path, whether equal, value.
+
+    A dotted name looks into a mapping (`dataset_options.view`), or, after `run.`, at the parameters of the run that is
+    needed. A value that isn't there equals nothing. Raises ValueError for what is no such comparison.
+    """
+    if not (match := re.fullmatch(r"\s*([A-Za-z_]\w*(?:\.\w+)*)\s*([=!]=)\s*(.+?)\s*", text)):
+        raise ValueError(f"condition {text!r}: expected 'name == value' or 'name != value'")
+    return match[1].split("."), match[2] == "==", parse_yaml(match[3], f"condition {text!r}")
 
 
 class Step(BaseModel):
-    """One step: a notebook, the parameters common to its runs, and what is varied (each part multiplies the others)."""
+    """One step: a notebook, the parameters common to its runs, and what is varied (each part multiplies the others).
+
+    A profile's change of a step is one too, and may say `skip: true`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    notebook: str
+    notebook: str = ""
     parameters: dict[str, Any] = {}
     product: dict[str, _Values] = {}
-    zip: Annotated[list[dict[str, _Values]], BeforeValidator(_listed)] = []
+    zip: Annotated[list[_Zip], BeforeValidator(_listed)] = []
     cases: Annotated[list[dict[str, Any]] | None, Field(min_length=1)] = None
     seeds: Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=1)] | None = None
     folds: Literal["all"] | Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=1)] | None = None
-    when: Annotated[list[str], BeforeValidator(_listed)] = []
+    when: Annotated[list[Annotated[Any, BeforeValidator(_condition)]], BeforeValidator(_listed)] = []
     after: Annotated[list[str], BeforeValidator(_listed)] = []
     time_limit: Annotated[float, BeforeValidator(duration)] | None = None
     memory_limit: Annotated[int, BeforeValidator(memory)] | None = None
+    skip: bool = False
+
+    @model_validator(mode="after")
+    def _varied_once(self) -> Step:
+        if twice := sorted({name for name in self.varied if self.varied.count(name) > 1}):
+            varied = ", ".join(("product", "zip", "cases", *_COUNTED))
+            raise ValueError(f"{', '.join(map(repr, twice))} varied in more than one of: {varied}")
+        return self
+
+    @property
+    def varied(self) -> list[str]:
+        """Names of the parameters that its runs differ in, as often as they are given."""
+        names = [*self.product, *itertools.chain(*self.zip), *dict.fromkeys(itertools.chain(*self.cases or []))]
+        return names + [name for part, name in _COUNTED.items() if getattr(self, part) is not None]
 
 
 @dataclass(frozen=True)
@@ -142,8 +186,12 @@ def plan(file: str | Path | list[str] | tuple[str, ...], profile: str | None = N
             tasks[name], wrong = _tasks(path, name, step, before, names)
             problems += [f"step {name!r}: {problem}" for problem in wrong]
     ordered = list(itertools.chain.from_iterable(tasks.values()))
-    if problems := dict.fromkeys([*problems, *_twice(ordered)]):
-        raise ParameterError(f"{path.name}: " + "\n  ".join(problems))
+    for key, count in Counter(task.key for task in ordered).items():
+        if count > 1:
+            where = " and ".join(dict.fromkeys(task.step for task in ordered if task.key == key))
+            problems.append(f"the same run comes twice ({key}): in {where}")
+    if problems:
+        raise ParameterError(f"{path.name}: " + "\n  ".join(dict.fromkeys(problems)))
     return ordered
 
 
@@ -155,62 +203,55 @@ def _read(path: Path, profile: str | None) -> tuple[dict[str, Step | None], list
     profiles = content.pop("profiles", None) or {}
     if not isinstance(profiles, dict) or not all(isinstance(one, dict | None) for one in profiles.values()):
         raise ParameterError(f"{path.name}: 'profiles' must map names to what they change, by step name or 'all'")
-    steps, problems = _steps(content, (profiles.get(profile) if profile is not None else None) or {})
+    steps, problems = _steps(content)
+    problems += [f"step {name!r}: must name its notebook" for name, step in steps.items() if step and not step.notebook]
+    steps = {name: step if step and step.notebook else None for name, step in steps.items()}
     if profile is not None and profile not in profiles:
         problems.append(f"unknown profile {profile!r}; known: {', '.join(profiles) or 'none'}")
-    for name, changes in profiles.items():
-        strangers = [step for step in changes or {} if step != "all" and step not in content]
-        problems += [f"profile {name!r}: there is no step {step!r}" for step in strangers]
-        if name != profile:
-            problems += [f"profile {name!r}, {one}" for one in _steps(content, changes or {})[1] if one not in problems]
-    return steps, problems
+    chosen = steps
+    for name, content in profiles.items():
+        changes, wrong = _steps(content or {})
+        wrong += [f"there is no step {one!r}" for one in changes if one not in (*steps, "all")]
+        changed = {}
+        for one, step in steps.items():
+            over = [changes[part] for part in ("all", one) if changes.get(part)]
+            if not any(change.skip for change in over):
+                changed[one] = step and functools.reduce(_changed, over, step)
+        problems += [f"profile {name!r}: {problem}" for problem in wrong]
+        chosen = changed if name == profile else chosen
+    return chosen, problems
 
 
-def _steps(content: dict[Any, Any], changes: dict[str, Any]) -> tuple[dict[str, Step | None], list[str]]:
+def _steps(content: dict[Any, Any]) -> tuple[dict[str, Step | None], list[str]]:
     steps: dict[str, Step | None] = {}
     problems: list[str] = []
     for name, raw in content.items():
-        over = [one for one in (changes.get("all"), changes.get(name)) if one]
-        wrong = []
-        if not isinstance(raw, dict) or "notebook" not in raw:
-            wrong = ["must name its notebook"]
-        elif not all(isinstance(one, dict) for one in over):
-            wrong = ["a profile must map its parts to values"]
-        elif not any(one.get("skip") is True for one in over):
-            for one in over:
-                raw = _changed(raw, one)
-            try:
-                steps[str(name)] = step = Step(**{str(part): value for part, value in raw.items()})
-                wrong = _contradictions(step)
-            except ValidationError as error:
-                wrong = explained(error, Step)
-        if wrong:
-            steps[str(name)] = None
-            problems += [f"step {name!r}: {problem}" for problem in wrong]
+        steps[str(name)], wrong = None, []
+        try:
+            steps[str(name)] = Step(**{str(part): value for part, value in (raw or {}).items()})
+        except AttributeError:
+            wrong = ["must map its parts to values"]
+        except ValidationError as error:
+            wrong = explained(error, Step)
+        problems += [f"step {name!r}: {problem}" for problem in wrong]
     return steps, problems
 
 
-def _changed(raw: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+def _changed(step: Step, change: Step) -> Step:
     """A step as a profile changes it: what the profile sets is no longer varied by the step itself."""
-    change = {name: value for name, value in change.items() if name != "skip"}
-    own = {part: change.pop(part) for part in ("parameters", "product") if isinstance(change.get(part), dict)}
-    fixed = {*itertools.chain(*own.values()), *_names(change.get("zip")), *_names(change.get("cases"))}
-    fixed |= {name for part, name in _COUNTED.items() if part in change}
-    merged = {part: value for part, value in raw.items() if _COUNTED.get(part) not in fixed}
+    fixed = {*change.parameters, *change.varied}
+
+    def free(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name not in fixed}
+
+    cases = [free(case) for case in step.cases or []]
+    left = {part: None for part, name in _COUNTED.items() if name in fixed}
+    left["cases"] = [case for number, case in enumerate(cases) if case not in cases[:number]] or None
+    left["zip"] = [part for one in step.zip if (part := free(one))]
+    new = {part: getattr(change, part) for part in change.model_fields_set}
     for part in ("parameters", "product"):
-        if isinstance(raw.get(part, {}), dict):
-            left = {name: value for name, value in raw.get(part, {}).items() if name not in fixed}
-            merged[part] = left | own.get(part, {})
-    for part in {"zip", "cases"} & raw.keys():
-        left = [{n: v for n, v in one.items() if n not in fixed} for one in _listed(raw[part])]
-        merged[part] = [one for i, one in enumerate(left) if one not in left[:i] and (one or part == "cases")]
-        if not any(merged[part]):
-            del merged[part]
-    return merged | change
-
-
-def _names(part: Any) -> set[str]:
-    return {name for one in _listed(part) if isinstance(one, dict) for name in one}
+        new[part] = free(getattr(step, part)) | getattr(change, part)
+    return step.model_copy(update=left | new)
 
 
 def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -224,28 +265,9 @@ def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
         elif problem["type"] == "too_short":
             lines.append(f"{place!r} must have something in it")
         else:
-            lines.append(f"{place!r}: {problem['msg'].removeprefix('Value error, ')} (got {problem.get('input')!r})")
+            where = (f"{place!r}: ", f" (got {problem.get('input')!r})") if place else ("", "")
+            lines.append(problem["msg"].removeprefix("Value error, ").join(where))
     return list(dict.fromkeys(lines))
-
-
-def _contradictions(step: Step) -> list[str]:
-    problems = []
-    for part in step.zip:
-        lengths = {name: len(values) for name, values in part.items()}
-        if len(set(lengths.values())) > 1:
-            counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
-            problems.append(f"lists in 'zip' must be equally long: {counts}")
-    names = [*step.product, *itertools.chain(*step.zip), *_names(step.cases)]
-    names += [name for part, name in _COUNTED.items() if getattr(step, part) is not None]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        varied = ", ".join(("product", "zip", "cases", *_COUNTED))
-        problems.append(f"{', '.join(map(repr, twice))} varied in more than one of: {varied}")
-    for text in step.when:
-        try:
-            _condition(text)
-        except ValueError as error:
-            problems.append(str(error))
-    return problems
 
 
 def combinations(step: Step) -> list[dict[str, Any]]:
@@ -260,34 +282,12 @@ def combinations(step: Step) -> list[dict[str, Any]]:
     return [dict(itertools.chain(step.parameters.items(), *map(dict.items, row))) for row in itertools.product(*axes)]
 
 
-_CLAUSE = re.compile(r"\s*([A-Za-z_]\w*(?:\.\w+)*)\s*(==|!=|\bnot\s+in\b|\bin\b)\s*(.+?)\s*")
-
-
-def _condition(text: str) -> list[tuple[list[str], bool, list[Any]]]:
-    """Comparisons of parameters with plain values, joined by `and`: `model == resnet18 and size in [64, 128]`.
-
-    A dotted name looks into a mapping (`dataset_options.view`), or, after `run.`, at the parameters of the run that is
-    needed. A value that isn't there equals nothing. Raises ValueError for what is no such comparison.
-    """
-    clauses = []
-    for part in re.split(r"\s+and\s+", text):
-        if not (match := _CLAUSE.fullmatch(part)):
-            raise ValueError(f"condition {text!r}: expected 'name == value', also with !=, in, not in")
-        value, among = parse_yaml(match[3], f"condition {text!r}"), match[2].endswith("in")
-        if among and not isinstance(value, list):
-            raise ValueError(f"condition {text!r}: 'in' needs a list such as [a, b]")
-        clauses.append((match[1].split("."), match[2][0] in "!n", value if among else [value]))
-    return clauses
-
-
-def _holds(clauses: list[tuple[list[str], bool, list[Any]]], values: dict[str, Any]) -> bool:
-    for path, negated, among in clauses:
-        found: Any = values
-        for name in path:
-            found = found.get(name, _ABSENT) if isinstance(found, dict) else _ABSENT
-        if (found in among) is negated:
-            return False
-    return True
+def _holds(condition: tuple[list[str], bool, Any], values: dict[str, Any]) -> bool:
+    path, equal, wanted = condition
+    found: Any = values
+    for name in path:
+        found = found.get(name, _ABSENT) if isinstance(found, dict) else _ABSENT
+    return (found == wanted) is equal
 
 
 def _ordered(steps: dict[str, Step | None], problems: list[str]) -> list[str]:
@@ -319,9 +319,8 @@ def _tasks(path: Path, name: str, step: Step, before: list[Task], names: run_key
     except ParameterError as error:
         return [], [str(error)]
     known = parameter_names(checks)
-    clauses = [clause for text in step.when for clause in _condition(text)]
-    if strangers := sorted({path[0] for path, _, _ in clauses} - known):
-        return [], [f"condition {' and '.join(step.when)!r}: {', '.join(map(repr, strangers))} is no parameter"]
+    if strangers := sorted({path[0] for path, _, _ in step.when} - known):
+        return [], [f"'when': {', '.join(map(repr, strangers))} is no parameter"]
     rows = combinations(step)
     link = next((one for one in ("run", "runs") if one in known and step.after), None)
     if link and any(link in row for row in rows):
@@ -335,11 +334,10 @@ def _tasks(path: Path, name: str, step: Step, before: list[Task], names: run_key
             parameters = checks(**row, **(extra if link else {}))
             values = parameters.model_dump()
             about = {"run": needed[0].parameters.model_dump()} if link == "run" else {}
-            if _holds(clauses, values | about):
+            if all(_holds(condition, values | about) for condition in step.when):
                 after = tuple(task.key for task in needed)
                 limits = {"time_limit": step.time_limit, "memory_limit": step.memory_limit}
                 made.append(Task(names.key(parameters), notebook, parameters, name, after, **limits))
-                problems += _outside(values | {"results": parameters.results})
         except (CxrkitError, ValueError) as error:
             problems.append(str(error))
     if not made and not problems and (before or not step.after):
@@ -355,26 +353,7 @@ def _notebook(grid: Path, name: str) -> Path:
         raise ParameterError(f"there is no notebook {name!r} beside {grid.name}")
     if path.stem in CLASSES and path != project / "notebooks" / path.name:
         raise ParameterError(f"notebook {name!r}: the name {path.name!r} is kept for notebooks/{path.name}")
-    language = "python"
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # what is no notebook is refused later
-        language = json.loads(path.read_text(encoding="utf-8"))["metadata"]["kernelspec"]["language"]
-    if language != "python":
-        raise ParameterError(f"notebook {name!r} is written in {language}; a grid runs Python")
     return path
-
-
-def _outside(values: dict[str, Any]) -> list[str]:
-    found = {name: value for name in ("results", "root", "weights") if isinstance(value := values.get(name), str)}
-    wrong = {name: value for name, value in found.items() if os.path.normpath(value).split(os.sep)[0] == ".."}
-    return [f"parameter {name!r}: {wrong[name]!r} leads out of the project; give an absolute path" for name in wrong]
-
-
-def _twice(tasks: list[Task]) -> list[str]:
-    steps: dict[str, list[str]] = {}
-    for task in tasks:
-        steps.setdefault(task.key, []).append(task.step)
-    twice = {key: dict.fromkeys(names) for key, names in steps.items() if len(names) > 1}
-    return [f"the same run comes twice ({key}): in {' and '.join(names)}" for key, names in twice.items()]
 
 
 def check_names(tasks: list[Task]) -> None:

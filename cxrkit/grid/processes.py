@@ -7,9 +7,10 @@ import functools
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 __all__ = ["end_group", "identity", "is_alive", "machine", "memory_of"]
 
@@ -18,14 +19,9 @@ __all__ = ["end_group", "identity", "is_alive", "machine", "memory_of"]
 def machine() -> str:
     """Name of the set of processes that this one can see: host, boot, and on Linux the process namespace."""
     parts = [socket.gethostname()]
-    for path, read in (("/proc/sys/kernel/random/boot_id", _text), ("/proc/self/ns/pid", os.readlink)):
-        with contextlib.suppress(OSError):
-            parts.append(read(path).strip())
+    with contextlib.suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
     return "|".join(parts)
-
-
-def _text(path: str) -> str:
-    return Path(path).read_text(encoding="ascii")
 
 
 def identity(pid: int | None = None) -> dict[str, Any]:
@@ -35,52 +31,41 @@ def identity(pid: int | None = None) -> dict[str, Any]:
 
 
 def is_alive(process: dict[str, Any]) -> bool | None:
-    """Whether a process that `identity` told of still runs; None where this machine can't know."""
+    """Whether the process of an `identity` still runs; None where this machine can't know."""
     if process.get("machine") != machine():
         return None
-    return _started(int(process["pid"])) == process["started"] != None  # noqa: E711
+    return process["started"] is not None and _started(int(process["pid"])) == process["started"]
 
 
 def _started(pid: int) -> str | None:
     """When a process started, exactly as the system counts; None where it has ended."""
-    if sys.platform == "linux":
-        try:
-            fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        except (OSError, UnicodeDecodeError):
-            return None
-        return None if fields[0] in "ZX" else fields[19]
-    import psutil
-
     try:
-        return f"{psutil.Process(pid).create_time():.0f}"
-    except psutil.Error:
+        if not psutil.LINUX:
+            return f"{psutil.Process(pid).create_time():.0f}"
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (OSError, psutil.Error):
         return None
+    return None if fields[0] in "ZX" else fields[19]
 
 
 def end_group(leader: dict[str, Any]) -> None:
     """Kill a process that leads a group of its own, with all its children; nothing where it isn't on this machine."""
     if leader.get("machine") != machine() or not hasattr(os, "killpg"):
         return
-    pid = int(leader["pid"])
-    if _started(pid) not in (leader["started"], None):
-        return  # the number belongs to another process now
-    # A number isn't given away while a group bears it, so what is in that group are the leader's children.
-    with contextlib.suppress(OSError):
-        os.killpg(pid, signal.SIGKILL)
+    # A number isn't given away while a group bears it: in the group of a leader that is gone are its children.
+    if _started(int(leader["pid"])) in (leader["started"], None):
+        with contextlib.suppress(OSError):
+            os.killpg(int(leader["pid"]), signal.SIGKILL)
 
 
 def memory_of(pid: int) -> int:
     """Bytes that a process and its children hold in memory; what children share counts once."""
-    import psutil
-
-    try:
+    total = 0
+    with contextlib.suppress(psutil.Error):
         leader = psutil.Process(pid)
         total = leader.memory_info().rss
-        children = leader.children(recursive=True)
-    except psutil.Error:
-        return 0
-    for child in children:
-        with contextlib.suppress(psutil.Error):
-            used = child.memory_info()
-            total += used.rss - getattr(used, "shared", 0)
+        for child in leader.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                used = child.memory_info()
+                total += used.rss - getattr(used, "shared", 0)
     return total

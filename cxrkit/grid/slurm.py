@@ -28,11 +28,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cxrkit.errors import CxrkitError, ParameterError
-from cxrkit.grid.planning import duration, explained
-from cxrkit.grid.planning import memory as memory_size
+from cxrkit.grid.planning import duration, explained, memory
 from cxrkit.project import project_folder, results_folder
 from cxrkit.train.parameters import refuse_none_as_text
 from cxrkit.yaml_files import read_yaml
@@ -41,24 +40,16 @@ __all__ = ["Resources", "SlurmJobs", "options", "read"]
 
 
 def _time(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("write it as '8 h' or '08:00:00'")
+    if not isinstance(value, str) or value.strip().replace(".", "").isdigit():
+        raise ValueError("a unit is missing; write '8 h', '30 min' or '08:00:00'")
     if re.fullmatch(r"(\d+-)?\d+(:\d+){1,2}|\d+-\d+", value):
         return value
-    if value.strip().replace(".", "").isdigit():
-        raise ValueError("a unit is missing; write '8 h', '30 min' or '08:00:00'")
     minutes, seconds = divmod(math.ceil(duration(value)), 60)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def _line(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise ValueError("one line of text is expected")
-    return value.strip()
-
-
-_Word = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_.,:@+-]+$")]
-_Line = Annotated[str, BeforeValidator(_line)]
+_Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$")]
+_Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 class Resources(BaseModel):
@@ -67,25 +58,23 @@ class Resources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     time: Annotated[str, BeforeValidator(_time)]
-    memory: Annotated[int, BeforeValidator(memory_size)] = Field(description="bytes")
-    cores: int = Field(ge=1, strict=True)
-    jobs: int = Field(1, ge=1, strict=True)
-    runs: int = Field(1, ge=1, strict=True)
-    queue: _Word | None = None
-    account: _Word | None = None
-    gpus: Annotated[int, Field(ge=0, strict=True)] | _Word = 0
+    memory: Annotated[int, BeforeValidator(memory)] = Field(description="bytes")
+    cores: _Count
+    jobs: _Count = 1
+    runs: _Count = 1
+    gpus: Annotated[int, Field(ge=0)] | _Line = 0
+    queue: _Line | None = None
+    account: _Line | None = None
     extra: list[_Line] = []
     environment: list[_Line] = []
     python: _Line | None = None
-    interface: _Word | None = None
+    interface: _Line | None = None
     scratch: _Line | None = None
 
 
 def read(file: str | Path) -> Resources:
     """The resources of a file. Raises ParameterError with every problem at once."""
     path = Path(file)
-    if not path.exists():
-        raise ParameterError(f"{file}: there is no such file of SLURM resources")
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ParameterError(f"{path.name}: expected names such as time, memory and cores, each with a value")
@@ -96,7 +85,7 @@ def read(file: str | Path) -> Resources:
         raise ParameterError(f"{path.name}: " + "\n  ".join(explained(error, Resources))) from None
 
 
-def _folder() -> Path:
+def _logs() -> Path:
     folder = results_folder() / ".grid" / "slurm"
     if any(not c.isprintable() or c in " %\\" for c in str(folder)):
         raise ParameterError(f"SLURM can't write its logs to {str(folder)!r}: spaces, % and \\ mean something to it")
@@ -105,8 +94,8 @@ def _folder() -> Path:
 
 
 def options(resources: Resources) -> dict[str, Any]:
-    """The resources as dask-jobqueue takes them; everything is said, so that no file of the user's changes it."""
-    folder = _folder()
+    """The resources as dask-jobqueue takes them; everything is named, so that no file of the user's changes it."""
+    logs = str(_logs())
     return {
         "queue": resources.queue,
         "account": resources.account,
@@ -123,8 +112,8 @@ def options(resources: Resources) -> dict[str, Any]:
         "job_name": "cxrkit-grid",
         "python": shlex.quote(resources.python or sys.executable),
         "interface": resources.interface,
-        "local_directory": shlex.quote(resources.scratch or str(folder)),
-        "log_directory": str(folder),
+        "local_directory": shlex.quote(resources.scratch or logs),
+        "log_directory": logs,
         "death_timeout": 60,  # a job whose runner is gone ends by itself
         "worker_command": "distributed.cli.dask_worker",
         "worker_extra_args": ["--no-dashboard"],
@@ -149,16 +138,15 @@ class SlurmJobs:
                 f"there is no {' and no '.join(missing)} here; --slurm works where SLURM's jobs are submitted. "
                 "Without SLURM use --workers, or --scheduler"
             )
-        jobs = self.resources.jobs
-        own = {"scheduler_options": {"dashboard": False, "dashboard_address": ":0"}}
-        cluster = SLURMCluster(**own, **options(self.resources))
+        scheduler = {"scheduler_options": {"dashboard": False, "dashboard_address": ":0"}}
+        cluster = SLURMCluster(**scheduler, **options(self.resources))
         try:
             command = ["sbatch", "--test-only"]  # partition, account and limits, before anything is started
             told = subprocess.run(command, input=cluster.job_script(), capture_output=True, text=True, timeout=60)
             if told.returncode:
                 reason = " ".join(told.stderr.split()) or f"status {told.returncode}"
                 raise ParameterError(f"SLURM refuses such a job: {reason}")
-            cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs, interval="2s")
+            cluster.adapt(minimum_jobs=self.resources.jobs, maximum_jobs=self.resources.jobs, interval="2s")
         except BaseException:
             cluster.close()
             raise
@@ -169,6 +157,4 @@ class SlurmJobs:
         own = {worker.job_id for worker in cluster.workers.values() if getattr(worker, "job_id", None)}
         told = subprocess.run(["squeue", "-h", "-o", "%i", "-t", "all"], capture_output=True, text=True, timeout=60)
         if told.returncode == 0 and not own & set(told.stdout.split()):
-            raise CxrkitError(
-                f"no SLURM job of this grid is waiting or running any more; what they said is in {_folder()}"
-            )
+            raise CxrkitError(f"no SLURM job of this grid is waiting or running any more; their logs are in {_logs()}")

@@ -1,10 +1,10 @@
-"""What runners of one results folder tell each other: who makes which run, what failed, how long runs took.
+"""What runners of one results folder share: who makes which run, what failed, how long runs took.
 
-All of it lies in `results/.grid`, the failed runs in `results/failed`; a finished run is only ever the folder with its
-key. A claim is a file that one runner alone can create. Whether its holder still lives, a runner on the same machine
-asks the system (process number and start time), so a killed runner's work is taken up at once; on another machine the
-holder counts as dead when the file that it touches every few seconds has been still for `LEASE` seconds by the clock
-of the shared folder. Its runs watch the same file and give up earlier than that.
+All of it is stored in `results/.grid`, the failed runs in `results/failed`; a finished run is only ever the folder with
+its key. A claim is a file that one runner alone can create. Whether its holder still lives, a runner on the same
+machine asks the system (process number and start time), so a killed runner's work is taken up at once; on another
+machine the holder counts as dead when the file that it touches every few seconds has been still for `LEASE` seconds by
+the clock of the shared folder. Its runs watch the same file and give up earlier than that.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import threading
 import time
 import uuid
@@ -24,30 +25,28 @@ from typing import Any
 
 from cxrkit.grid import processes
 
-__all__ = ["BEAT", "LEASE", "Claim", "Runner", "Store", "disk_full"]
+__all__ = ["BEAT", "KERNEL_FOLDER", "LEASE", "Claim", "Runner", "Store", "disk_full", "end_kernel"]
 
 BEAT, LEASE = 5.0, 60.0
 KERNEL_FOLDER = "cxrkit-kernel-"  # begins the name of the folder with a kernel's sockets
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def disk_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in _FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A run that a runner makes: the file, and who, by `processes.identity`, since when."""
+    """A run that a runner makes: its file, and who holds it since when (as `processes.identity` gives it)."""
 
     path: Path
     key: str
     holder: dict[str, Any]
 
     def release(self) -> None:
-        """Give the run free. What was left of dead holders goes first, so that nothing old comes to the fore."""
-        number = int(self.path.suffix[1:])
-        for other, path in _generations(self.path.parent, self.key):
-            if other < number:
+        """Give the run free. Older claims of dead holders go first, so that none of them becomes the newest again."""
+        for path in _claims(self.path.parent, self.key):
+            if _number(path) < _number(self.path):
                 path.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
@@ -56,8 +55,7 @@ class Store:
     """The grid's own files beside the runs of a results folder."""
 
     def __init__(self, results: Path):
-        self.results = results
-        self.base = results / ".grid"
+        self.results, self.base = results, results / ".grid"
         self.claims, self.runners, self.work = self.base / "claims", self.base / "runners", self.base / "work"
         self.failed, self.notebooks = results / "failed", results / "notebooks"
 
@@ -86,11 +84,9 @@ class Store:
 
     def holder(self, key: str) -> Claim | None:
         """The living runner's claim of a run, if there is one."""
-        for _, path in reversed(_generations(self.claims, key)):
-            with contextlib.suppress(FileNotFoundError):
-                holder = _read(path)
-                if self._lives(path, holder):
-                    return Claim(path, key, holder)
+        for path in reversed(_claims(self.claims, key)):
+            if (holder := self._alive(path)) is not None:
+                return Claim(path, key, holder)
         return None
 
     def claim(self, key: str, runner: Runner) -> Claim | None:
@@ -99,135 +95,105 @@ class Store:
         A claim's file bears a number. A dead holder's claim isn't removed but followed by the next number, which, as
         the first, only one runner can create. Raises OSError when the disk is full.
         """
-        known = _generations(self.claims, key)
-        number = known[-1][0] + 1 if known else 1
-        if known:
-            try:
-                if self._lives(known[-1][1], _read(known[-1][1])):
-                    return None
-            except FileNotFoundError:
-                return None  # just given free: what it left behind is seen next time
-        path = self.claims / f"{key}.{number}"
-        holder = runner.identity | {"since": _now()}
+        known = _claims(self.claims, key)
+        if known and self._alive(known[-1]) is not None:
+            return None
+        path = self.claims / f"{key}.{_number(known[-1]) + 1 if known else 1}"
+        claim = Claim(path, key, runner.identity | {"since": _now()})
         try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            file = open(path, "x", encoding="utf-8")  # noqa: SIM115
         except FileExistsError:
             return None
-        claim = Claim(path, key, holder)
         try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(json.dumps(holder))
-            for _, other in _generations(self.claims, key):
-                with contextlib.suppress(FileNotFoundError):
-                    if other != path and self._lives(other, _read(other)):
-                        path.unlink(missing_ok=True)
-                        return None
+            with file:
+                file.write(json.dumps(claim.holder))
+            # Numbers begin anew after a release: one that was taken since the look above counts, whatever its number.
+            taken = any(other != path and self._alive(other) is not None for other in _claims(self.claims, key))
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        self.sweep(key)
-        return claim
-
-    def sweep(self, key: str) -> None:
-        """Remove what a dead attempt at a run left behind, its kernel included. Only for the holder of the claim."""
-        for left in (*self.work.glob(f"{key}.*"), *self.results.glob(f".{key}.*")):
+        if taken:
+            path.unlink(missing_ok=True)
+            return None
+        for left in (*self.work.glob(f"{key}.*"), *self.results.glob(f".{key}.*")):  # a dead attempt's
             end_kernel(left)
             shutil.rmtree(left, ignore_errors=True)
+        return claim
 
-    def _lives(self, path: Path, holder: dict[str, Any] | None) -> bool:
-        if holder is None:  # not written yet, or its writer was killed before it could
-            return self.age(path) < 2 * BEAT
-        alive = processes.is_alive(holder)
-        if alive is None:
-            beat = self.runners / holder["runner"]
-            return beat.exists() and self.age(beat) < LEASE
-        return alive
+    def _alive(self, path: Path) -> dict[str, Any] | None:
+        """The holder of a claim while it lives; one that isn't written yet, or never will be, lives for a moment."""
+        try:
+            holder = json.loads(path.read_text(encoding="utf-8"))
+            alive = processes.is_alive(holder)
+            lives = self._age(self.runners / holder["runner"]) < LEASE if alive is None else alive
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError):
+            holder, lives = {"host": "?", "pid": 0, "since": "?"}, self._age(path) < 2 * BEAT
+        return holder if lives else None
 
     def forget_runners(self) -> None:
-        """Remove the signs of life of runners that are dead for certain, or long since."""
+        """Remove the files of runners that are dead for certain, or long since."""
         for path in self.runners.iterdir():
-            with contextlib.suppress(OSError):
-                holder = _read(path)
-                alive = processes.is_alive(holder) if holder else None
-                if alive is False or (alive is None and self.age(path) > 60 * LEASE):
+            with contextlib.suppress(OSError, ValueError):
+                alive = processes.is_alive(json.loads(path.read_text(encoding="utf-8")))
+                if alive is False or (alive is None and self._age(path) > 60 * LEASE):
                     path.unlink(missing_ok=True)
 
-    def age(self, path: Path) -> float:
-        """Seconds since a file was touched, by the clock of the folder that it lies in; infinite where it is gone."""
+    def _age(self, path: Path) -> float:
+        """Seconds since a file was touched, by the clock of the folder that it is in; infinite where it is gone."""
+        now = time.time()
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=self.base) as probe:
+            now = os.fstat(probe.fileno()).st_mtime
         try:
-            then = path.stat().st_mtime
-            probe = self.runners / f".{uuid.uuid4().hex}"
-            probe.touch()
+            return now - path.stat().st_mtime
         except FileNotFoundError:
             return float("inf")
-        except OSError:
-            return time.time() - then
-        now = probe.stat().st_mtime
-        probe.unlink(missing_ok=True)
-        return now - then
 
     def record_failure(self, key: str, work: Path, record: dict[str, Any], traceback: str) -> None:
-        """Keep a failed attempt, in place of earlier ones: notebook, log, traceback, and what is known of it."""
-        attempts = (self.failure(key) or {}).get("attempts", 0) + 1
+        """Store a failed attempt, in place of earlier ones: notebook, log, traceback, and its record."""
+        record |= {"attempts": (self.failure(key) or {}).get("attempts", 0) + 1, "when": _now()}
+        work.mkdir(parents=True, exist_ok=True)
+        (work / "failure.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        if traceback:
+            (work / "traceback.txt").write_text(traceback, encoding="utf-8")
+        (work / "kernel.json").unlink(missing_ok=True)
+        shutil.rmtree(work / "output", ignore_errors=True)
         self.failed.mkdir(exist_ok=True)
-        new = self.failed / f".{key}.{uuid.uuid4().hex[:8]}"
-        try:
-            if work.is_dir():
-                os.replace(work, new)
-            new.mkdir(exist_ok=True)
-            _write(new / "failure.json", json.dumps(record | {"attempts": attempts, "when": _now()}, indent=1))
-            if traceback:
-                _write(new / "traceback.txt", traceback)
-            for name in ("kernel.json", "parameters.json"):
-                (new / name).unlink(missing_ok=True)
-            shutil.rmtree(new / "output", ignore_errors=True)
-            self.forget_failure(key)
-            os.replace(new, self.failed / key)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+        self.forget_failure(key)
+        os.replace(work, self.failed / key)
 
     def forget_failure(self, key: str) -> None:
-        old = self.failed / f".{key}.{uuid.uuid4().hex[:8]}"
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self.failed / key, old)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self.failed / key, ignore_errors=True)
 
     def journal(self, **event: Any) -> None:
         """Note how an attempt ended. Only estimates are drawn from it, so what can't be written is left out."""
-        line = (json.dumps(event | {"when": _now()}) + "\n").encode()
-        with contextlib.suppress(OSError):
-            handle = os.open(self.base / "journal.jsonl", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
-            try:
-                os.write(handle, line)
-            finally:
-                os.close(handle)
+        with contextlib.suppress(OSError), open(self.base / "journal.jsonl", "ab", buffering=0) as file:
+            file.write((json.dumps(event | {"when": _now()}) + "\n").encode())
 
     def events(self) -> Iterator[dict[str, Any]]:
-        try:
-            lines = (self.base / "journal.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return
-        for line in lines:
-            with contextlib.suppress(ValueError):  # a line cut off by a full disk
-                if isinstance(event := json.loads(line), dict):
-                    yield event
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.base / "journal.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError):  # a line cut off by a full disk
+                    if isinstance(event := json.loads(line), dict):
+                        yield event
 
 
 class Runner:
     """A runner's sign of life in every results folder that it works on: a file that it touches every few seconds."""
 
     def __init__(self, stores: list[Store], beat: float = BEAT):
-        self.name, self.stores = uuid.uuid4().hex[:12], stores
+        self.name, self.stores, self._beat = uuid.uuid4().hex[:12], stores, beat
         self.identity = processes.identity() | {"runner": self.name}
         self.files = [store.runners / self.name for store in stores]
-        self._beat, self._over = beat, threading.Event()
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._live, name="cxrkit grid heartbeat", daemon=True)
 
     def __enter__(self) -> Runner:
         try:
             for store, file in zip(self.stores, self.files, strict=True):
                 store.prepare()
-                _write(file, json.dumps(self.identity))
+                file.write_text(json.dumps(self.identity), encoding="utf-8")
         except BaseException:
             self._forget()
             raise
@@ -266,21 +232,14 @@ def _visible(folder: Path) -> set[str]:
     return set()
 
 
-def _generations(claims: Path, key: str) -> list[tuple[int, Path]]:
-    parts = [(*name.rpartition("."), name) for name in _visible(claims)]
-    return sorted((int(number), claims / name) for stem, _, number, name in parts if stem == key and number.isdigit())
+def _claims(folder: Path, key: str) -> list[Path]:
+    """The claims of a run, the newest last."""
+    names = [name for name in _visible(folder) if name.rpartition(".")[0] == key and name.rpartition(".")[2].isdigit()]
+    return sorted((folder / name for name in names), key=_number)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        return holder if {"machine", "pid", "started", "runner"} <= set(holder) else None
-    except (ValueError, TypeError):
-        return None
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _number(claim: Path) -> int:
+    return int(claim.suffix[1:])
 
 
 def _now() -> str:

@@ -1,5 +1,4 @@
-"""A worker process of the local engine: reads jobs from its standard input, one JSON line each, and answers with
-outcomes."""
+"""A worker process of the local engine: a job per line of its standard input, an outcome per line of its output."""
 
 from __future__ import annotations
 
@@ -21,11 +20,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     orders: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
-    import papermill  # noqa: F401  while the first job is still on its way
-
     while True:
-        order = json.loads(orders.get())
-        outcome = execute(Job(**order["job"]), Settings(**order["settings"]))
+        job, settings = json.loads(orders.get())
+        outcome = execute(Job(**job), Settings(**settings))
         with contextlib.suppress(OSError):
             answers.write(json.dumps(dataclasses.asdict(outcome)).encode() + b"\n")
             answers.flush()

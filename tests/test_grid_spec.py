@@ -159,6 +159,8 @@ def test_what_is_no_time_is_refused(text):
         ("one: [", "not YAML"),
         ("[]", "expected step names"),
         ("", "expected step names"),
+        ("{}", "expected step names"),
+        ("one: 3", "step 'one': Input should be a valid dictionary"),
         ("one: {}", "must name its notebook"),
         ("one: {notebook: x}\none: {notebook: y}", r"line 2: 'one' is there twice"),
         ("one: {notebook: ../square.ipynb, parameters: {seed: 1, seed: 2}}", "'seed' is there twice"),
@@ -205,30 +207,34 @@ def test_a_step_that_is_not_right_is_refused(project, step, message):
 def test_every_problem_is_told_at_once(project):
     told = problems(
         project.grid(
-            one={"cases": [{"sede": 3}, {"seed": 0.5}], "after": "three"},
-            two={"notebook": "nowhere.ipynb"},
             three={"after": "one", "product": {"seed": []}},
             four={"parameters": {"root": 1}, "tme_limit": 3},
-            five={"parameters": {"results": "a/../../b", "seed": 8}, "when": "model == x"},
-            six={"seeds": 2},
-            seven={"seeds": 1},
-            profiles={"quick": {"eight": {}, "one": {"sedes": 2}}},
+            profiles={"quick": {"one": {"sedes": 2}}},
         ),
         profile="qick",
     )
     for part in (
-        "'sede'",
-        "'seed'",
-        "nowhere.ipynb",
-        "'product.seed' must have something in it",
-        "'tme_limit'; did you mean 'time_limit'",
-        "'model' is no parameter",
-        "): in six and seven",
-        "profile 'quick': there is no step 'eight'",
-        "unknown part 'sedes'; did you mean 'seeds'",
-        "unknown profile 'qick'; known: quick",
+        "step 'three': 'product.seed' must have something in it",
+        "step 'four': unknown part 'tme_limit'; did you mean 'time_limit'",
+        "profile 'quick', step 'one': unknown part 'sedes'; did you mean 'seeds'",
     ):
         assert part in told, part
+    told = problems(
+        project.grid(
+            one={"cases": [{"sede": 3}, {"seed": 0.5}], "after": "three"},
+            two={"notebook": "nowhere.ipynb"},
+            three={"after": "one", "parameters": {"seed": 8}},
+            five={"when": "model == x"},
+            six={"seeds": 2},
+            seven={"seeds": 1},
+        )
+    )
+    for part in ("'sede'", "'seed'", "nowhere.ipynb", "'model' is no parameter", "): in six and seven"):
+        assert part in told, part
+    path = project.grid(one={}, profiles={"quick": {"eight": {}}})
+    told = problems(path, profile="qick")
+    assert "profile 'quick': there is no step 'eight'" in told
+    assert "unknown profile 'qick'; known: quick" in told
 
 
 def test_a_circle_of_steps_is_named(project):

@@ -180,6 +180,8 @@ class _Kernel:
                 manager.transport, manager.ip = "ipc", os.path.join(folder, "k")
             environment, watch = _environment(self.job, settings), threading.Thread(target=self._watch, daemon=True)
             run_sync(manager.start_kernel)(cwd=settings.project, env=environment, stdout=log, stderr=log)
+            client = manager.client()
+            manager.client = lambda **options: client  # papermill opens its channels, and leaves them open
             try:
                 self.process = manager.provisioner.process
                 self.leader = processes.identity(self.process.pid) | {"folder": folder}
@@ -192,6 +194,7 @@ class _Kernel:
             finally:
                 self._over.set()
                 self.end()
+                client.stop_channels()
                 run_sync(manager.cleanup_resources)()
 
     def end(self) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -128,21 +128,17 @@ class _Loop:
         self.elsewhere: set[str] = set()
         self.losses: Counter[str] = Counter()
         self.attempts = {task.key: self._count(task) for task in tasks}
-        self.full = ""
 
     def go(self) -> None:
         """Work until nothing is left that could be done."""
         self.report(Event("begin", tasks=tuple(self.open.values())))
         self._tidy()
-        while self.running or (self.open and not self.full):
-            with self._full_disk():
-                self._start()
+        while self.running or self.open:
+            self._start()
             for name, outcome in self.engine.finished(0.5):
                 if name in self.running:
                     self._finish(self.running.pop(name), outcome or Outcome("failed", "lost", _LOST))
         self.report(Event("end"))
-        if self.full:
-            raise DataError(f"{self.full}; {_SAFE}")
 
     def abandon(self) -> None:
         """Give up the runs that were being made; they are open again."""
@@ -166,7 +162,7 @@ class _Loop:
             if failed:
                 self._end(task, "blocked", message=f"needs {failed[0]}, which failed")
             elif not any(key in self.open or key in made for key in task.after):
-                if self.full or len(self.running) >= self.engine.capacity:
+                if len(self.running) >= self.engine.capacity:
                     return
                 self._try(task)
 
@@ -227,32 +223,19 @@ class _Loop:
                 store.forget_failure(task.key)
                 self._end(task, "done", seconds)
             elif outcome.why == "disk":
-                self.full = outcome.message
-                self.report(Event("failed", task, seconds, outcome.message))
+                raise DataError(f"{outcome.message}; {_SAFE}")
             elif outcome.why in _REPEATED and self.losses[task.key] + 1 < self.tries:
                 self.losses[task.key] += 1
                 self.open = {task.key: task} | self.open
                 self.report(Event("repeat", task, seconds, outcome.message))
             else:
                 about |= {"notebook": task.notebook.name, "parameters": task.parameters.model_dump(mode="json")}
-                with self._full_disk():
-                    store.record_failure(
-                        task.key, Path(attempt.job.work), about | {"message": outcome.message}, outcome.traceback
-                    )
+                about["message"] = outcome.message
+                store.record_failure(task.key, Path(attempt.job.work), about, outcome.traceback)
                 self._end(task, "failed", seconds, outcome.message)
         finally:
             shutil.rmtree(attempt.job.work, ignore_errors=True)
             attempt.claim.release()
-
-    @contextlib.contextmanager
-    def _full_disk(self) -> Iterator[None]:
-        """Remember that the disk is full: what runs may still come to its end, nothing more is started."""
-        try:
-            yield
-        except OSError as error:
-            if not disk_full(error):
-                raise
-            self.full = f"the disk is full ({error})"
 
     def _end(self, task: Task, kind: str, seconds: float = 0.0, message: str = "") -> None:
         self.open.pop(task.key, None)

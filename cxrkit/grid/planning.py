@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class Step(BaseModel):
     cases: Annotated[list[dict[str, Any]] | None, Field(min_length=1)] = None
     seeds: Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=1)] | None = None
     folds: Literal["all"] | Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=1)] | None = None
-    when: Annotated[list[Annotated[Any, BeforeValidator(_condition)]], BeforeValidator(_listed)] = []
+    when: Annotated[list[Annotated[str, AfterValidator(_condition)]], BeforeValidator(_listed)] = []
     after: Annotated[list[str], BeforeValidator(_listed)] = []
     time_limit: Annotated[float, BeforeValidator(duration)] | None = None
     memory_limit: Annotated[int, BeforeValidator(memory)] | None = None
@@ -109,10 +110,21 @@ class Step(BaseModel):
         return self
 
     @property
+    def axes(self) -> list[list[dict[str, Any]]]:
+        """What each part varies, as sets of parameters: product, zips, cases, folds, seeds."""
+        axes = [[{name: value} for value in values] for name, values in self.product.items()]
+        axes += [[dict(zip(part, row, strict=True)) for row in zip(*part.values(), strict=True)] for part in self.zip]
+        axes += [self.cases] if self.cases else []
+        for part, name in _COUNTED.items():
+            if (given := getattr(self, part)) is not None:
+                given = _FOLDS if given == "all" else given
+                axes.append([{name: value} for value in (range(given) if isinstance(given, int) else given)])
+        return axes
+
+    @property
     def varied(self) -> list[str]:
         """Names of the parameters that its runs differ in, as often as they are given."""
-        names = [*self.product, *itertools.chain(*self.zip), *dict.fromkeys(itertools.chain(*self.cases or []))]
-        return names + [name for part, name in _COUNTED.items() if getattr(self, part) is not None]
+        return [name for axis in self.axes for name in dict.fromkeys(itertools.chain(*axis))]
 
 
 @dataclass(frozen=True)
@@ -170,71 +182,64 @@ def plan(file: str | Path | list[str] | tuple[str, ...], profile: str | None = N
     A step that comes `after` others is repeated for each of their runs with `run` set, or made once with all of them in
     `runs`, where its notebook has such a parameter; else it only waits for them. A name may hold the profile, as in
     "bcos:full", so that a page's parameter can; a run that several files hold is there once. Raises ParameterError
-    listing every problem of the file at once.
+    listing every problem of the file's form, all profiles included, or, where that is right, of all its runs.
     """
     if isinstance(file, list | tuple):
         return list({task.key: task for one in file for task in plan(one, profile)}.values())
     if profile is None and not Path(file).is_file() and ":" in str(file):
         file, profile = str(file).rsplit(":", 1)
     path = find_grid(file)
-    steps, problems = _read(path, profile)
+    problems: list[str] = []
+    steps = _read(path, profile)
     tasks: dict[str, list[Task]] = {}
     names = run_key.Names()
     for name in _ordered(steps, problems):
-        if (step := steps[name]) is not None:
-            before = [task for other in step.after for task in tasks.get(other, [])]
-            tasks[name], wrong = _tasks(path, name, step, before, names)
-            problems += [f"step {name!r}: {problem}" for problem in wrong]
+        before = [task for other in steps[name].after for task in tasks.get(other, [])]
+        try:
+            tasks[name] = _tasks(path, name, steps[name], before, names)
+        except ParameterError as error:
+            problems.append(f"step {name!r}: {error}")
     ordered = list(itertools.chain.from_iterable(tasks.values()))
     for key, count in Counter(task.key for task in ordered).items():
         if count > 1:
             where = " and ".join(dict.fromkeys(task.step for task in ordered if task.key == key))
             problems.append(f"the same run comes twice ({key}): in {where}")
-    if problems:
-        raise ParameterError(f"{path.name}: " + "\n  ".join(dict.fromkeys(problems)))
+    _refuse(path, problems)
     return ordered
 
 
-def _read(path: Path, profile: str | None) -> tuple[dict[str, Step | None], list[str]]:
-    """The steps of a file as a profile changes them, None for one that isn't right, and all that is wrong with it."""
+def _refuse(path: Path, problems: list[str]) -> None:
+    if problems:
+        raise ParameterError(f"{path.name}: " + "\n  ".join(dict.fromkeys(problems)))
+
+
+class _File(BaseModel):
+    steps: dict[str, Step]
+    profiles: dict[str, Annotated[dict[str, Step], BeforeValidator(lambda changes: changes or {})]]
+
+
+def _read(path: Path, profile: str | None) -> dict[str, Step]:
+    """The steps of a file as a profile changes them."""
     content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise ParameterError(f"{path.name}: expected step names, each with a notebook")
-    profiles = content.pop("profiles", None) or {}
-    if not isinstance(profiles, dict) or not all(isinstance(one, dict | None) for one in profiles.values()):
-        raise ParameterError(f"{path.name}: 'profiles' must map names to what they change, by step name or 'all'")
-    steps, problems = _steps(content)
-    problems += [f"step {name!r}: must name its notebook" for name, step in steps.items() if step and not step.notebook]
-    steps = {name: step if step and step.notebook else None for name, step in steps.items()}
-    if profile is not None and profile not in profiles:
-        problems.append(f"unknown profile {profile!r}; known: {', '.join(profiles) or 'none'}")
-    chosen = steps
-    for name, content in profiles.items():
-        changes, wrong = _steps(content or {})
-        wrong += [f"there is no step {one!r}" for one in changes if one not in (*steps, "all")]
-        changed = {}
-        for one, step in steps.items():
-            over = [changes[part] for part in ("all", one) if changes.get(part)]
-            if not any(change.skip for change in over):
-                changed[one] = step and functools.reduce(_changed, over, step)
-        problems += [f"profile {name!r}: {problem}" for problem in wrong]
-        chosen = changed if name == profile else chosen
-    return chosen, problems
-
-
-def _steps(content: dict[Any, Any]) -> tuple[dict[str, Step | None], list[str]]:
-    steps: dict[str, Step | None] = {}
-    problems: list[str] = []
-    for name, raw in content.items():
-        steps[str(name)], wrong = None, []
-        try:
-            steps[str(name)] = Step(**{str(part): value for part, value in (raw or {}).items()})
-        except AttributeError:
-            wrong = ["must map its parts to values"]
-        except ValidationError as error:
-            wrong = explained(error, Step)
-        problems += [f"step {name!r}: {problem}" for problem in wrong]
-    return steps, problems
+    try:
+        file = _File(profiles=content.pop("profiles", None) or {}, steps=content)
+    except ValidationError as error:
+        raise ParameterError(f"{path.name}: " + "\n  ".join(explained(error, Step))) from None
+    known = {"all", *file.steps}
+    changed = ((name, one) for name, changes in file.profiles.items() for one in changes)
+    problems = [f"profile {name!r}: there is no step {one!r}" for name, one in changed if one not in known]
+    if profile is not None and profile not in file.profiles:
+        problems.append(f"unknown profile {profile!r}; known: {', '.join(file.profiles) or 'none'}")
+    _refuse(path, problems)
+    over = file.profiles[profile] if profile is not None else {}
+    steps = {}
+    for name, step in file.steps.items():
+        changes = [over[one] for one in ("all", name) if one in over]
+        if not any(change.skip for change in changes):
+            steps[name] = functools.reduce(_changed, changes, step)
+    return steps
 
 
 def _changed(step: Step, change: Step) -> Step:
@@ -255,31 +260,29 @@ def _changed(step: Step, change: Step) -> Step:
 
 
 def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """A line for each part of a `model` that a file gets wrong."""
+    """A line for each part of a `model`, or of one in a grid file, that is wrong."""
     lines = []
     for problem in error.errors():
         where = [str(part) for part in problem["loc"] if isinstance(part, int) or not re.match(r"[a-z]+\[|int$", part)]
-        name, place = where[0] if where else "", ".".join(where)
+        intro = ""
+        match where:
+            case ["steps", step, *where]:
+                intro = f"step {step!r}: "
+            case ["profiles", profile, step, *where]:
+                intro = f"profile {profile!r}, step {step!r}: "
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown part {name!r}; {meant(name, model.model_fields)}")
+            lines.append(f"{intro}unknown part {where[0]!r}; {meant(where[0], model.model_fields)}")
         elif problem["type"] == "too_short":
-            lines.append(f"{place!r} must have something in it")
+            lines.append(f"{intro}{'.'.join(where)!r} must have something in it")
         else:
-            where = (f"{place!r}: ", f" (got {problem.get('input')!r})") if place else ("", "")
-            lines.append(problem["msg"].removeprefix("Value error, ").join(where))
+            around = (f"{'.'.join(where)!r}: ", f" (got {problem.get('input')!r})") if where else ("", "")
+            lines.append(intro + problem["msg"].removeprefix("Value error, ").join(around))
     return list(dict.fromkeys(lines))
 
 
 def combinations(step: Step) -> list[dict[str, Any]]:
-    """The parameter sets of a step: product × zips × cases × folds × seeds, over the common parameters."""
-    axes: list[list[dict[str, Any]]] = [[{name: value} for value in values] for name, values in step.product.items()]
-    axes += [[dict(zip(part, row, strict=True)) for row in zip(*part.values(), strict=True)] for part in step.zip]
-    axes += [step.cases or [{}]]
-    for part, name in _COUNTED.items():
-        if (given := getattr(step, part)) is not None:
-            given = _FOLDS if given == "all" else given
-            axes.append([{name: value} for value in (range(given) if isinstance(given, int) else given)])
-    return [dict(itertools.chain(step.parameters.items(), *map(dict.items, row))) for row in itertools.product(*axes)]
+    """The parameter sets of a step: all combinations of its axes, over the common parameters."""
+    return [functools.reduce(operator.or_, row, step.parameters) for row in itertools.product(*step.axes)]
 
 
 def _holds(condition: tuple[list[str], bool, Any], values: dict[str, Any]) -> bool:
@@ -290,51 +293,46 @@ def _holds(condition: tuple[list[str], bool, Any], values: dict[str, Any]) -> bo
     return (found == wanted) is equal
 
 
-def _ordered(steps: dict[str, Step | None], problems: list[str]) -> list[str]:
+def _ordered(steps: dict[str, Step], problems: list[str]) -> list[str]:
     """Step names, each behind those that it comes after, else as in the file; adds what can't be ordered."""
-    done: list[str] = []
+    done: dict[str, None] = {}
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
             problems.append(f"steps wait for each other: {' → '.join([*path[path.index(name) :], name])}")
+        elif name not in steps:
+            problems.append(f"step {path[-1]!r}: 'after' names {name!r}, which is no step here")
         elif name not in done:
-            for other in steps[name].after if steps[name] else []:
-                if other in steps:
-                    visit(other, (*path, name))
-                else:
-                    problems.append(f"step {name!r}: 'after' names {other!r}, which is no step here")
-            if name not in done:
-                done.append(name)
+            for other in steps[name].after:
+                visit(other, (*path, name))
+            done[name] = None
 
     for name in steps:
         visit(name, ())
-    return done
+    return list(done)
 
 
-def _tasks(path: Path, name: str, step: Step, before: list[Task], names: run_key.Names) -> tuple[list[Task], list[str]]:
-    """The runs of a step whose needed runs are known, and all that is wrong with them."""
-    try:
-        notebook = _notebook(path, step.notebook)
-        checks = parameters_for(notebook)
-    except ParameterError as error:
-        return [], [str(error)]
+def _tasks(path: Path, name: str, step: Step, before: list[Task], names: run_key.Names) -> list[Task]:
+    """The runs of a step whose needed runs are known. Raises ParameterError with all that is wrong with them."""
+    notebook = _notebook(path, step.notebook)
+    checks = parameters_for(notebook)
     known = parameter_names(checks)
     if strangers := sorted({path[0] for path, _, _ in step.when} - known):
-        return [], [f"'when': {', '.join(map(repr, strangers))} is no parameter"]
-    rows = combinations(step)
+        raise ParameterError(f"'when': {', '.join(map(repr, strangers))} is no parameter")
     link = next((one for one in ("run", "runs") if one in known and step.after), None)
-    if link and any(link in row for row in rows):
-        return [], [f"parameter {link!r} is set by 'after'"]
-    repeated: list[tuple[dict[str, Any], list[Task]]] = [({"runs": [task.key for task in before]}, before)]
+    repeated: list[tuple[dict[str, Any], list[Task]]] = [({}, before)]
     if link == "run":
         repeated = [({"run": task.key}, [task]) for task in before]
+    elif link == "runs":
+        repeated = [({"runs": [task.key for task in before]}, before)]
     made, problems = [], []
-    for row, (extra, needed) in itertools.product(rows, repeated):
+    for row, (extra, needed) in itertools.product(combinations(step), repeated):
         try:
-            parameters = checks(**row, **(extra if link else {}))
-            values = parameters.model_dump()
+            if link in row:
+                raise ParameterError(f"parameter {link!r} is set by 'after'")
+            parameters = checks(**row, **extra)
             about = {"run": needed[0].parameters.model_dump()} if link == "run" else {}
-            if all(_holds(condition, values | about) for condition in step.when):
+            if all(_holds(condition, parameters.model_dump() | about) for condition in step.when):
                 after = tuple(task.key for task in needed)
                 limits = {"time_limit": step.time_limit, "memory_limit": step.memory_limit}
                 made.append(Task(names.key(parameters), notebook, parameters, name, after, **limits))
@@ -342,10 +340,14 @@ def _tasks(path: Path, name: str, step: Step, before: list[Task], names: run_key
             problems.append(str(error))
     if not made and not problems and (before or not step.after):
         problems.append("its conditions leave no run")
-    return made, list(dict.fromkeys(problems))
+    if problems:
+        raise ParameterError("\n  ".join(dict.fromkeys(problems)))
+    return made
 
 
 def _notebook(grid: Path, name: str) -> Path:
+    if not name:
+        raise ParameterError("must name its notebook")
     path, project = (grid.parent / name).resolve(), run_key.project_folder().resolve()
     if not path.is_relative_to(project):
         raise ParameterError(f"notebook {name!r} lies outside the project {project.name!r}")

@@ -31,7 +31,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cxrkit.errors import CxrkitError, ParameterError
-from cxrkit.grid.planning import duration, explained, memory
+from cxrkit.grid.planning import duration, explained
+from cxrkit.grid.planning import memory as memory_size
 from cxrkit.project import project_folder, results_folder
 from cxrkit.train.parameters import refuse_none_as_text
 from cxrkit.yaml_files import read_yaml
@@ -58,7 +59,7 @@ class Resources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     time: Annotated[str, BeforeValidator(_time)]
-    memory: Annotated[int, BeforeValidator(memory)] = Field(description="bytes")
+    memory: Annotated[int, BeforeValidator(memory_size)] = Field(description="bytes")
     cores: _Count
     jobs: _Count = 1
     runs: _Count = 1

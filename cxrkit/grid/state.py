@@ -112,10 +112,10 @@ def whole(place: str | Path) -> bool:
 
     The card is written last, so a folder that has not changed since is as it was; only one that has is read.
     """
-    from cxrkit.study import runs
-
     try:
         if os.stat(os.path.join(place, "run.json")).st_mtime_ns < os.stat(place).st_mtime_ns:
+            from cxrkit.study import runs
+
             runs.Run(place)
     except (CxrkitError, OSError):
         return False

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-import cxrkit.data
 from cxrkit.errors import ParameterError
 from cxrkit.metrics import bootstrap
 from cxrkit.study import claims, report, runs
@@ -17,17 +16,19 @@ from papers.path.measure import METHODS
 
 __all__ = [
     "NETWORKS",
+    "SETS",
     "TITLES",
     "agreement",
     "decided",
     "denominators",
     "frames",
     "judged",
-    "leak",
     "models",
     "name_of",
     "pairs",
     "per_method",
+    "set_of",
+    "sets",
     "verdicts",
 ]
 
@@ -43,6 +44,9 @@ NETWORKS = {
     "DenseNet121": "densenet121",
     "InceptionResNetV2": "inception_resnet_v2",
 }
+# The paper's sets by source; the phantom's diagnoses stand in for the radiographs.
+SETS = {"brain_mri": "MRI", "covid_radiography": "radiographs", "phantom": "radiographs"}
+_ACCURACY = {"MRI": "top1_brain", "radiographs": "top1_covid"}
 TITLES = METHODS | {"both": "XRAI and Blur IG"}
 _PRINTED = {name: printed for printed, name in NETWORKS.items()}
 _MEANS = ("area", "kept", "chance_iou", "best_iou")
@@ -56,6 +60,16 @@ def name_of(run: runs.Run) -> str:
     return _PRINTED.get(run.parameters.model, run.parameters.model)
 
 
+def set_of(run: runs.Run) -> str:
+    """The paper's set that a training run's images are, or stand for; else the name of their source."""
+    return SETS.get(run.parameters.dataset, run.parameters.dataset)
+
+
+def sets(study: Study) -> list[str]:
+    """The sets of a grid, in its order."""
+    return list(dict.fromkeys(set_of(run) for run in study.trained))
+
+
 def pairs(study: Study) -> list[tuple[runs.Run, runs.Run]]:
     """The finished pairs (training run, its scores) of a grid. Raises ParameterError where there is none."""
     if both := study.pairs("path_measure"):
@@ -64,10 +78,11 @@ def pairs(study: Study) -> list[tuple[runs.Run, runs.Run]]:
 
 
 def frames(study: Study, frame: str) -> pd.DataFrame:
-    """One frame of every scores run of a grid, with its network and seed as columns."""
-    parts = [
-        scores.frame(frame).assign(network=name_of(train), seed=train.parameters.seed) for train, scores in pairs(study)
-    ]
+    """One frame of every scores run of a grid, with its set, network and seed as columns."""
+    parts = []
+    for train, scores in pairs(study):
+        facts = {"set": set_of(train), "network": name_of(train), "seed": train.parameters.seed}
+        parts.append(scores.frame(frame).assign(**facts))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -94,28 +109,36 @@ def decided(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def models(study: Study) -> pd.DataFrame:
-    """The paper's Table 3 beside our networks: accuracy of ours in percent with its 95 % interval, and of the class
-    that is most frequent; a row per published network, then others of the grid."""
-    rows = []
-    ours = pd.concat([decided(run.frame("predictions")).assign(network=name_of(run)) for run in study.trained])
-    for network, one in ours.groupby("network", sort=False):
+    """The paper's Table 3 beside our networks, set by set: accuracy of ours in percent with its 95 % interval, and of
+    the class that is most frequent; of each set a row per published network, then others of the grid."""
+    printed = table("path/tab3_models").rename(columns={"model": "network", "params_m": "parameters (M)"})
+    printed = printed.set_index("network")
+    parts = []
+    for of in sets(study):
+        own = [run for run in study.trained if set_of(run) == of]
+        ours = _accuracies(pd.concat([decided(run.frame("predictions")).assign(network=name_of(run)) for run in own]))
+        paper = 100 * pd.to_numeric(printed[_ACCURACY[of]], errors="coerce") if of in _ACCURACY else np.nan
+        rows = printed[["parameters (M)"]].assign(paper=paper)
+        ours = ours.reindex([*rows.index, *ours.index.difference(rows.index)])
+        parts.append(rows.reindex(ours.index).join(ours).reset_index().assign(set=of))
+    every = pd.concat(parts, ignore_index=True)
+    return every[["set", *every.columns.drop("set")]]
+
+
+def _accuracies(decisions: pd.DataFrame) -> pd.DataFrame:
+    """Percent of right images by network, as ours, low and high, and of images of the largest class."""
+    rows = {}
+    for network, one in decisions.groupby("network", sort=False):
         found = bootstrap(one["right"].astype(float), one["patient_id"].astype(str), n=2000)
-        mean, low, high = (100 * value for value in found)
-        most = 100 * one["truth"].value_counts(normalize=True).iloc[0]
-        rows.append({"network": network, "ours": mean, "low": low, "high": high, "largest class": most})
-    names = {"model": "network", "params_m": "parameters (M)", "top1_brain": "MRI, paper", "top1_covid": "COVID, paper"}
-    printed = table("path/tab3_models").rename(columns=names)[list(names.values())]
-    for column in ("MRI, paper", "COVID, paper"):
-        printed[column] = 100 * pd.to_numeric(printed[column], errors="coerce")
-    others = [row["network"] for row in rows if row["network"] not in NETWORKS]
-    ours = pd.DataFrame(rows).set_index("network").reindex([*printed["network"], *others])
-    return printed.set_index("network").reindex(ours.index).join(ours).rename_axis("network").reset_index()
+        rows[network] = [100 * value for value in (*found, one["truth"].value_counts(normalize=True).iloc[0])]
+    columns = ["ours", "low", "high", "largest class"]
+    return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("network")
 
 
 def per_method(
-    study: Study, frame: str, value: str, by: Sequence[str] = ("network", "method"), **where: object
+    study: Study, frame: str, value: str, by: Sequence[str] = ("set", "network", "method"), **where: object
 ) -> pd.DataFrame:
-    """Mean of a column of one frame with its 95 % interval (patients resampled): a row per network and method.
+    """Mean of a column of one frame with its 95 % interval (patients resampled): a row per set, network and method.
 
     `where`: columns that must have a value, such as `fraction=0.3, right=True`. Further columns: n (maps with a value),
     degenerate (without one), patients, spread (standard deviation over maps), and the means of area, kept, chance_iou
@@ -139,10 +162,11 @@ def judged(study: Study) -> dict[str, bool]:
 
 
 def agreement(study: Study) -> pd.DataFrame:
-    """Full against fast XRAI per network: correlation of the maps, IoU of their top 30 %, shares kept in percent,
-    and seconds per image."""
-    found = frames(study, "variants").assign(kept=lambda rows: 100 * rows["kept_full"]).groupby("network", sort=False)
-    cost = frames(study, "cost").groupby(["method", "network"])["seconds"].mean()
+    """Full against fast XRAI per set and network: correlation of the maps, IoU of their top 30 %, shares kept in
+    percent, and seconds per image."""
+    by = ["set", "network"]
+    found = frames(study, "variants").assign(kept=lambda rows: 100 * rows["kept_full"]).groupby(by, sort=False)
+    cost = frames(study, "cost").groupby(["method", *by])["seconds"].mean()
     names = {"correlation": "correlation", "iou": "IoU of the tops", "kept": "kept, %"}
     scores = found[list(names)].mean().rename(columns=names)
     scores.insert(0, "images", found.size())
@@ -157,24 +181,32 @@ def verdicts(study: Study) -> pd.DataFrame:
     `cxrkit.study.claims`. Overlap is taken where the predicted class is right: only then does the map explain the class
     that the mask is of."""
     trained = [train for train, _ in pairs(study)]
-    mri = all(train.parameters.dataset == "brain_mri" for train in trained)
 
-    def decisions(kind: str, suits: bool) -> pd.DataFrame:
-        if not suits:
-            raise ParameterError(f"the grid has no {kind}")
-        parts = [decided(train.frame("predictions")).assign(network=name_of(train)) for train in trained]
+    def decisions(of: str) -> pd.DataFrame:
+        own = [train for train in trained if set_of(train) == of]
+        if not own:
+            raise ParameterError(f"the grid has no {of}")
+        parts = [decided(train.frame("predictions")).assign(network=name_of(train)) for train in own]
         return pd.concat(parts).astype({"right": float})
 
     tables = {
         "tops": _tops,
-        "baselines": lambda of: frames(of, "baselines").assign(moved=lambda rows: 1 - rows["similarity"]),
+        "moved": _moved,
         "stability": lambda of: frames(of, "stability"),
         "embedding": lambda of: frames(of, "embedding").astype({"same": float}),
-        "MRI": lambda of: decisions("MRI", mri),
-        "radiographs": lambda of: decisions("radiographs", not mri),
+        "MRI": lambda of: decisions("MRI"),
+        "radiographs": lambda of: decisions("radiographs"),
     }
     there = {name_of(train) for train in trained}
     return claims.verdicts("path", study, tables, expert="DenseNet121" if "DenseNet121" in there else "")
+
+
+def _moved(study: Study) -> pd.DataFrame:
+    """How far maps of integrated gradients move (1 - correlation): by another baseline, or by faint "noise"."""
+    baselines = frames(study, "baselines").rename(columns={"baseline": "by"})
+    noise = frames(study, "stability").query("method == 'ig'").assign(by="noise")
+    both = pd.concat([baselines, noise], ignore_index=True)
+    return both.assign(moved=1 - both["similarity"])
 
 
 def _tops(study: Study) -> pd.DataFrame:
@@ -182,7 +214,7 @@ def _tops(study: Study) -> pd.DataFrame:
     return table.assign(fraction=table["fraction"].round(6), gain=table["iou"] - table["chance_iou"])
 
 
-# What printed digits and a split tell
+# What printed digits tell
 
 
 def denominators(values: Sequence[float], digits: int = 6, most: int = 4000) -> list[int]:
@@ -190,51 +222,6 @@ def denominators(values: Sequence[float], digits: int = 6, most: int = 4000) -> 
     values = [float(value) for value in values]
     half = 0.5 * 10**-digits * (1 + 1e-9)
     return [n for n in range(1, most + 1) if all(abs(round(v * n) / n - v) <= half for v in values)]
-
-
-def leak(
-    conspicuity: float,
-    images: int = 300,
-    size: int = 32,
-    images_per_patient: tuple[int, int] = (6, 10),
-    seed: int = 0,
-) -> pd.DataFrame:
-    """What a split of images instead of patients is worth: five-fold accuracy of simple classifiers on the phantom.
-
-    Three exclusive diagnoses, one a patient, who has several images. Conspicuity 0 leaves nothing to be found. The
-    classifiers look at principal components of the pixels, fitted on the training folds: "neighbour" takes the class of
-    the image in the most similar direction (60 components), "logistic" is a logistic regression (100 components).
-    Columns: split ("by image", "by patient"), classifier, accuracy with its 95 % interval (patients resampled), largest
-    class, images, patients.
-    """
-    from sklearn.decomposition import PCA
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import KNeighborsClassifier
-
-    options = {"view": "diagnosis", "images": images, "images_per_patient": images_per_patient, "seed": seed}
-    data = cxrkit.data.load("phantom", size=size, conspicuity=conspicuity, **options)
-    batch = data.batch(range(len(data)))
-    pixels, truth = batch.images.flatten(1).numpy(), batch.targets.argmax(1).numpy()
-    patients, own = np.unique(batch.patient_ids, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    folds = {"by image": rng.permutation(images) % 5, "by patient": (rng.permutation(len(patients)) % 5)[own]}
-    classifiers = {
-        "neighbour": (60, KNeighborsClassifier(1, metric="cosine")),
-        "logistic": (100, LogisticRegression(max_iter=3000)),
-    }
-    rows = []
-    for split, fold in folds.items():
-        for title, (components, classifier) in classifiers.items():
-            right = np.zeros(images)
-            for number in range(5):
-                test = fold == number
-                space = PCA(components, whiten=True, random_state=0).fit(pixels[~test])
-                classifier.fit(space.transform(pixels[~test]), truth[~test])
-                right[test] = classifier.predict(space.transform(pixels[test])) == truth[test]
-            mean, low, high = bootstrap(right, own, n=2000)
-            rows.append({"split": split, "classifier": title, "accuracy": mean, "low": low, "high": high})
-    largest = {"largest class": np.bincount(truth).max() / images}
-    return pd.DataFrame(rows).assign(**largest, images=images, patients=len(patients))
 
 
 STORED = {

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import cxrkit
-from cxrkit.study.import_closure import Code
+from cxrkit.study.import_closure import Code, Source
 
 PROJECT = Path(__file__).resolve().parents[1]
 LONG = {"tests/test_book.py"}
@@ -39,8 +39,8 @@ def homes(code: Code, name: str) -> list[str]:
     """A dotted name, and where the package that it goes through takes it from."""
     package, _, last = name.rpartition(".")
     path = code.path(package) if package else None
-    facts = code.facts(path, package) if path is not None and path.is_file() else {"names": {}, "lazy": {}}
-    return [name, *facts["names"].get(last, []), *filter(None, [facts["lazy"].get(last)])]
+    source = code.source(path, package) if path is not None else Source()
+    return [name, *source.names.get(last, ()), *filter(None, [source.lazy.get(last)])]
 
 
 def concerned(paths: set[str]) -> list[str]:
@@ -49,9 +49,8 @@ def concerned(paths: set[str]) -> list[str]:
     code = Code(Path(cxrkit.__file__).parent, PROJECT)
     uses = {}
     for test in sorted((PROJECT / "tests").glob("test_*.py")):
-        facts = code.facts(test, test.stem)
-        names = (*facts["uses"], *facts["imports"])
-        uses[test.relative_to(PROJECT).as_posix()] = {home for name in names for home in homes(code, name)}
+        names = code.source(test, test.stem).uses
+        uses[test.relative_to(PROJECT).as_posix()] = {home for name, _ in names for home in homes(code, name)}
     found = paths & uses.keys()
     for module in modules(paths):
         found |= _using(module, uses) or _speaking_of(module, uses)

@@ -147,24 +147,6 @@ def test_remarks_and_layout_change_nothing_but_code_does(project):
     assert {one for one in before if before[one] != changed[one]} == {"papers.one.measure"}
 
 
-def test_facts_are_remembered_until_a_file_changes(project):
-    path, kept = project / "cxrkit" / "metrics" / "mean.py", project / "code.json"
-    name = notebook(project / "notebooks" / "a.ipynb", "", "import cxrkit.metrics.mean").relative_to(project).as_posix()
-
-    def found() -> dict[str, str]:
-        return Code(project / "cxrkit", project, kept).sources(name)
-
-    first = found()
-    stored = json.loads(kept.read_text())
-    assert found() == first
-    assert json.loads(kept.read_text()) == stored
-    path.write_text("def mean(): return 1")
-    assert found()["cxrkit.metrics.mean"] != first["cxrkit.metrics.mean"]
-    for damage in ("{", "[]", json.dumps(dict.fromkeys(stored, 1))):
-        kept.write_text(damage)
-        assert found().keys() == first.keys()
-
-
 @pytest.fixture(scope="module")
 def stale_after(tmp_path_factory) -> dict[str, set[str]]:
     """For each module of the package, the notebooks of the study whose runs an edit of it makes stale."""
@@ -177,8 +159,8 @@ def stale_after(tmp_path_factory) -> dict[str, set[str]]:
         text = file.read_text()
         file.write_text(text + "\n_edited = True\n")
         edited = Code(package, PROJECT)
-        edited._paths, edited._modules = code._paths, code._modules
-        edited._facts = {path: facts for path, facts in code._facts.items() if path != file}
+        edited.path, edited.modules = code.path, code.modules
+        edited._read = {path: read for path, read in code._read.items() if path != file}
         after = {name: edited.sources(path) for name, path in STUDY.items()}
         module = ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
         found[module] = {name for name in STUDY if after[name] != before[name]}

@@ -410,7 +410,9 @@ def job_of(project, **changes) -> Job:
     card = runs.card_of(task.parameters)
     work = project.results / ".grid" / "work" / "attempt"
     work.mkdir(parents=True, exist_ok=True)
-    job = Job("attempt", task.key, str(task.notebook), task.parameters.values, card, str(project.results), str(work))
+    job = Job(
+        "attempt", task.key, str(task.notebook), task.parameters.model_dump(), card, str(project.results), str(work)
+    )
     return replace(job, **changes)
 
 

@@ -28,7 +28,7 @@ from pydantic import (
 
 from cxrkit.errors import CxrkitError, ParameterError, meant
 from cxrkit.study import run_key
-from cxrkit.study.notebook import CLASSES, NotebookParameters, parameter_names, parameters_for
+from cxrkit.study.notebook import CLASSES, parameter_names, parameters_for
 from cxrkit.train.parameters import Parameters, check_dataset_options
 from cxrkit.yaml_files import parse_yaml, read_yaml
 
@@ -133,7 +133,7 @@ class Task:
 
     key: str
     notebook: Path
-    parameters: Parameters | NotebookParameters
+    parameters: Parameters
     step: str = ""
     after: tuple[str, ...] = ()
     time_limit: float | None = None
@@ -360,7 +360,7 @@ def _notebook(grid: Path, name: str) -> Path:
 
 def check_names(tasks: list[Task]) -> None:
     """Raise ParameterError with every unknown network, source, option of a source and method of a plan."""
-    tasks = [task for task in tasks if isinstance(task.parameters, Parameters)]
+    tasks = [task for task in tasks if task.parameters.kind in CLASSES]
     if not tasks:
         return  # no need to load the packages that know them
     from cxrkit import attribution, models

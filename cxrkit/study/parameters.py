@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from cxrkit.train.parameters import Parameters, SearchParameters, TrainParameters
+from cxrkit.train.parameters import DeviceParameters, SearchParameters, TrainParameters
 
-__all__ = ["ExplainParameters", "JudgeParameters", "Parameters", "SearchParameters", "TrainParameters"]
+__all__ = ["ExplainParameters", "JudgeParameters", "SearchParameters", "TrainParameters"]
 
 
-class ExplainParameters(Parameters):
+class ExplainParameters(DeviceParameters):
     """Parameters of `explain.ipynb`: which run, which methods, which labels and thresholds (paper `bcos`, Eqs. 1-3)."""
 
     kind: ClassVar[str] = "explain"
@@ -33,7 +33,7 @@ class ExplainParameters(Parameters):
         return values
 
 
-class JudgeParameters(Parameters):
+class JudgeParameters(DeviceParameters):
     """Parameters of `judge.ipynb`: which network, and how it is judged on the phantom, where what is true is known."""
 
     kind: ClassVar[str] = "judge"

@@ -6,16 +6,13 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cxrkit
 from cxrkit.files import checksum
 from cxrkit.project import in_project, project_folder, results_folder
 from cxrkit.study.import_closure import fingerprint, sources
 from cxrkit.train.parameters import Parameters, TrainParameters
-
-if TYPE_CHECKING:
-    from cxrkit.study.notebook import NotebookParameters
 
 __all__ = [
     "Names",
@@ -34,7 +31,7 @@ __all__ = [
 _KEY = re.compile(r"^(?P<identity>.+-[0-9a-f]{12})-(?P<origin>[0-9a-f]{8})$")
 
 
-def key(parameters: Parameters | NotebookParameters) -> str:
+def key(parameters: Parameters) -> str:
     """Name of the run that these parameters make, `KIND-…-IDENTITY-ORIGIN`: readable first, then two hashes.
 
     The first is of the notebook's name and the parameters, so runs that differ only in what they were made from share
@@ -49,7 +46,7 @@ class Names:
     def __init__(self) -> None:
         self._origins: dict[tuple, str] = {}
 
-    def key(self, parameters: Parameters | NotebookParameters) -> str:
+    def key(self, parameters: Parameters) -> str:
         values = parameters.identity()
         inputs = (str(values.get(name)) for name in ("dataset", "root", "weights", "run", "runs"))
         same = (notebook_of(parameters), *inputs)
@@ -64,7 +61,7 @@ def identity_of(key: str) -> str | None:
     return match["identity"] if match else None
 
 
-def origin(parameters: Parameters | NotebookParameters) -> dict[str, str]:
+def origin(parameters: Parameters) -> dict[str, str]:
     """What a run is made from, as short hashes: `version` and `code` of the package, `notebook` (its code cells),
     `data` (manifest, tables of a data folder, weights file) and `runs` (the runs that it needs), where there are any.
     """
@@ -79,7 +76,7 @@ def origin(parameters: Parameters | NotebookParameters) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def made_from(parameters: Parameters | NotebookParameters) -> dict[str, str]:
+def made_from(parameters: Parameters) -> dict[str, str]:
     """Short hash of each module and file that `origin` sums up: of code, notebook and data."""
     notebook = notebook_of(parameters)
     cells = _cells(project_folder() / notebook)
@@ -87,12 +84,12 @@ def made_from(parameters: Parameters | NotebookParameters) -> dict[str, str]:
     return sources(notebook) | ({notebook: cells[:8]} if cells else {}) | data
 
 
-def notebook_of(parameters: Parameters | NotebookParameters) -> str:
+def notebook_of(parameters: Parameters) -> str:
     """Path in the project of the notebook that these parameters belong to."""
-    return getattr(parameters, "notebook", f"notebooks/{parameters.kind}.ipynb")
+    return parameters.notebook or f"notebooks/{parameters.kind}.ipynb"
 
 
-def _readable(parameters: Parameters | NotebookParameters, values: dict[str, Any]) -> str:
+def _readable(parameters: Parameters, values: dict[str, Any]) -> str:
     parts = [re.sub(r"[^A-Za-z0-9_.]+", "_", parameters.kind).lstrip(".") or "notebook"]
     if isinstance(parameters, TrainParameters):
         parts += [parameters.model] + ([] if parameters.antialias == "none" else [parameters.antialias])
@@ -101,18 +98,18 @@ def _readable(parameters: Parameters | NotebookParameters, values: dict[str, Any
     return "-".join(parts)
 
 
-def _identity(parameters: Parameters | NotebookParameters, values: dict[str, Any]) -> dict[str, Any]:
+def _identity(parameters: Parameters, values: dict[str, Any]) -> dict[str, Any]:
     values = dict(values)
     for name in ("run", "runs"):
         if name in values:
             value = values[name]
             short = [(isinstance(one, str) and identity_of(one)) or one for one in _listed(value)]
             values[name] = short if isinstance(value, list) else short[0]
-    where = {"notebook": parameters.notebook} if hasattr(parameters, "notebook") else {}
+    where = {"notebook": parameters.notebook} if parameters.notebook else {}
     return {"kind": parameters.kind, **where, "parameters": values}
 
 
-def needed(parameters: Parameters | NotebookParameters) -> list[str]:
+def needed(parameters: Parameters) -> list[str]:
     """Keys or folders of the runs that these parameters name."""
     values = [one for name in ("run", "runs") for one in _listed(getattr(parameters, name, []))]
     return [value for value in values if isinstance(value, str)]
@@ -126,7 +123,7 @@ def _digest(value: Any, length: int) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
 
-def _inputs(parameters: Parameters | NotebookParameters) -> dict[str, str]:
+def _inputs(parameters: Parameters) -> dict[str, str]:
     # Data that lies in a folder may change under the same name; its tables are small enough to hash.
     found = {name: getattr(parameters, name, None) for name in ("dataset", "root", "weights")}
     dataset, root, weights = (value if isinstance(value, str) and value else None for value in found.values())

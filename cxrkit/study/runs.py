@@ -25,7 +25,7 @@ import pandas as pd
 import cxrkit
 from cxrkit.errors import DataError
 from cxrkit.files import checksum
-from cxrkit.study.notebook import CLASSES, NotebookParameters
+from cxrkit.study.notebook import CLASSES, stored_parameters
 from cxrkit.study.run_key import (
     fingerprint,
     in_project,
@@ -106,9 +106,9 @@ class Run:
         return self.card["fingerprint"] != fingerprint(notebook_of(self.parameters))
 
 
-def _parameters(card: dict[str, Any], values: dict[str, Any]) -> Parameters | NotebookParameters:
+def _parameters(card: dict[str, Any], values: dict[str, Any]) -> Parameters:
     if "notebook" in card:  # checked against its parameters cell when it was planned
-        return NotebookParameters(card["kind"], str(card["notebook"]), values, values.get("results", "results"))
+        return stored_parameters(card["kind"], str(card["notebook"]), values)
     known = CLASSES[card["kind"]]
     # A run of an older version may have parameters that are gone; it is stale, and can be looked at still.
     return known(**{name: value for name, value in values.items() if name in known.model_fields})
@@ -165,7 +165,7 @@ class Writer:
 
 
 @contextlib.contextmanager
-def writing(parameters: Parameters | NotebookParameters) -> Iterator[Writer]:
+def writing(parameters: Parameters) -> Iterator[Writer]:
     """Write a run: yields a Writer; when the block ends well, the whole folder appears under its key at once.
 
     When the block fails, nothing is left. A run that is already there is replaced.
@@ -174,7 +174,7 @@ def writing(parameters: Parameters | NotebookParameters) -> Iterator[Writer]:
         yield w
 
 
-def card_of(parameters: Parameters | NotebookParameters) -> dict[str, Any]:
+def card_of(parameters: Parameters) -> dict[str, Any]:
     """Card of a run before it is made: key, kind, hash of the code that it needs, and of all that it is made from."""
     card = {
         "key": key(parameters),
@@ -183,7 +183,7 @@ def card_of(parameters: Parameters | NotebookParameters) -> dict[str, Any]:
         "origin": origin(parameters),
         "made_from": made_from(parameters),
     }
-    return card | ({"notebook": parameters.notebook} if isinstance(parameters, NotebookParameters) else {})
+    return card | ({"notebook": parameters.notebook} if parameters.notebook else {})
 
 
 @contextlib.contextmanager

@@ -7,19 +7,20 @@ import contextlib
 import difflib
 import types
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from cxrkit.errors import ParameterError, meant
 
 __all__ = [
+    "DeviceParameters",
     "Parameters",
     "SearchParameters",
     "TrainParameters",
     "check_dataset_options",
-    "given",
 ]
 
 # What a notebook's namespace holds besides its parameters.
@@ -30,29 +31,38 @@ _LITERALS = (str, int, float, bool, list, tuple, dict, types.NoneType)
 
 
 class Parameters(BaseModel):
-    """What both kinds of experiment share. Unknown names are refused; the message lists near misses.
+    """Parameters of a notebook. Unknown names are refused; the message lists near misses.
 
-    `results` (where runs are kept) and `device` say where an experiment runs, not what it is: they take no part in a
-    run's key.
+    `placement`: parameters that say where an experiment runs, not what it is; they take no part in a run's key.
+    `notebook`: path in the project of a notebook for which the package has no class.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), serialize_by_alias=True)
     kind: ClassVar[str]
+    notebook: ClassVar[str] = ""
     placement: ClassVar[frozenset[str]] = frozenset({"results", "device", "threads"})
 
     results: str = Field("results", min_length=1, description="folder that holds the runs")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="where to compute")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 leaves torch's own choice")
 
     def __init__(self, **values: Any):
+        fields = {name: field for name, field in self.fields().items() if name in ("dataset", *OF_DATASET)}
+        own = {name: field.default_factory or field.default for name, field in fields.items()}
+        if values.get("dataset", own.get("dataset")) != own.get("dataset"):
+            # Options and folder that are the defaults of a notebook's own data set don't go with another.
+            values = {name: type(own[name])() for name in OF_DATASET if isinstance(own.get(name), str | dict)} | values
         refuse_none_as_text(self.kind, values)
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ParameterError(_explain(error, type(self))) from None
+            raise ParameterError(self._explain(error)) from None
 
     @classmethod
-    def from_notebook(cls, namespace: dict[str, Any]) -> Parameters:
+    def fields(cls) -> dict[str, FieldInfo]:
+        """The fields by the names under which they are given."""
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
         """The parameters as a notebook's namespace holds them.
 
         In a fresh kernel everything public that is plain data must be a parameter, so that a misspelt name given from
@@ -60,7 +70,17 @@ class Parameters(BaseModel):
         are let be, unless one looks like a misspelt parameter. Options and folder that an earlier cell set for another
         data set are left out with a warning. Raises ParameterError.
         """
-        parameters = cls(**given(namespace, cls.model_fields))
+        known, cells = cls.fields(), namespace.get("In", [])  # IPython keeps one entry per executed cell
+        values = {name: value for name, value in namespace.items() if name in known}
+        for name, value in namespace.items():
+            hidden = name.startswith("_") or name in _NOTEBOOK_NAMES or not isinstance(value, _LITERALS)
+            if not hidden and (len(cells) <= 4 or difflib.get_close_matches(name, known, 1, 0.85)):
+                values[name] = value
+        for name, other in _left_over(cells).items():
+            if values.pop(name, None):
+                text = f"{name} was set for data set {other!r} and is left out for {values.get('dataset')!r}"
+                warnings.warn(text, stacklevel=2)
+        parameters = cls(**values)
         check_dataset_options(parameters, "this notebook, or what was given to it from outside")
         return parameters
 
@@ -68,6 +88,25 @@ class Parameters(BaseModel):
         """The parameters that decide the result, JSON-able, in a fixed order."""
         values = self.model_dump(mode="json")
         return {name: values[name] for name in sorted(values) if name not in self.placement}
+
+    def _explain(self, error: ValidationError) -> str:
+        lines = []
+        for problem in error.errors():
+            name, said = str(next(iter(problem["loc"]), "")), problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"unknown parameter {name!r} for {self.kind}; {meant(name, sorted(self.fields()))}")
+            elif not name:  # several parameters together
+                lines.append(f"{self.kind}: {said}")
+            else:
+                lines.append(f"parameter {name!r} for {self.kind}: {said} (got {problem.get('input')!r})")
+        return "; ".join(dict.fromkeys(lines))
+
+
+class DeviceParameters(Parameters):
+    """Parameters of a notebook that computes."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="where to compute")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 leaves torch's own choice")
 
 
 def refuse_none_as_text(kind: str, values: Mapping[str, Any]) -> None:
@@ -77,25 +116,6 @@ def refuse_none_as_text(kind: str, values: Mapping[str, Any]) -> None:
             refuse_none_as_text(f"{name} of {kind}", value)
     if names := [name for name, value in values.items() if isinstance(value, str) and value == "None"]:
         raise ParameterError(f"parameters {names} for {kind}: None is text in YAML; write null")
-
-
-def given(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """What a notebook's namespace holds of the `known` parameters, and what looks like a misspelt one; see
-    `Parameters.from_notebook`."""
-    fresh = len(namespace.get("In", [])) <= 4  # IPython keeps one entry per executed cell
-    values = {}
-    for name, value in namespace.items():
-        if name in known:
-            values[name] = value  # whatever it is: who checks them judges it
-            continue
-        hidden = name.startswith("_") or name in _NOTEBOOK_NAMES or not isinstance(value, _LITERALS)
-        if not hidden and (fresh or difflib.get_close_matches(name, known, 1, 0.85)):
-            values[name] = value
-    for name, other in _left_over(namespace.get("In", [])).items():
-        if values.pop(name, None):
-            text = f"{name} was set for data set {other!r} and is left out for {values.get('dataset')!r}"
-            warnings.warn(text, stacklevel=3)
-    return values
 
 
 def _left_over(cells: Sequence[str]) -> dict[str, str]:
@@ -134,7 +154,7 @@ def check_dataset_options(parameters: Parameters, origin: str | Mapping[str, str
             raise ParameterError(f"{error}. Origin: {', '.join(told)}") from None
 
 
-class TrainParameters(Parameters):
+class TrainParameters(DeviceParameters):
     """Parameters of `train.ipynb`: data, network, and how it learns. `preset` gives those of the papers."""
 
     kind: ClassVar[str] = "train"
@@ -215,7 +235,7 @@ class TrainParameters(Parameters):
         return cls(**presets.values(name, protocol=changes.get("protocol", "corrected")) | changes)
 
 
-class SearchParameters(Parameters):
+class SearchParameters(DeviceParameters):
     """Parameters of `search.ipynb`: which training parameters are tried, and how many times (paper `bcos`, 1.7)."""
 
     kind: ClassVar[str] = "search"
@@ -242,7 +262,7 @@ class SearchParameters(Parameters):
 
     @model_validator(mode="after")
     def _trainable(self) -> SearchParameters:
-        own = {"epochs", "fold", "criterion", *Parameters.model_fields, "workers"}
+        own = {"epochs", "fold", "criterion", *DeviceParameters.model_fields, "workers"}
         if wrong := own & (set(self.training) | set(self.space)):
             raise ValueError(f"{sorted(wrong)} can't stand in training or space: the search sets them itself")
         if self.max_epochs <= self.min_epochs:
@@ -261,17 +281,3 @@ class SearchParameters(Parameters):
         shared = {"criterion": self.criterion, "results": self.results, "device": self.device}
         own = {"epochs": epochs, "fold": fold, "workers": self.workers, "threads": self.threads}
         return TrainParameters(**self.training | choices | shared | own)
-
-
-def _explain(error: ValidationError, cls: type[Parameters]) -> str:
-    known = sorted(cls.model_fields)
-    lines = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown parameter {name!r} for {cls.kind}; {meant(name, known)}")
-        elif not name:  # several parameters together
-            lines.append(f"{cls.kind}: {problem['msg'].removeprefix('Value error, ')}")
-        else:
-            lines.append(f"parameter {name!r} for {cls.kind}: {problem['msg']} (got {problem.get('input')!r})")
-    return "; ".join(lines)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from notebook_cells import run_cell
 
 import cxrkit
 from book.tools import checklist
@@ -177,7 +180,13 @@ class Samples:
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
     """Two networks, one with many findings and one with two classes, and their scores."""
-    facts = {"patient_id": list("abcd"), "label": "Cardiomegaly", "target": [0, 1, 0, 1], "logit": [0.0, 1, 2, 3]}
+    facts = {
+        "image_id": list("abcd"),
+        "patient_id": list("abcd"),
+        "label": "Cardiomegaly",
+        "target": [0, 1, 0, 1],
+        "logit": [0.0, 1, 2, 3],
+    }
     facts |= {"probability": [0.5, 0.73, 0.88, 0.95]}
     predictions = pd.DataFrame(facts)
     alike = {"patient_id": ["a", "b"], "method": "lrp", "check": "another label", "correlation": [0.9, 1.0]}
@@ -236,12 +245,42 @@ def test_verdicts(grid):
 
 
 def test_what_networks_share_and_where_it_lies(grid):
-    found = relevance.agreement(grid)
+    names = {"study": grid, "relevance": relevance, "np": np, "pd": pd, "combinations": combinations}
+    page = run_cell("papers/relevance/study", "shared-mass", **names)
+    found = run_cell("papers/relevance/study", "shared-rows", **page)["shared"]
     assert (found["same image"] == 0).all()
     assert list(found["images"].unique()) == ["positive", "normal"]
     inside = relevance.intention(grid).query("images == 'positive'")
     assert inside.groupby("network", sort=False)["inside"].mean().tolist() == [1.0, 0.0]
     assert inside["area"].tolist() == pytest.approx([0.25] * 4)
+
+
+def test_images_are_joined_by_id(grid):
+    """A network that stored the same images in another order tells the same; one that saw others is refused."""
+    (name, *_), (other, _, second) = relevance.intentions(grid)
+    place = grid.runs[3].folder / "intention.npz"
+    turned = {key: values[:, ::-1] if key == "maps" else values[::-1] for key, values in made_maps(1).items()}
+    np.savez(place, **turned | {"methods": second["methods"]})
+    again = relevance.intentions(grid)[1][2]
+    assert all(np.array_equal(again[key], second[key]) for key in second)
+    np.savez(place, **made_maps(1) | {"image_ids": np.array(["a", "b", "c", "e"])})
+    with pytest.raises(DataError, match=rf"{other!r} was shown other images than {name!r}: 2 are of .* such as 'd'"):
+        relevance.intentions(grid)
+    grid.runs[3].frames["predictions"] = grid.runs[3].frames["predictions"].assign(image_id=list("abce"))
+    with pytest.raises(DataError, match="was shown other images"):
+        relevance.predictions(grid)
+
+
+def test_every_network_of_a_profile_is_shown_the_same_images():
+    for profile in (None, "full", "data"):
+        shown = set()
+        for task in plan("relevance", profile):
+            values = getattr(task.parameters, "values", {})
+            if values.get("intention"):
+                trained = next(one.parameters for one in plan("relevance", profile) if one.key == task.needs)
+                seen = trained.model_copy(update=values["other_images"])
+                shown.add((seen.dataset, seen.root, json.dumps(seen.dataset_options, sort_keys=True)))
+        assert len(shown) == 1, profile
 
 
 def test_a_grid_without_scores_says_so():

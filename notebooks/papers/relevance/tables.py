@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from cxrkit import metrics
 from cxrkit.data import Dataset
-from cxrkit.errors import ParameterError
+from cxrkit.errors import DataError, ParameterError
 from cxrkit.metrics import Accumulator, LocalisationScores, bootstrap
 from cxrkit.study import claims, report, runs
 from cxrkit.study.claims import Measured
@@ -21,7 +21,6 @@ from cxrkit.study.study import Study
 __all__ = [
     "CLASSES",
     "METHODS",
-    "agreement",
     "aurocs",
     "first_scores",
     "intention",
@@ -29,6 +28,7 @@ __all__ = [
     "lung_mask",
     "network",
     "overlap",
+    "predictions",
     "scored",
     "seen_by_all",
     "shared_mass",
@@ -132,12 +132,41 @@ def overlap(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def intentions(study: Study) -> list[tuple[str, bool, dict[str, np.ndarray]]]:
-    """Name, whether it knows two classes, and kept maps of every network that was shown the same images."""
-    return [
+    """Name, whether it knows two classes, and maps of every network that was shown a set of images: the same images,
+    in the first network's order. Raises DataError where a network was shown others."""
+    found = [
         (network(train.parameters), two_classes(train.parameters), report.kept_of(run, "intention"))
         for train, run in scored(study)
         if (run.folder / "intention.npz").is_file()
     ]
+    return [(name, two, _in_order(kept, found[0][2]["image_ids"], (name, found[0][0]))) for name, two, kept in found]
+
+
+def _in_order(kept: dict[str, np.ndarray], ids: np.ndarray, names: tuple[str, str]) -> dict[str, np.ndarray]:
+    _refuse_others(kept["image_ids"], ids, *names)
+    places = pd.Index(kept["image_ids"]).get_indexer(ids)
+    of_images = {name: values.take(places, int(name == "maps")) for name, values in kept.items() if name != "methods"}
+    return kept | of_images
+
+
+def _refuse_others(own: Iterable[str], ids: Iterable[str], name: str, first: str) -> None:
+    if others := sorted({*map(str, own)} ^ {*map(str, ids)}):
+        raise DataError(
+            f"{name!r} was shown other images than {first!r}: {len(others)} are of one of them alone, such as "
+            f"{others[0]!r}; name the same images for all by `other_images`"
+        )
+
+
+def predictions(study: Study) -> dict[str, pd.DataFrame]:
+    """What every network of :func:`intentions` says of the test images that all were shown, by the network's name.
+
+    Raises DataError where a network has others."""
+    shown = [(train, run) for train, run in scored(study) if (run.folder / "predictions.csv").is_file()]
+    found = {network(train.parameters): run.frame("predictions") for train, run in shown}
+    for name, frame in found.items():
+        first = next(iter(found))
+        _refuse_others(frame["image_id"], found[first]["image_id"], name, first)
+    return found
 
 
 def seen_by_all(study: Study, least: int = 0) -> Dataset:
@@ -201,29 +230,6 @@ def shared_mass(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
     totals = [values.sum((-2, -1), keepdims=True) for values in both]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.minimum(both[0] / totals[0], both[1] / totals[1]).sum((-2, -1))
-
-
-def agreement(study: Study) -> pd.DataFrame:
-    """The share of the mass that two networks put in the same places: a row per pair of networks, method and image.
-
-    `another`: the same of one network's map and the other's of the next image in the group (positive, normal), which
-    tells how much of it is habit.
-    """
-    facts = ["images", "method", "networks", "same image", "patient_id", "another image"]
-    parts = [pd.DataFrame(columns=facts)]
-    for (first, _, a), (second, _, b) in combinations(intentions(study), 2):
-        places = [(i, list(b["image_ids"]).index(one)) for i, one in enumerate(a["image_ids"]) if one in b["image_ids"]]
-        here, there = np.array(places, int).reshape(-1, 2).T
-        for method in (one for one in a["methods"] if one in b["methods"]):
-            mine, yours = (kept["maps"][list(kept["methods"]).index(method)] for kept in (a, b))
-            for group in dict.fromkeys(a["groups"][here]):
-                of = a["groups"][here] == group
-                left, right = mine[here[of]], yours[there[of]]
-                facts = {"images": group, "method": METHODS[method], "networks": f"{first} and {second}"}
-                found = {"same image": shared_mass(left, right), "patient_id": a["patient_ids"][here[of]]}
-                found["another image"] = shared_mass(left, np.roll(right, 1, axis=0))
-                parts.append(pd.DataFrame(facts | found))
-    return pd.concat(parts[1:] or parts).sort_values(["images", "method"], ascending=[False, True], kind="stable")
 
 
 # Claims

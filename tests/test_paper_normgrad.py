@@ -259,9 +259,9 @@ def test_claims_state_the_printed_numbers():
     stated, rows = published.scalars("normgrad"), claims.read("normgrad").set_index("id")
     hits = {name: float(stated[f"lvot_R50_{name}_trained_PG"]) for name in
             ("gradcam", "ng_conv1x1_multi", "ng_conv3x3_single", "ng_conv3x3_multi")}  # fmt: skip
-    assert rows.loc["multi_gradcam", "published"] == pytest.approx(hits["ng_conv1x1_multi"] - hits["gradcam"])
+    assert rows.loc["multi_gradcam", "published"] == pytest.approx(100 * (hits["ng_conv1x1_multi"] - hits["gradcam"]))
     layers = hits["ng_conv3x3_multi"] - hits["ng_conv3x3_single"]
-    assert rows.loc["multi_single", "published"] == pytest.approx(layers)
+    assert rows.loc["multi_single", "published"] == pytest.approx(100 * layers)
 
 
 def test_a_grid_without_scores_says_how_to_make_them():

@@ -306,7 +306,7 @@ def test_claims_repeat_the_published_table():
         a, b = (
             means[relevance.METHODS[side.split("'")[1]], float(side.split()[-1])] for side in (row.side_a, row.side_b)
         )
-        assert row.published == pytest.approx(a - b, abs=1e-4)
+        assert row.published == pytest.approx(100 * (a - b), abs=1e-2)
         assert row.printed == f"{100 * a:.1f} against {100 * b:.1f}"
 
 

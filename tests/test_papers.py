@@ -23,8 +23,9 @@ from synthesis import tables as synthesis
 @pytest.mark.parametrize(
     ("interval", "synthetic", "word"),
     [
-        (Measured(2, 1, 3, 9), False, "reproduced"),
-        (Measured(-2, -3, -1, 9), False, "not reproduced"),
+        (Measured(0.06, 0.04, 0.08, 9), False, "reproduced"),
+        (Measured(0.02, 0.01, 0.03, 9), False, "same direction"),  # the published 5 points lie outside
+        (Measured(-2, -3, -1, 9), False, "opposite direction"),
         (Measured(2, 0, 3, 9), False, "undecided here"),
         (Measured(np.nan, np.nan, np.nan, 9), False, "undecided here"),
         (Measured(2, 1, 3, 9), True, "same direction"),
@@ -35,6 +36,10 @@ from synthesis import tables as synthesis
 )
 def test_the_words_of_a_verdict_say_whose_images_they_rest_on(interval, synthetic, word):
     assert verdict(interval, 5.0, synthetic) == word
+
+
+def test_a_sign_alone_is_never_reproduced():
+    assert verdict(Measured(0.02, 0.005, 0.03, 9), 1.0, False) == "same direction"
 
 
 def test_a_claim_that_cannot_be_tested_says_why():

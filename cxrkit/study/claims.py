@@ -5,7 +5,7 @@ The claims of a paper are rows of its ``claims.csv``:
 ========= ==============================================================================================================
 id        a name, once in the file
 text      what the paper says, in our words
-published the difference that it rests on, in the unit of ours; a bare 1 or -1 where the paper prints no number
+published the difference that it rests on, in percent points; a bare 1 or -1 where the paper prints no number
 printed   the paper's numbers as a reader may look them up; empty: ``published``
 table     the table of scores that ours is taken from, by the name under which the paper's ``tables.py`` hands it over
 score     a column of that table, or a measure by the name under which ``tables.py`` hands it over
@@ -78,8 +78,8 @@ def measured(values: ArrayLike, patients: Sequence, n: int = 2000) -> Measured:
 
 @dataclass(frozen=True)
 class Claim:
-    """``text``: what the paper says, in our words. ``published``: the difference that it rests on, in the unit of ours;
-    a bare +1 or -1 where the paper prints no number (see ``printed``). ``ours``: our difference with its interval, or
+    """``text``: what the paper says, in our words. ``published``: the difference that it rests on, in percent points; a
+    bare +1 or -1 where the paper prints no number (see ``printed``). ``ours``: our difference with its interval, or
     None, and then ``why`` says what is missing. ``printed``: the paper's numbers as a reader may look them up.
     ``barred``: why ours, though measured, tests nothing (a network that learnt too little).
     """
@@ -101,21 +101,22 @@ class Claim:
 
 
 def verdict(found: Measured, expected: float, synthetic: bool = True) -> str:
-    """Whether an interval agrees with the sign of a published difference.
+    """Whether an interval agrees with a published difference (percent points; a bare 1 or -1 tells the sign alone).
 
-    On synthetic images only the direction can be compared, and the words say so: "same direction", "opposite
-    direction"; on a paper's own data: "reproduced", "not reproduced". An interval that holds 0 decides nothing. Nor
-    does one of fewer than FEWEST patients: where each of P patients falls on either side of 0 by chance, all fall on
-    the same one with probability 2^(1 - P), and then every resample lies there too, and the interval leaves 0 out.
+    "same direction", "opposite direction"; "reproduced" where moreover the interval of the paper's own kind of images
+    holds the published number: on synthetic images only the direction can be compared. An interval that holds 0 decides
+    nothing. Nor does one of fewer than FEWEST patients: where each of P patients falls on either side of 0 by chance,
+    all fall on the same one with probability 2^(1 - P), and then every resample lies there too, and the interval leaves
+    0 out.
     """
     if found.n < FEWEST:
         return TOO_FEW
     if not np.isfinite(found.low) or found.low <= 0 <= found.high:
         return "undecided here"
-    same = np.sign(found.mean) == np.sign(expected)
-    if synthetic:
-        return "same direction" if same else "opposite direction"
-    return "reproduced" if same else "not reproduced"
+    if np.sign(found.mean) != np.sign(expected):
+        return "opposite direction"
+    held = abs(expected) != 1 and found.low <= expected / 100 <= found.high
+    return "reproduced" if held and not synthetic else "same direction"
 
 
 def too_little(predictions: pd.DataFrame, cutoff: float = 0.5) -> str:

@@ -231,31 +231,24 @@ def rewritten(path, tensors=None, **told):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "cxrkit.attribution 2"}, "format is 'cxrkit.attribution 2'"),
-        ({"format": None}, "format is None"),
-        ({"method": None}, "lacks the field method"),
-        ({"image_ids": None}, "lacks the field image_ids"),
-        ({"tensors": {"logits": None}}, "lacks the field logits"),
-        ({"colour": "1"}, "isn't known: colour"),
-        ({"tensors": {"masks": torch.ones(1)}}, "isn't known: masks"),
+        ({"format": "cxrkit.attribution 2"}, "is no attribution in the format"),
+        ({"method": None}, "'method'"),
+        ({"tensors": {"logits": None}}, "'logits'"),
+        ({"colour": "1"}, "'colour'"),
+        ({"tensors": {"masks": torch.ones(1)}}, "'masks'"),
         ({"labels": "[1"}, "labels is no JSON"),
-        ({"labels": '["Mass"]'}, "labels must be 2 names"),
-        ({"labels": '"ab"'}, "labels must be a tuple of names; got 'ab'"),
-        ({"labels": "[1, 2]"}, "labels must be a tuple of names"),
-        ({"image_ids": '["a"]'}, "image_ids must be 4 names"),
+        ({"labels": '["Mass"]'}, "labels must be a tuple of 2 names"),
+        ({"labels": '"ab"'}, "labels must be a tuple of 2 names; got 'ab'"),
+        ({"image_ids": '["a"]'}, "image_ids must be a tuple of 4 names"),
         ({"method": "3"}, "method must be a name; got 3"),
         ({"output": '"logits"'}, "output must be 'logit' or 'probability'; got 'logits'"),
         ({"created": '"yesterday"'}, "created must be a time in ISO 8601; got 'yesterday'"),
-        ({"created": "null"}, "created must be a time"),
         ({"options": "[]"}, "options must be a dict"),
-        ({"options": '{"n": Infinity}'}, "options must be a dict that JSON can hold"),
-        ({"model_card": "null"}, "model_card must be a dict"),
-        ({"versions": '"1"'}, "versions must be a dict"),
-        ({"tensors": {"maps": torch.ones(4, 8, 6)}}, r"maps must be a tensor \[B, L, H, W\]; got \[4, 8, 6\]"),
-        ({"tensors": {"maps": torch.ones(4, 2, 8, 6).half()}}, "maps must be float32 or float64; got torch.float16"),
-        ({"tensors": {"maps": torch.full((4, 2, 8, 6), torch.nan)}}, "maps hold NaN"),
-        ({"tensors": {"maps": torch.ones(4, 2, 0, 6)}}, r"got \[4, 2, 0, 6\]"),
-        ({"tensors": {"logits": torch.ones(4, 3)}}, r"logits must be \[4, 2\] like maps; got \[4, 3\]"),
+        ({"refused": "[[1]]"}, "Refusal"),
+        ({"tensors": {"maps": torch.ones(4, 8, 6)}}, r"maps must be a tensor \[B, L, H, W\].*got .*\[4, 8, 6\]"),
+        ({"tensors": {"maps": torch.ones(4, 2, 8, 6).half()}}, "maps must be .*float32 or float64; got .*float16"),
+        ({"tensors": {"maps": torch.full((4, 2, 8, 6), torch.nan)}}, "maps must be finite"),
+        ({"tensors": {"logits": torch.ones(4, 3)}}, r"logits must be a tensor \[4, 2\] like maps.*got .*\[4, 3\]"),
     ],
 )
 def test_files_that_do_not_hold_an_attribution_are_refused(change, message, tmp_path, made):
@@ -285,7 +278,7 @@ def test_missing_files_folders_and_other_suffixes_are_refused(tmp_path, made):
             call(tmp_path / "maps.npz")
     weights = tmp_path / "weights.safetensors"
     save_file({"maps": torch.ones(1)}, weights)
-    with pytest.raises(DataError, match="format is None"):
+    with pytest.raises(DataError, match="is no attribution"):
         Attribution.load(weights)
 
 
@@ -310,12 +303,6 @@ def test_image_ids_are_checked_before_the_work(named, images, monkeypatch):
         explain(named, images, "gradcam", image_ids=["a"])
     with pytest.raises(AttributionError, match="images must be a tensor"):
         explain(named, images.numpy(), "gradcam", image_ids=["a"])
-
-
-def test_options_that_json_changes_are_refused(made):
-    for options in ({"layers": ("a", "b")}, {1: 2}, {"f": float("nan")}, {"m": nn.ReLU()}):
-        with pytest.raises(ParameterError, match="options must be a dict that JSON can hold"):
-            dataclasses.replace(made, options=options)
 
 
 def test_the_file_can_be_read_with_safetensors_alone(tmp_path, made):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cxrkit.attribution import registry
 from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.progress import progress_bar
-from cxrkit.attribution.target import Explained, has_encoding, network_errors, unwrapped
+from cxrkit.attribution.target import Explained, has_encoding, unwrapped
 from cxrkit.errors import AttributionError, ParameterError
 
 __all__ = ["Refusal", "attribute", "attributed", "checked_images", "chunk_size", "device_of", "method_settings"]
@@ -62,18 +62,8 @@ def attribute(
     for unfit images, for networks that aren't a function of one image, or where the method can't be right for this
     network.
     """
-    maps, refusals, _ = attributed(
-        model,
-        images,
-        method,
-        labels,
-        output,
-        preset=preset,
-        chunk=chunk,
-        on_error=on_error,
-        progress=progress,
-        **options,
-    )
+    facts = {"preset": preset, "chunk": chunk, "on_error": on_error, "progress": progress}
+    maps, refusals, _ = attributed(model, images, method, labels, output, **facts, **options)
     if refusals:
         told = "; ".join(dict.fromkeys(refusal.reason for refusal in refusals[:3]))
         warnings.warn(f"{method}: {len(refusals)} maps are NaN, for instance: {told}", stacklevel=2)
@@ -81,30 +71,17 @@ def attribute(
 
 
 def attributed(
-    model: nn.Module,
-    images: Tensor,
-    method: str,
-    labels,
-    output: str | None,
-    *,
-    preset: str | None = None,
-    chunk: int | None = None,
-    on_error: str = "raise",
-    progress: bool | Callable[[float], None] | None = None,
-    **options,
+    model, images, method, labels, output, *, preset=None, chunk=None, on_error="raise", progress=None, **options
 ) -> tuple[Tensor, list[Refusal], Explained]:
-    """The maps of `attribute`, those that were refused, and the network as the method saw it."""
+    """The maps of `attribute`, those that were refused, and the network as the method saw it; arguments as there."""
     entry = registry.entry(method)
     output, options = method_settings(entry.card, preset, output, options)
     for option in options:
-        if option not in entry.card.options:
-            raise registry.unknown(f"option of {method}:", option, entry.card.options)
-    if output not in ("logit", "probability"):
-        raise registry.unknown("output", output, ("logit", "probability"))
+        registry.check_choice(f"option of {method}:", option, entry.card.options)
+    registry.check_choice("output", output, ("logit", "probability"))
+    registry.check_choice("on_error", on_error, ("raise", "nan"))
     if output not in entry.card.outputs:
         raise ParameterError(f"{method} explains the logit only; output={output!r} is not defined for it")
-    if on_error not in ("raise", "nan"):
-        raise registry.unknown("on_error", on_error, ("raise", "nan"))
     inputs = checked_images(model, images)
     inputs = inputs.to(device_of(model, images))
     explained = Explained(model, labels, output, chunk_size(inputs, chunk))
@@ -174,23 +151,8 @@ class _Run:
     def _chunk(self, explained: Explained, rows: slice) -> Tensor:
         count, part = len(self.inputs), self.inputs[rows]
         explained.first_row = rows.start
-        stopped = []
-
-        def report(done: float) -> None:
-            try:
-                self.report((rows.start + done * len(part)) / count)
-            except Exception as error:
-                stopped.append(error)
-                raise
-
-        explained.report = report
-        try:
-            with network_errors(RuntimeError):
-                maps = self.entry.function(explained, part, **_rows_of(self.options, rows, count)).detach()
-        except AttributionError:
-            if stopped:  # the caller's own way to end the work
-                raise stopped[0] from None
-            raise
+        explained.report = lambda done: self.report((rows.start + done * len(part)) / count)
+        maps = self.entry.function(explained, part, **_rows_of(self.options, rows, count)).detach()
         return _finite(maps, self.entry.card.name, rows.start)
 
 
@@ -198,8 +160,7 @@ def method_settings(card: registry.Card, preset: str | None, output: str | None,
     """Output and options, with those of the preset where the caller names none."""
     chosen = {}
     if preset is not None:
-        if preset not in card.presets:
-            raise registry.unknown(f"preset of {card.name}:", preset, card.presets)
+        registry.check_choice(f"preset of {card.name}:", preset, card.presets)
         chosen = dict(card.presets[preset])
     from_preset = chosen.pop("output", "logit")
     return (from_preset if output is None else output), {**chosen, **options}

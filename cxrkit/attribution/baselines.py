@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from cxrkit.attribution.registry import unknown
+from cxrkit.attribution.registry import check_choice
 from cxrkit.errors import ParameterError
 
 __all__ = ["BASELINES", "baseline_images"]
@@ -27,8 +27,7 @@ def baseline_images(images: Tensor, baseline: str | float | Tensor) -> Tensor:
             shapes = f"{list(baseline.shape)} for images {list(images.shape)}"
             raise ParameterError(f"baseline doesn't broadcast to the images: {shapes}") from None
     elif isinstance(baseline, str):
-        if baseline not in BASELINES:
-            raise unknown("baseline", baseline, BASELINES)
+        check_choice("baseline", baseline, BASELINES)
         start = BASELINES[baseline](images)
     elif isinstance(baseline, (int, float)) and not isinstance(baseline, bool):
         start = torch.full_like(images, float(baseline))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cxrkit.attribution.baselines import baseline_images
 from cxrkit.attribution.gradient import mentioned, noise_source, whole_number
-from cxrkit.attribution.linear import fixed_norm, nonlinearity
+from cxrkit.attribution.linear import nonlinearity
 from cxrkit.attribution.operations import Call, tensors, traced
 from cxrkit.attribution.registry import method
 from cxrkit.attribution.target import Explained
@@ -92,10 +92,9 @@ def _contributions(explained: Explained, images: Tensor, start: Tensor) -> Tenso
     def scored(values: Tensor) -> Tensor:
         return explained.scores(explained.logits(values))
 
-    before, constants = traced(explained.model, scored, reference, pair.rules(pair.record), _linear, again=False)
+    before, constants = traced(explained.model, scored, reference, pair.record, again=False)
     inputs = images.detach().clone().requires_grad_()
-    rules = pair.rules(pair.rescale)
-    scores, _ = traced(explained.model, scored, inputs, rules, _linear, constants=constants)
+    scores, _ = traced(explained.model, scored, inputs, pair.rescale, constants=constants)
     if pair.recorded:
         raise _other_way(pair.recorded[0][0])
     before, after = before.detach(), scores.detach()
@@ -126,11 +125,10 @@ class _Pair:
 
     recorded: deque[tuple[Call, Tensor]] = field(default_factory=deque)
 
-    def rules(self, rule) -> dict:
-        return dict.fromkeys((*_ELEMENTWISE, *_MAX_POOLS), rule)
-
     def record(self, call: Call, x: Tensor, *args, **kwargs) -> Tensor:
         """Run the baseline on. The graph is cut here: it needs none, and only this tensor is kept."""
+        if call.name not in _ELEMENTWISE | _MAX_POOLS:
+            return _linear(call, x, *args, **kwargs)
         if not isinstance(x, Tensor) or not x.requires_grad:
             raise _no_rule(call, "with what depends on the image as a parameter")
         if any(t.requires_grad for t in tensors((*args, *kwargs.values()))):
@@ -139,6 +137,8 @@ class _Pair:
         return call.original(x.detach(), *args, **kwargs).requires_grad_()
 
     def rescale(self, call: Call, x: Tensor, *args, **kwargs) -> Tensor:
+        if call.name not in _ELEMENTWISE | _MAX_POOLS:
+            return _linear(call, x, *args, **kwargs)
         if not self.recorded:
             raise _other_way(call)
         seen, x0 = self.recorded.popleft()
@@ -151,7 +151,7 @@ class _Pair:
 def _linear(call: Call, *args, **kwargs):
     if (why := nonlinearity(call, args, kwargs)) is not None:
         raise _no_rule(call, why)
-    return fixed_norm(call, *args, **kwargs) if call.name == "batch_norm" else call.original(*args, **kwargs)
+    return call.original(*args, **kwargs)
 
 
 def _elementwise(call: Call, x: Tensor, x0: Tensor, args: tuple, kwargs: dict) -> Tensor:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from cxrkit.attribution.baselines import baseline_images
 from cxrkit.attribution.folding import folded
-from cxrkit.attribution.registry import method, unknown
+from cxrkit.attribution.registry import check_choice, method
 from cxrkit.attribution.target import Explained
 from cxrkit.errors import ParameterError
 
 __all__ = [
+    "PROTOCOLS",
     "by_protocol",
-    "checked_protocol",
     "input_x_gradient",
     "integrated_gradients",
     "is_number",
@@ -195,19 +195,14 @@ def _input_gradients(explained: Explained, images: Tensor) -> tuple[Tensor, Iter
 
 def by_protocol(explained: Explained, images: Tensor, protocol: str) -> tuple[Tensor, Iterator[Tensor]]:
     """As `_input_gradients`; for the authors of paper `normgrad` the gradient of the sum of all outputs."""
-    if checked_protocol(protocol) != "authors":
+    check_choice("protocol", protocol, PROTOCOLS)
+    if protocol != "authors":
         return _input_gradients(explained, images)
     inputs = images.detach().clone().requires_grad_()
     logits = explained.logits(inputs)
     outputs = logits.sigmoid() if explained.output == "probability" else logits
     (gradient,) = explained.gradients(outputs.sum(1, keepdim=True), inputs)
     return inputs.detach(), iter([gradient] * explained.scores(logits.detach()).shape[1])
-
-
-def checked_protocol(protocol: str) -> str:
-    if protocol not in PROTOCOLS:
-        raise unknown("protocol", protocol, PROTOCOLS)
-    return protocol
 
 
 def noise_source(explained: Explained, images: Tensor, seed: int) -> Callable[[int], Tensor]:
@@ -259,8 +254,7 @@ def quadrature(rule: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
 
     `rule` is "gauss_legendre", "trapezoid" or "uniform". ParameterError for another, and for too few steps.
     """
-    if rule not in ("gauss_legendre", "trapezoid", "uniform"):
-        raise unknown("rule of integrated_gradients:", rule, ("gauss_legendre", "trapezoid", "uniform"))
+    check_choice("rule of integrated_gradients:", rule, ("gauss_legendre", "trapezoid", "uniform"))
     whole_number("n_steps", n_steps, 1 if rule == "gauss_legendre" else 2, f" with {rule}")
     if rule == "gauss_legendre":
         nodes, weights = np.polynomial.legendre.leggauss(n_steps)

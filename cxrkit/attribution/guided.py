@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cxrkit.attribution.gradient import by_protocol, checked_protocol, is_number, mentioned, plain
-from cxrkit.attribution.linear import NORMS, fixed_norm, nonlinearity
-from cxrkit.attribution.operations import Call, tensors, traced
-from cxrkit.attribution.registry import method
+from cxrkit.attribution.gradient import PROTOCOLS, by_protocol, is_number, mentioned, plain
+from cxrkit.attribution.linear import NORMS, nonlinearity
+from cxrkit.attribution.operations import Call, traced
+from cxrkit.attribution.registry import check_choice, method
 from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError
 
@@ -28,10 +28,9 @@ _RECTIFIED_FROM = {
     "maximum": {"other": None, "max": None},
 }
 # Differentiated as they are: what picks values, and norms by the image's own statistics.
-_PICKS = {f"{kind}max_pool{d}d{end}" for kind in ("", "adaptive_") for d in (1, 2, 3) for end in ("", "_with_indices")}
-_REDUCTIONS = {"amax", "amin", "max", "min", "topk"}
-_PICKS |= {*_REDUCTIONS, "setitem"}
-_JOINS = {"cat", "stack", "hstack", "vstack", "dstack"}
+_POOLS = {f"{kind}max_pool{d}d{end}" for kind in ("", "adaptive_") for d in (1, 2, 3) for end in ("", "_with_indices")}
+_POOLS |= {"setitem", "topk"}
+_PICKS = {"amax", "amin", "max", "min"}  # over positions; over channels they may be rectifiers of another kind
 # What no network with guidance has: a guess for `methods(model)`; a run finds out.
 _UNGUIDED = ("leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish", "softplus", "softsign")
 _UNGUIDED += ("sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardswish", "softmax", "softmin", "log_softmax")
@@ -73,28 +72,24 @@ def guided_backprop(explained: Explained, images: Tensor, *, protocol: str = "co
     all outputs is differentiated; what remains is the plain gradient of that sum, for every label and for any
     network. "paper" and "corrected" agree. Source: Springenberg et al. 2015, section 3.4.
     """
-    if checked_protocol(protocol) == "authors":
+    check_choice("protocol", protocol, PROTOCOLS)
+    if protocol == "authors":
         _, gradients = by_protocol(explained, images, protocol)
         return torch.stack([gradient.sum(1) for gradient in gradients], 1)
     inputs = images.detach().clone().requires_grad_()
     rectified = []
 
-    def guided(call: Call, x: Tensor, *args, **kwargs) -> Tensor:
-        rectified.append(call.layer)
-        passed = _passed_range(call, x, args, kwargs)
-        return _Guided.apply(x, lambda values: call.original(values, *args, **kwargs), *passed)
+    def rule(call: Call, x: Tensor, *args, **kwargs):
+        if call.name in _RECTIFIED or call.name in _RECTIFIED_FROM:
+            rectified.append(call.layer)
+            passed = _passed_range(call, x, args, kwargs)
+            return _Guided.apply(x, lambda values: call.original(values, *args, **kwargs), *passed)
+        picks = call.name in NORMS | _POOLS or (call.name in _PICKS and _is_over_positions(x, *args, **kwargs))
+        if not picks and nonlinearity(call, (x, *args), kwargs) is not None:
+            _unguided(call)
+        return call.function(x, *args, **kwargs)
 
-    joined = []
-
-    def as_it_is(call: Call, *args, **kwargs):
-        if call.name in _JOINS and not all(t.requires_grad for t in tensors(args)):
-            joined.append(call.layer)
-        if joined and call.name in _REDUCTIONS and not _is_over_positions(*args, **kwargs):
-            _unguided(call)  # the maximum of a signal and a constant, as a rectifier might be written
-        return _as_it_is(call, *args, **kwargs)
-
-    rules = dict.fromkeys((*_RECTIFIED, *_RECTIFIED_FROM), guided)
-    logits, _ = traced(explained.model, explained.logits, inputs, rules, as_it_is)
+    logits, _ = traced(explained.model, explained.logits, inputs, rule)
     if not rectified:
         raise AttributionError(
             "guided_backprop: the network has no ReLU between image and logits, so nothing to guide; use saliency"
@@ -132,13 +127,6 @@ def _passed_range(call: Call, x: Tensor, args: tuple, kwargs: dict) -> tuple[flo
     if not (is_number(low) and is_number(high) and low == 0 < high):
         _unguided(call)
     return low, high
-
-
-def _as_it_is(call: Call, *args, **kwargs):
-    """The call itself, where guidance leaves it alone."""
-    if call.name not in _PICKS | NORMS and nonlinearity(call, args, kwargs) is not None:
-        _unguided(call)
-    return fixed_norm(call, *args, **kwargs) if call.name == "batch_norm" else call.function(*args, **kwargs)
 
 
 def _is_over_positions(x: Tensor, dim: object = None, *args, **kwargs) -> bool:

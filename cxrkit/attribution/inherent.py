@@ -164,7 +164,7 @@ def _dynamic_weights(explained: Explained, images: Tensor) -> tuple[Tensor, Tens
         _position_codes(model) as codes,
         merged_scales(),
     ):
-        logits, _ = traced(model, explained.classify, inputs, {}, partial(_watched, model), cuts=True)
+        logits, _ = traced(model, explained.classify, inputs, partial(_watched, model), cuts=True)
         scores = explained.scores(logits)
     _refuse_curves(logits)
     return encoded, logits.detach(), _by_label(explained, scores, inputs, codes)

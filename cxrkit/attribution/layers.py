@@ -185,9 +185,10 @@ def checked_map(name: str, output: Tensor | None, images: Tensor) -> Tensor:
     """The map [B, C, h, w] that a layer put out for `images`; AttributionError if it didn't run or has another B."""
     if output is None:
         raise AttributionError(f"layer {name} doesn't run in a forward pass; name one that does: layer=")
-    if output.ndim != 4 or len(output) != len(images):
+    if output.ndim != 4 or len(output) != len(images) or not output.is_floating_point():
         raise AttributionError(
-            f"layer {name} puts out {list(output.shape)} for {len(images)} images; name one with a map of each: layer="
+            f"layer {name} puts out {output.dtype} {list(output.shape)} for {len(images)} images; name one with a map "
+            "of each: layer="
         )
     return output
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from cxrkit.attribution.operations import Call, tensors
 
-__all__ = ["NORMS", "fixed_norm", "nonlinearity"]
+__all__ = ["NORMS", "nonlinearity"]
 
 # Jointly linear in all their tensors that depend on the image.
 _JOINTLY = {"T", "mT", "H", "mH", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel"}
@@ -29,21 +27,6 @@ _FACTORS |= {"fft_irfft2", "fft_fftshift", "fft_ifftshift"}
 _ONLY_IN_FIRST = {"div", "batch_norm", "grid_sample"}
 # Norms by the image's own statistics aren't linear; methods that differentiate them as they are may let them pass.
 NORMS = {"group_norm", "layer_norm", "instance_norm", "local_response_norm", "rms_norm"}
-
-
-def fixed_norm(
-    call: Call, x: Tensor, mean: Tensor, variance: Tensor, weight=None, bias=None, *args, **kwargs
-) -> Tensor:
-    """Batch norm with fixed statistics, written out as one product and one sum where there is one image: torch 2.13 on
-    a CPU gives it a wrong gradient then, in some memory layouts.
-    """
-    if len(x) > 1:
-        return call.original(x, mean, variance, weight, bias, *args, **kwargs)
-    eps = kwargs.get("eps", args[2] if len(args) > 2 else 1e-5)
-    scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    size = (-1, *[1] * (x.ndim - 2))
-    return x * scale.view(size) + shift.view(size)
 
 
 def nonlinearity(call: Call, args: tuple, kwargs: dict) -> str | None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cxrkit.attribution.gradient import PROTOCOLS
 from cxrkit.attribution.layers import (
     Layer,
     checked_map,
@@ -24,14 +25,13 @@ from cxrkit.attribution.layers import (
     trace,
     upsample,
 )
-from cxrkit.attribution.registry import method, unknown
+from cxrkit.attribution.registry import check_choice, method
 from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError, ParameterError
 
 __all__ = ["normgrad"]
 
 _AUTHORS_EPSILON = 1e-8  # added to every range by the published code, whatever the gradients' size
-_PROTOCOLS = ("paper", "authors", "corrected")
 
 
 def _patch_sums(squares: Tensor) -> Tensor:
@@ -90,10 +90,8 @@ def normgrad(
     gradients give 0. Raises ParameterError for unknown options and layers, and AttributionError for a layer that has
     no map, runs twice, or that the logits don't depend on. Source: paper `normgrad`; Rebuffi et al. 2020.
     """
-    if virtual_layer not in _SQUARED_WEIGHTS:
-        raise unknown("virtual_layer", virtual_layer, _SQUARED_WEIGHTS)
-    if protocol not in _PROTOCOLS:
-        raise unknown("protocol", protocol, _PROTOCOLS)
+    check_choice("virtual_layer", virtual_layer, _SQUARED_WEIGHTS)
+    check_choice("protocol", protocol, PROTOCOLS)
     if layers is None:
         chosen = [explained_layer(explained, images[:1], layer)]
         return upsample(_norms(explained, images, chosen, virtual_layer)[0], images)

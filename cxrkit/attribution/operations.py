@@ -9,8 +9,8 @@ call made, or a tensor that nobody has seen. So is a path from the image that ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from cxrkit.errors import AttributionError
 
-__all__ = ["Call", "plain_name", "replaced", "tensors", "traced"]
+__all__ = ["Call", "plain_name", "tensors", "traced"]
 
 
 @dataclass(frozen=True)
@@ -47,44 +47,22 @@ def traced(
     model: nn.Module,
     network: Callable[[Tensor], Tensor],
     inputs: Tensor,
-    rules: Mapping[str, Rule],
-    otherwise: Rule,
+    rule: Rule,
     *,
     cuts: bool = False,
     constants: WeakIdKeyDictionary | None = None,
     again: bool = True,
 ) -> tuple[Tensor, WeakIdKeyDictionary]:
-    """Logits `network(inputs)` with replaced operations, and all constants that went into them.
+    """Logits `network(inputs)` with calls made by the rule, and all constants that went into them.
+
+    `rule` gets every call that sees a tensor in need of a gradient and isn't a mere question about it (shape, device,
+    whether it is greater than another). A replaced call never works in place. AttributionError where the network goes
+    on with the tensor that it thinks changed, where a tensor comes from an operation that can't be seen, where values
+    that were cut off from their gradient go into the signal again (unless `cuts`), and for scripted modules.
 
     A constant that no call made was there before or comes from the image on a hidden path. A second run tells these
     apart: `constants` are those of the first, and AttributionError is raised for one that isn't among them. The second
     run is made here where it is needed, unless the caller makes it (`again`).
-    """
-    with replaced(model, rules, otherwise, cuts=cuts, constants=constants) as seen:
-        seen.made[inputs] = True
-        logits = network(inputs)
-        seen.check("", logits)
-    if again and constants is None and seen.unknown:
-        traced(model, network, inputs, rules, otherwise, cuts=cuts, constants=seen.made)
-    return logits, seen.made
-
-
-@contextmanager
-def replaced(
-    model: nn.Module,
-    rules: Mapping[str, Rule],
-    otherwise: Rule | None = None,
-    *,
-    cuts: bool = False,
-    constants: WeakIdKeyDictionary | None = None,
-) -> Iterator[_Replacing]:
-    """Within the context, calls named in `rules` that see a tensor in need of a gradient are made by the rule.
-
-    `otherwise` gets every other call on such a tensor that isn't a mere question about it (shape, device, whether it
-    is greater than another); None leaves them alone. A replaced call never works in place. AttributionError where the
-    network goes on with the tensor that it thinks changed, where a tensor comes from an operation that can't be seen,
-    where values that were cut off from their gradient go into the signal again (unless `cuts`), and for scripted
-    modules. `constants` as in `traced`.
     """
     scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if scripted is not None:
@@ -92,14 +70,19 @@ def replaced(
             f"layer {scripted or 'network'} is a TorchScript module, whose operations can't be given rules; "
             "pass the network as it was before torch.jit"
         )
-    mode = _Replacing(model, rules, otherwise, cuts, constants)
+    mode = _Replacing(model, rule, cuts, constants)
+    mode.made[inputs] = True
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(_entering(mode.running, name)).remove)
-            stack.callback(module.register_forward_hook(_leaving(mode, name), always_call=True).remove)
+            stack.callback(module.register_forward_pre_hook(mode.entering(name)).remove)
+            stack.callback(module.register_forward_hook(mode.leaving(name), always_call=True).remove)
         stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_HOOKED))
         stack.enter_context(mode)
-        yield mode
+        logits = network(inputs)
+        mode.check("", logits)
+    if again and constants is None and mode.unknown:
+        traced(model, network, inputs, rule, cuts=cuts, constants=mode.made)
+    return logits, mode.made
 
 
 def tensors(values) -> Iterator[Tensor]:
@@ -114,9 +97,9 @@ def tensors(values) -> Iterator[Tensor]:
 
 
 class _Replacing(TorchFunctionMode):
-    def __init__(self, model, rules: Mapping[str, Rule], otherwise: Rule | None, cuts: bool, constants=None):
+    def __init__(self, model: nn.Module, rule: Rule, cuts: bool, constants: WeakIdKeyDictionary | None):
         super().__init__()
-        self.rules, self.otherwise, self.cuts, self.constants = rules, otherwise, cuts, constants
+        self.rule, self.cuts, self.constants = rule, cuts, constants
         self.running: list[str] = []
         self.weights = {id(values) for values in (*model.parameters(), *model.buffers())}
         self.stale = WeakIdKeyDictionary()  # tensors that the network changed in place and we didn't
@@ -152,14 +135,24 @@ class _Replacing(TorchFunctionMode):
                 "from the image without gradient (comparison, detach, no_grad), which no rule can follow; write an "
                 "activation as torch has it, for instance torch.relu(x), or use integrated_gradients"
             )
-        rule = self.rules.get(call.name, self.otherwise)
-        result = function(*args, **kwargs) if rule is None else rule(call, *args, **kwargs)
+        result = self.rule(call, *args, **kwargs)
         if changed is not None and result is not None and result is not changed:
             for tensor in (changed, changed._base):
                 if tensor is not None:
                     self.stale[tensor] = call.name
             changed = None
         return self._noted(self._no_number(call, result), [changed], varying)
+
+    def entering(self, name: str):
+        return lambda module, args: self.running.append(name)
+
+    def leaving(self, name: str):
+        def hook(module, args, output):
+            if self.running and self.running[-1] == name:  # not where another hook failed before ours
+                self.running.pop()
+            self.check(name, output)
+
+        return hook
 
     def check(self, layer: str, values) -> None:
         """Raise AttributionError where a tensor that leaves a layer comes from an operation that can't be seen."""
@@ -295,19 +288,3 @@ _IN_PLACE |= {"__iand__", "__ior__", "__ixor__", "__setitem__", "__set__"}
 _INPLACE_POSITION = {"relu": 1, "silu": 1, "relu6": 1, "mish": 1, "hardswish": 1, "elu": 2, "leaky_relu": 2}
 _INPLACE_POSITION |= {"hardtanh": 3, "dropout": 3, "threshold": 3, "selu": 1, "celu": 2, "hardsigmoid": 1, "rrelu": 4}
 _INPLACE_POSITION |= dict.fromkeys(("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"), 3)
-
-
-def _entering(running: list[str], name: str):
-    def hook(module, args):
-        running.append(name)
-
-    return hook
-
-
-def _leaving(mode: _Replacing, name: str):
-    def hook(module, args, output):
-        if mode.running and mode.running[-1] == name:  # not where another hook failed before ours
-            mode.running.pop()
-        mode.check(name, output)
-
-    return hook

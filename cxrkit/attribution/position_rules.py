@@ -139,14 +139,6 @@ def _moved(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
 
 
 @_both
-def _halved(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
-    dim = call.argument("dim")
-    for positions in call.of(call.args[0], axis):
-        for half in positions.chunk(2, dim) if positions.shape[dim] > 1 else (positions,):
-            yield 0, half
-
-
-@_both
 def _reduced(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
     dims = call.argument("dim")
     if dims is None or dims == []:
@@ -178,16 +170,13 @@ def _sampled(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
     tensor, dims = call.args[0], _spatial_dims(call)
     if call.name == "convolution" and call.of(call.args[1], axis):
         return  # a kernel of values from different places
-    counts = _im2col_counts(call) if call.name == "im2col" else outputs[0].shape[-dims:]
-    centers = _centers(call, dims, tensor.shape[-dims:], counts)
+    centers = _centers(call, dims, tensor.shape[-dims:], outputs[0].shape[-dims:])
     for positions in call.of(tensor, axis):
-        if call.name in ("convolution", "im2col"):
+        if call.name == "convolution":
             positions = _averaged(positions, -dims - 1)
         for d, index in zip(range(-dims, 0), centers, strict=True):
             if positions.shape[d] > 1:
                 positions = _at(positions, d, index)
-        if call.name == "im2col":
-            positions = positions.expand(*positions.shape[:2], *counts).flatten(2)
         for i in range(len(outputs)):
             yield i, positions
 
@@ -214,36 +203,19 @@ def _centers(call: Call, dims: int, sizes: Sequence[int], counts: Sequence[int])
     return centers
 
 
-def _im2col_counts(call: Call) -> list[int]:
-    facts = zip(
-        call.args[0].shape[-2:],
-        *(call.argument(n) for n in ("kernel_size", "dilation", "padding", "stride")),
-        strict=True,
-    )
-    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, d, p, s in facts]
-
-
 def _averaged(positions: Tensor, dim: int) -> Tensor:
     return positions if positions.shape[dim] == 1 else positions.nanmean(dim, keepdim=True)
 
 
 def _at(positions: Tensor, dim: int, index: Tensor) -> Tensor:
-    """Positions at fractional indices of a dimension, linear between and beyond the given ones.
-
-    Windows that leave out the borders see them all the same, as far as a map of theirs is concerned: what they lose is
-    shared out.
-    """
+    """Positions at fractional indices of a dimension, linear between and beyond the given ones."""
     if len(index) == positions.shape[dim] and index[0] == 0 and index[-1] == len(index) - 1:
         return positions
     low = index.floor().clamp(0, positions.shape[dim] - 2).long()
     share = (index - low).view(-1, *(1,) * (-dim - 1))
     line = _continued(positions, dim)
     a, b = line.index_select(dim, low), line.index_select(dim, low + 1)
-    found = torch.where(share == 0, a, torch.where(share == 1, b, a + share * (b - a)))
-    (first, last), (now_first, now_last) = _borders(positions, dim), _borders(found, dim)
-    lost = (now_last - now_first < last - first) & (now_last > now_first)
-    spread = first + (found - now_first) * (last - first) / (now_last - now_first)
-    return torch.where(lost & (now_first >= first - 1e-6) & (now_last <= last + 1e-6), spread, found)
+    return torch.where(share == 0, a, torch.where(share == 1, b, a + share * (b - a)))
 
 
 def _continued(positions: Tensor, dim: int) -> Tensor:
@@ -255,14 +227,6 @@ def _continued(positions: Tensor, dim: int) -> Tensor:
     step = (line[index].diff() / index.diff()).median()
     even = line[index[0]] + step * (torch.arange(len(line), device="cpu") - index[0])
     return torch.where(line.isnan(), even, line).view_as(positions)
-
-
-def _borders(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Where the first and the last of positions along a dimension begin and end; nan for a single one."""
-    low = positions.nan_to_num(nan=torch.inf).amin(dim, keepdim=True)
-    high = positions.nan_to_num(nan=-torch.inf).amax(dim, keepdim=True)
-    half = (high - low) / (2 * ((~positions.isnan()).sum(dim, keepdim=True) - 1))
-    return low - half, high + half
 
 
 RESIZED = _sampled  # for an operation that isn't one of those with windows: to the size of its output
@@ -281,17 +245,16 @@ _OPERATIONS = {  # beside those that torch tags as pointwise
     "split_with_sizes unbind unfold cat stack roll flip rot90 repeat tile repeat_interleave index index_select gather "
     "index_put scatter slice_scatter select_scatter constant_pad_nd reflection_pad1d reflection_pad2d "
     "replication_pad1d replication_pad2d channel_shuffle native_channel_shuffle",
-    "halved": "glu",
     "reduced": "mean sum nansum amax amin max min var std var_mean std_mean logsumexp linalg_vector_norm norm prod "
     "median nanmedian all any argmax argmin count_nonzero sort argsort topk",
     "contracted": "mm bmm addmm baddbmm _addmm_activation",
     "sampled": "convolution max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
-    "max_pool1d im2col adaptive_max_pool2d _adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d "
+    "max_pool1d adaptive_max_pool2d _adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d "
     "upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d upsample_linear1d "
     "_upsample_bilinear2d_aa _upsample_bicubic2d_aa pixel_shuffle pixel_unshuffle",
 }
 _KINDS = {name: kind for kind, names in _OPERATIONS.items() for name in names.split()}
-_RULES = {"kept": _same, "aligned": _aligned, "weighted": _aligned, "moved": _moved, "halved": _halved}
+_RULES = {"kept": _same, "aligned": _aligned, "weighted": _aligned, "moved": _moved}
 _RULES |= {"reduced": _reduced, "contracted": _contracted, "sampled": _sampled}
 
 

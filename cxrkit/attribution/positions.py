@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -100,8 +99,6 @@ class Tracking(TorchDispatchMode):
             found = rule(call, outputs) if rule is not None else [None] * len(outputs)
         except (RuntimeError, IndexError, TypeError, ValueError):  # called in a way that the rule doesn't know
             kind, found = "unknown", [None] * len(outputs)
-        if known and rule is None and self._stays_in_place(function, args, kwargs, given[0], outputs):
-            kind, found = "sampled", RESIZED(call, outputs)
         for tensor, positions in zip(outputs, found, strict=True):
             if tensor.numel() == max(tensor.shape, default=1) == tensor.shape[-1:].numel() and positions is None:
                 positions = [], []  # one number per output: a head's, whatever computed it
@@ -116,27 +113,6 @@ class Tracking(TorchDispatchMode):
                 before.positions, before.written[0] = positions, step
             if tensor._base is not None and function._schema.is_mutable:
                 self._write_through(tensor, positions, step)
-
-    def _stays_in_place(self, function, args, kwargs, tensor: Tensor, outputs: list[Tensor]) -> bool:
-        """Whether an operation without a rule, asked with a map changed in one quarter at a time, changes mostly the
-        same quarter of what it puts out.
-        """
-        if len(outputs) != 1 or outputs[0].ndim != 4 or min(*outputs[0].shape[2:], *tensor.shape[2:]) < 2:
-            return False
-        if function._schema.is_mutable or why_no_map(tensor.shape, self.positions(tensor)):
-            return False
-        for quarter in range(4):
-            changed = tensor.clone()
-            part = changed.tensor_split(2, 2)[quarter // 2].tensor_split(2, 3)[quarter % 2]
-            part.mul_(1.5).add_(part.std())
-            given = [changed if a is tensor else a for a in args]
-            result = function(*given, **{n: changed if a is tensor else a for n, a in kwargs.items()})
-            moved = (result - outputs[0]).abs().square().sum((0, 1), dtype=torch.float64)
-            shares = F.adaptive_avg_pool2d(moved[None], 2).flatten() / moved.mean() / 4
-            own, largest = shares[quarter], shares.index_fill(0, torch.tensor(quarter), 0).max()
-            if not (own > 0.4 and own > 1.5 * largest):
-                return False
-        return True
 
     def _new_step(self, kind: str, given: list[Tensor], shape: torch.Size, positions: Positions) -> Step:
         parents = tuple(dict.fromkeys(self._origins[t].written[0] for t in given))

@@ -32,7 +32,10 @@ def as_found(model: nn.Module, device: torch.device) -> Iterator[Snapshot]:
     modules = list(model.modules())
     with ExitStack() as stack:
         stack.enter_context(_restored_settings(device))
-        stack.enter_context(_evaluation_mode(modules))
+        for module in modules:
+            if module.training:
+                stack.callback(setattr, module, "training", True)
+                module.training = False
         before = Snapshot(modules)
         stack.callback(before.restore)
         if any(nn.parameter.is_lazy(tensor) for tensor, _, _ in before.tensors):
@@ -100,18 +103,6 @@ def explanation_mode(model: nn.Module, active: bool) -> Iterator[None]:
     finally:
         for layer, mode in zip(layers, before, strict=True):
             layer.set_explanation_mode(mode)
-
-
-@contextmanager
-def _evaluation_mode(modules: list[nn.Module]) -> Iterator[None]:
-    training = [module for module in modules if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class Snapshot:

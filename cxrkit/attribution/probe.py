@@ -60,14 +60,14 @@ def _remembered(explained: Explained, images: Tensor, fingerprint: tuple) -> _Co
     key = (images.shape[1:], images.dtype, images.device, fingerprint)
     if key not in known:
         with _Norms() as norms:
-            conduct = _tried(explained, images)
+            conduct = _tried(explained, images, norms)
         while len(known) >= _FEW:
             known.pop(next(iter(known)))
         known[key] = replace(conduct, has_norms=norms.seen)
     return known[key]
 
 
-def _tried(explained: Explained, images: Tensor) -> _Conduct:
+def _tried(explained: Explained, images: Tensor, norms: _Norms) -> _Conduct:
     """Run one image as the user would and as methods do, alone and beside others, and compare."""
     model, image = explained.model, images[:1]
     stored = next((t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), images.dtype)
@@ -85,44 +85,37 @@ def _tried(explained: Explained, images: Tensor) -> _Conduct:
                 failure = error
                 continue
             if _agree(found, logits, 1e-3) and _alike(slope, gradient, image, logits):
-                _refuse_company(explained, image, found, slope)
+                _refuse_company(explained, image, found, slope, norms)
                 return _Conduct(order, stored, writes, hooked)
     raise failure or AttributionError("the network gives other logits with frozen weights than when it is called")
 
 
 class _Norms(TorchFunctionMode):
     """Batch and instance norms whose gradient is right: torch 2.13 on a CPU reads that of one image in a wrong order
-    where its memory is ordered in another way than the norm's output. `seen`: whether there are any.
+    where its memory is ordered in another way than the norm's output.
+
+    `seen`: whether there are any. `images`: over how many images batch norms took statistics; logits and gradients
+    alone don't tell: both may be flat around the images that the network is tried out with.
     """
 
-    seen = False
+    def __init__(self):
+        super().__init__()
+        self.seen = False
+        self.images: set[int] = set()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if getattr(function, "__name__", "").endswith(("batch_norm", "instance_norm")):
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        name = getattr(function, "__name__", "")
+        if name == "batch_norm" and kwargs.get("training", args[5] if len(args) > 5 else False):
+            self.images.add(len(args[0]))
+        if name.endswith(("batch_norm", "instance_norm")):
             self.seen = True
             if isinstance(result, Tensor) and result.requires_grad:
                 last = not result.is_contiguous() and result.is_contiguous(memory_format=torch.channels_last)
                 order = torch.channels_last if last else torch.contiguous_format
                 result.register_hook(lambda gradient: gradient.contiguous(memory_format=order))
         return result
-
-
-class _BatchStatistics(TorchFunctionMode):
-    """Numbers of images over which batch norms take their statistics. Logits and gradients alone don't tell: both may
-    be flat around the images that the network is tried out with.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.images: set[int] = set()
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        is_norm = args and getattr(function, "__name__", "") == "batch_norm"
-        if is_norm and kwargs.get("training", args[5] if len(args) > 5 else False):
-            self.images.add(len(args[0]))
-        return function(*args, **kwargs)
 
 
 def _as_the_user_would(explained: Explained, image: Tensor) -> tuple[Tensor, Tensor | None, bool]:
@@ -196,7 +189,7 @@ def _alike(slope: Tensor | None, right: Tensor | None, image: Tensor, logits: Te
     return _agree(slope, right, 0.02) or float((slope - right).double().nan_to_num().norm()) <= float(noise)
 
 
-def _refuse_company(explained: Explained, image: Tensor, alone: Tensor, slope: Tensor | None) -> None:
+def _refuse_company(explained: Explained, image: Tensor, alone: Tensor, slope: Tensor | None, norms: _Norms) -> None:
     """AttributionError where the logits of an image change with the other images of its batch."""
     for name, module in explained.model.named_modules():
         if ".quantized.dynamic." in type(module).__module__:
@@ -207,9 +200,9 @@ def _refuse_company(explained: Explained, image: Tensor, alone: Tensor, slope: T
     low, high, generator = image.amin(), image.amax(), torch.Generator().manual_seed(0)
     noise = torch.rand(image.shape, generator=generator, dtype=torch.float64).to(image)
     others = high + low - image.flip(-1), low + (high - low) * noise
+    norms.images.clear()
     try:
-        with _BatchStatistics() as statistics:
-            logits, gradient = _run(explained, torch.cat([image, *others]))
+        logits, gradient = _run(explained, torch.cat([image, *others]))
     except AttributionError:  # takes one image at a time: chunk=1
         return
     if logits.shape[1] != alone.shape[1]:
@@ -221,7 +214,7 @@ def _refuse_company(explained: Explained, image: Tensor, alone: Tensor, slope: T
     spread, size = (logits[0] - logits[1:]).abs().max(), logits.abs().max()
     allowed = 1e-3 * spread + 256 * torch.finfo(logits.dtype).eps * size
     reaches = gradient is not None and bool(gradient[1:].nan_to_num().any())  # exactly 0 where images are separate
-    if change > allowed or reaches or len(logits) in statistics.images:
+    if change > allowed or reaches or len(logits) in norms.images:
         names = [
             f"layer {name} ({type(m).__name__} without running statistics)"
             for name, m in explained.model.named_modules()

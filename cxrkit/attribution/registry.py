@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from cxrkit.errors import ParameterError
 
-__all__ = ["FAMILIES", "Card", "card", "entry", "method", "methods", "unknown"]
+__all__ = ["FAMILIES", "Card", "card", "check_choice", "entry", "method", "methods", "unknown"]
 
 # One module each, named like the family; cards are listed in this order.
 FAMILIES = ("gradient", "cam", "path", "xrai", "perturbation", "relevance", "normgrad", "inherent")
@@ -93,6 +93,12 @@ def methods(model: nn.Module | None = None) -> tuple[Card, ...]:
     """
     listed = sorted(_entries.values(), key=lambda e: FAMILIES.index(e.card.family))
     return tuple(e.card for e in listed if model is None or e.fits(model))
+
+
+def check_choice(kind: str, value: object, known: Collection[str]) -> None:
+    """ParameterError, with what was probably meant, unless the value is one of the known names."""
+    if value not in known:
+        raise unknown(kind, value, known)
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ParameterError:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cxrkit.attribution.operations import traced
 from cxrkit.attribution.propagation import Back, Layer, Propagation, Shares, last_rules, reciprocal
-from cxrkit.attribution.registry import method, unknown
-from cxrkit.attribution.target import Explained
+from cxrkit.attribution.registry import check_choice, method
+from cxrkit.attribution.target import Explained, network_errors
 from cxrkit.errors import AttributionError, ParameterError
 from cxrkit.models import FLCPool
 
@@ -93,9 +93,9 @@ def lrp(
     with ImageNet weights, 60 to 65 % of the logits of radiographs stay there, and the map is refused. `check=False`
     returns the part that reaches the pixels. Source: paper `relevance`, Eq. 1 and 2; Bach et al. 2015, Eq. 58 and 60.
     """
-    _check_choice("rule of lrp:", rule, ("alpha_beta", "epsilon"))
-    _check_choice("first_layer", first_layer, ("same", "zb"))
-    _check_choice("protocol", protocol, _NORMS)
+    check_choice("rule of lrp:", rule, ("alpha_beta", "epsilon"))
+    check_choice("first_layer", first_layer, ("same", "zb"))
+    check_choice("protocol", protocol, _NORMS)
     if rule == "alpha_beta" and not (beta >= 0 and abs(alpha - beta - 1) < 1e-6):
         raise ParameterError(f"alpha - beta must be 1, with beta at least 0; got alpha={alpha!r}, beta={beta!r}")
     if not 0 < epsilon < float("inf"):
@@ -147,7 +147,7 @@ def rap(explained: Explained, images: Tensor, *, protocol: str = "corrected", ch
     same. Blur such a map over the network's stride before reading it. Source: paper `relevance`, Eq. 3 to 6; Nam et al.
     2020.
     """
-    _check_choice("protocol", protocol, _NORMS)
+    check_choice("protocol", protocol, _NORMS)
     parts = []
     for part in images.split(max(1, explained.batch // 2)):  # its graph takes twice the memory of other methods'
         weighted = partial(_Influence, protocol=protocol, images=len(part))
@@ -176,7 +176,7 @@ def _maps(
 
     def run(lost: dict[str, float] | None = None) -> Tensor:
         propagation = Propagation(explained.model, inputs, weighted, box, norms, by_size, lost)
-        logits, _ = traced(explained.model, explained.classify, inputs, {}, propagation)
+        logits, _ = traced(explained.model, explained.classify, inputs, propagation)
         propagation.check_logits(logits)
         if box and not propagation.first_layers:
             raise AttributionError(f"{name}: no layer with weights reads the image itself, as the z^B rule needs")
@@ -191,7 +191,8 @@ def _maps(
     for done, label in enumerate(explained.steps(chosen), start=1):
         start = torch.zeros_like(fixed)
         start[:, label] = fixed[:, label]
-        (relevance,) = torch.autograd.grad(logits, inputs, start, retain_graph=done < len(chosen))
+        with network_errors():
+            (relevance,) = torch.autograd.grad(logits, inputs, start, retain_graph=done < len(chosen))
         maps.append(relevance.sum(1))
     maps = torch.stack(maps, 1)
     if check and (wrong := _unconserved(maps, fixed[:, chosen])):
@@ -314,8 +315,3 @@ def _refusal(explained: Explained, name: str, image: int, label: int, sums: tupl
         f"{name}: image {explained.first_row + image}, label {told!r}: "
         f"relevance sums to {total:.4g}, the logit is {logit:.4g}: {cause}; check=False returns what reaches the pixels"
     )
-
-
-def _check_choice(kind: str, value: object, known: Collection[str]) -> None:
-    if value not in known:
-        raise unknown(kind, value, known)

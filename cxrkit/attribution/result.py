@@ -8,7 +8,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,21 +59,29 @@ class Attribution:
     refused: tuple[Refusal, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in _TENSORS:
-            _check_tensor(name, getattr(self, name), 4 if name == "maps" else 2)
-        _check_refusals(self.refused, self.maps)
+        for name, fits, right in self._requirements():
+            if not fits:
+                value = getattr(self, name)
+                shown = f"a tensor {value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                raise ParameterError(f"{name} must be {right}; got {shown[:80]}{'...' if len(shown) > 80 else ''}")
+
+    def _requirements(self) -> Iterator[tuple[str, bool, str]]:
+        """Name of a field, whether it is right, and what would be; each may build on those before it."""
+        yield "maps", _is_tensor(self.maps, 4), "a tensor [B, L, H, W], float32 or float64"
         images, labels = self.maps.shape[:2]
-        if self.logits.shape != (images, labels):
-            raise ParameterError(f"logits must be [{images}, {labels}] like maps; got {list(self.logits.shape)}")
-        _check_names("labels", self.labels, labels)
-        if self.image_ids is not None:
-            _check_names("image_ids", self.image_ids, images)
-        _check("method", isinstance(self.method, str), "a name", self.method)
-        _check("output", self.output in ("logit", "probability"), "'logit' or 'probability'", self.output)
-        _check("created", _is_time(self.created), "a time in ISO 8601", self.created)
+        fits = _is_tensor(self.logits, 2) and self.logits.shape == (images, labels) and self.logits.isfinite().all()
+        yield "logits", fits, f"a tensor [{images}, {labels}] like maps, float32 or float64, without NaN"
+        yield "labels", _are_names(self.labels, labels), f"a tuple of {labels} names"
+        yield "image_ids", self.image_ids is None or _are_names(self.image_ids, images), f"a tuple of {images} names"
+        yield "method", isinstance(self.method, str), "a name"
+        yield "output", self.output in ("logit", "probability"), "'logit' or 'probability'"
+        yield "created", _is_time(self.created), "a time in ISO 8601"
         for name in ("options", "model_card", "versions"):
-            value = getattr(self, name)
-            _check(name, isinstance(value, dict) and _survives_json(value), "a dict that JSON can hold", value)
+            yield name, isinstance(getattr(self, name), dict), "a dict"
+        fits = isinstance(self.refused, tuple) and all(isinstance(refusal, Refusal) for refusal in self.refused)
+        yield "refused", fits, "a tuple of refusals (image, label, reason)"
+        empty = {tuple(place) for place in (~self.maps.isfinite().flatten(2).all(2)).nonzero().tolist()}
+        yield "maps", empty <= {refusal[:2] for refusal in self.refused}, "finite where the method refused none"
 
     def __repr__(self) -> str:
         images, _, height, width = self.maps.shape
@@ -82,8 +90,7 @@ class Attribution:
 
     def of(self, label: str) -> Tensor:
         """Maps of one label, [B, H, W]. Raises ParameterError for a label that wasn't asked for."""
-        if str(label) not in self.labels:
-            raise registry.unknown("label", label, self.labels)
+        registry.check_choice("label", str(label), self.labels)
         return self.maps[:, self.labels.index(str(label))]
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -94,7 +101,8 @@ class Attribution:
         path = _checked_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
-        told = {name: json.dumps(getattr(self, name), ensure_ascii=False) for name in _told()}
+        names = [field.name for field in fields(self) if field.name not in _TENSORS]
+        told = {name: json.dumps(getattr(self, name), ensure_ascii=False) for name in names}
         replace_file(path, lambda target: save_file(tensors, target, metadata={"format": _FORMAT, **told}))
         return path
 
@@ -106,27 +114,22 @@ class Attribution:
             raise DataError(f"{path}: there is no such file")
         try:
             with safe_open(path, framework="pt") as file:
-                told, tensors = file.metadata() or {}, set(file.keys())
-                found = {name: file.get_tensor(name) for name in tensors.intersection(_TENSORS)}
+                told = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path} is damaged or no safetensors file: {error}") from error
-        if told.get("format") != _FORMAT:
-            raise DataError(f"{path}: format is {told.get('format')!r}; this version reads {_FORMAT!r}")
-        told.setdefault("refused", "[]")  # as in files of earlier versions
-        for name in (*(set(_TENSORS) - tensors), *(set(_told()) - told.keys())):
-            raise DataError(f"{path} lacks the field {name}")
-        for name in (*(tensors - set(_TENSORS)), *(told.keys() - {"format", *_told()})):
-            raise DataError(f"{path} has a field that isn't known: {name}")
-        for name in _told():
+        if told.pop("format", None) != _FORMAT:
+            raise DataError(f"{path} is no attribution in the format {_FORMAT!r}")
+        found = {}
+        for name, text in told.items():
             try:
-                found[name] = json.loads(told[name])
+                value = json.loads(text)
             except ValueError as error:
                 raise DataError(f"{path}: {name} is no JSON: {error}") from error
-        for name in ("labels", "image_ids", "refused"):
-            found[name] = tuple(found[name]) if isinstance(found[name], list) else found[name]
+            found[name] = tuple(value) if isinstance(value, list) else value
         try:
-            found["refused"] = tuple(Refusal(*row) for row in found["refused"])
-            return cls(**found)
+            found["refused"] = tuple(Refusal(*row) for row in found.get("refused", ()))
+            return cls(**found, **tensors)
         except (ParameterError, TypeError) as error:
             raise DataError(f"{path}: {error}") from error
 
@@ -149,7 +152,8 @@ def explain(
     """
     if image_ids is not None:
         image_ids = tuple(str(name) for name in image_ids)
-        _check_names("image_ids", image_ids, len(checked_images(model, images)))
+        if len(image_ids) != len(checked_images(model, images)):
+            raise ParameterError(f"image_ids must be {len(images)} names; got {len(image_ids)}")
     maps, refusals, explained = attributed(model, images, method, labels, output, **options)
     logits, names = _logits(explained, images)
     output, used = _used(method, output, options, explained.used_layers)
@@ -163,7 +167,12 @@ def explain(
         options=_described(used, model),
         output=output,
         model_card=_described(card, model) if isinstance(card, Mapping) and card else {"class": type(model).__name__},
-        versions=_versions(),
+        versions={
+            "cxrkit": cxrkit.__version__,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
         created=datetime.now(UTC).isoformat(timespec="seconds") if created is None else created,
         image_ids=image_ids,
         refused=tuple(refusals),
@@ -220,20 +229,6 @@ def _described(value, model: nn.Module):
     return getattr(value, "__name__", type(value).__name__)  # a function, say; never its address
 
 
-def _versions() -> dict[str, str]:
-    return {
-        "cxrkit": cxrkit.__version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _told() -> tuple[str, ...]:
-    """The fields that are written as JSON."""
-    return tuple(field.name for field in fields(Attribution) if field.name not in _TENSORS)
-
-
 def _checked_path(path: str | os.PathLike) -> Path:
     path = Path(path)
     if path.suffix not in ("", ".safetensors"):
@@ -241,33 +236,13 @@ def _checked_path(path: str | os.PathLike) -> Path:
     return path.with_suffix(".safetensors")
 
 
-def _check(name: str, fits: bool, right: str, value) -> None:
-    if not fits:
-        shown = repr(value)
-        raise ParameterError(f"{name} must be {right}; got {shown[:80]}{'...' if len(shown) > 80 else ''}")
+def _is_tensor(value, dimensions: int) -> bool:
+    shaped = isinstance(value, Tensor) and value.ndim == dimensions and 0 not in value.shape
+    return shaped and value.dtype in (torch.float32, torch.float64)
 
 
-def _check_tensor(name: str, value, dimensions: int) -> None:
-    if not isinstance(value, Tensor) or value.ndim != dimensions or 0 in value.shape:
-        axes = "[B, L, H, W]" if dimensions == 4 else "[B, L]"
-        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ParameterError(f"{name} must be a tensor {axes}; got {got}")
-    _check(name, value.dtype in (torch.float32, torch.float64), "float32 or float64", value.dtype)
-    if dimensions == 2 and not value.isfinite().all():
-        raise ParameterError(f"{name} hold NaN or infinite values")
-
-
-def _check_refusals(refused, maps: Tensor) -> None:
-    fits = isinstance(refused, tuple) and all(isinstance(r, Refusal) for r in refused)
-    _check("refused", fits, "a tuple of refusals (image, label, reason)", refused)
-    known = {(refusal.image, refusal.label) for refusal in refused}
-    if any(tuple(place) not in known for place in (~maps.isfinite().flatten(2).all(2)).nonzero().tolist()):
-        raise ParameterError("maps hold NaN or infinite values")
-
-
-def _check_names(name: str, value, count: int) -> None:
-    _check(name, isinstance(value, tuple) and all(isinstance(item, str) for item in value), "a tuple of names", value)
-    _check(name, len(value) == count, f"{count} names", value)
+def _are_names(value, count: int) -> bool:
+    return isinstance(value, tuple) and len(value) == count and all(isinstance(item, str) for item in value)
 
 
 def _is_time(text) -> bool:
@@ -276,10 +251,3 @@ def _is_time(text) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _survives_json(value: dict) -> bool:
-    try:
-        return json.loads(json.dumps(value, allow_nan=False)) == value
-    except (TypeError, ValueError):
-        return False

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cxrkit.attribution.gradient import is_number, quadrature, summed_over_points
-from cxrkit.attribution.registry import method, unknown
+from cxrkit.attribution.registry import check_choice, method
 from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError, ParameterError
 
@@ -62,8 +62,7 @@ def xrai(
     Raises AttributionError for images smaller than 32 x 32 unless segments are given. Source: Kapishnikov et al.
     2019; sizes and scales as in paper `path`, whose code takes "uniform" points.
     """
-    if algorithm not in _ALGORITHMS:
-        raise unknown("algorithm of xrai:", algorithm, _ALGORITHMS)
+    check_choice("algorithm of xrai:", algorithm, _ALGORITHMS)
     members = [_members(image) for image in images] if segments is None else _given(segments, images)
     cuts = [_atoms(*member) for member in members]
     for i, (_, areas, incidence) in enumerate(cuts):

@@ -84,7 +84,7 @@ def test_labels_of_networks_without_names_are_their_indices(images):
     assert found.labels == ("2", "0")
     assert found.of(0).shape == (4, 8, 6)
     assert explain(Tiny().eval(), images, "saliency").labels == ("0", "1", "2")
-    with pytest.raises(ParameterError, match="label 1"):
+    with pytest.raises(ParameterError, match="label '1'"):
         found.of(1)
 
 

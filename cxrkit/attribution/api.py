@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,8 @@ from cxrkit.attribution.progress import progress_bar
 from cxrkit.attribution.target import Explained, has_encoding, unwrapped
 from cxrkit.errors import AttributionError, ParameterError
 
-__all__ = ["Refusal", "attribute", "attributed", "checked_images", "chunk_size", "device_of", "method_settings"]
+__all__ = ["Refusal", "attribute", "attributed", "checked_images", "chunk_size", "device_of", "explaining"]
+__all__ += ["method_settings"]
 
 # Images of 224 x 224 pixels per forward pass. More gain nothing on a CPU; 4 keep ResNet-50 below 2 GB.
 _CPU_IMAGES, _GPU_IMAGES = 4, 16
@@ -82,14 +83,10 @@ def attributed(
     registry.check_choice("on_error", on_error, ("raise", "nan"))
     if output not in entry.card.outputs:
         raise ParameterError(f"{method} explains the logit only; output={output!r} is not defined for it")
-    inputs = checked_images(model, images)
-    inputs = inputs.to(device_of(model, images))
-    explained = Explained(model, labels, output, chunk_size(inputs, chunk))
-    needless = options.get("attribution") is not None  # of xrai: then the network isn't run
-    state = nullcontext() if needless else prepared(explained, inputs)
-    with state, progress_bar(progress, f"{method}, {len(inputs)} images") as report:
-        inputs = inputs.to(explained.dtype or inputs.dtype)
-        inputs = inputs.clone() if inputs.is_inference() else inputs  # which autograd can't follow
+    with (
+        explaining(model, images, labels, output, chunk) as (explained, inputs),
+        progress_bar(progress, f"{method}, {len(inputs)} images") as report,
+    ):
         run = _Run(entry, explained, inputs, options, report, adaptable=chunk is None)
         maps, refusals = run.maps(), []
         if run.failure is not None and on_error == "raise":
@@ -97,6 +94,19 @@ def attributed(
         if run.failure is not None:
             maps, refusals = run.one_by_one()
     return maps.to(images.device, torch.promote_types(images.dtype, torch.float32)), refusals, explained
+
+
+@contextmanager
+def explaining(
+    model: nn.Module, images: Tensor, labels=None, output: str = "logit", chunk: int | None = None
+) -> Iterator[tuple[Explained, Tensor]]:
+    """The network in the state in which it is explained, and the images on its device in its precision."""
+    inputs = checked_images(model, images)
+    inputs = inputs.to(device_of(model, images))
+    explained = Explained(model, labels, output, chunk_size(inputs, chunk))
+    with prepared(explained, inputs):
+        inputs = inputs.to(explained.dtype)
+        yield explained, inputs.clone() if inputs.is_inference() else inputs  # which autograd can't follow
 
 
 class _Run:

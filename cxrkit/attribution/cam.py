@@ -33,28 +33,22 @@ __all__ = ["cam", "gradcam", "gradcam_plus_plus", "guided_gradcam", "layercam", 
 
 
 def _has_linear_head(model: nn.Module) -> bool:
-    """Whether at most one linear layer, and no normalization beside it, follows the last convolution, those within its
-    blocks (squeeze-excite) apart: the necessary part of what `cam` needs.
+    """Whether at most one linear layer, and no normalization beside it, is where the last one after the last
+    convolution is: the necessary part of what `cam` needs.
     """
     modules = dict(model.named_modules())
     maps = [name for name, module in modules.items() if is_spatial(module) and not is_norm(module)]
     if not maps or not has_maps(model):
         return False
     after = list(modules)[list(modules).index(maps[-1]) :]
-    linear = [name for name in after if isinstance(modules[name], nn.Linear)]
-    if not linear:
+    heads = [name for name in after if isinstance(modules[name], nn.Linear)]
+    if not heads:
         return True
-    head = linear[-1].rpartition(".")[0] + "."
-    own_head = head != "." and not any(name.startswith(head) for name in maps)
-    normed = own_head and any(name.startswith(head) and is_norm(modules[name]) for name in after)
-    return not normed and sum(not _in_block(name, linear[-1], maps) for name in linear) <= 1
-
-
-def _in_block(layer: str, head: str, maps: list[str]) -> bool:
-    """Whether the layer is part of a block with layers for maps that the head isn't part of."""
-    parts = layer.split(".")
-    blocks = [".".join(parts[:i]) + "." for i in range(1, len(parts))]
-    return any(not head.startswith(b) and any(name.startswith(b) for name in maps) for b in blocks)
+    place = heads[-1].rpartition(".")[0]
+    beside = [name for name in after if name.rpartition(".")[0] == place]
+    is_own = place and not any(name.startswith(place + ".") for name in maps)
+    normed = is_own and any(is_norm(modules[name]) for name in beside)
+    return not normed and sum(isinstance(modules[name], nn.Linear) for name in beside) <= 1
 
 
 @method(
@@ -178,10 +172,6 @@ def gradcam_plus_plus(explained: Explained, images: Tensor, *, layer: str | nn.M
     return upsample(torch.stack(maps, 1).relu(), images)
 
 
-def _can_be_guided(model: nn.Module) -> bool:
-    return has_maps(model) and entry("guided_backprop").fits(model)
-
-
 @method(
     "cam",
     papers=("normgrad",),
@@ -191,7 +181,8 @@ def _can_be_guided(model: nn.Module) -> bool:
     forwards="2",
     backwards="L, and L from the layer on",
     needs="a layer with a feature map; ReLUs (or ReLU6) and no other activation function",
-    fits=_can_be_guided,
+    unfit=entry("guided_backprop").unfit,
+    fits=has_maps,
 )
 def guided_gradcam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """Guided Grad-CAM: the maps of `guided_backprop` times those of `gradcam`, pixel by pixel. [B, L, H, W].

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cxrkit.attribution.baselines import baseline_images
-from cxrkit.attribution.gradient import mentioned, noise_source, whole_number
+from cxrkit.attribution.gradient import noise_source, whole_number
 from cxrkit.attribution.linear import nonlinearity
 from cxrkit.attribution.operations import Call, tensors, traced
 from cxrkit.attribution.registry import method
@@ -30,14 +30,9 @@ _ELEMENTWISE |= {"softplus", "sigmoid", "hardsigmoid", "hardswish", "tanh", "abs
 _ELEMENTWISE |= {"clamp_min", "clamp_max", "maximum", "minimum", "threshold", "log_sigmoid", "softsign", "softshrink"}
 _ELEMENTWISE |= {"hardshrink", "tanhshrink", "exp", "erf"}
 _MAX_POOLS = {f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)}
-# Layers that always bring an operation without a rule: a guess for `methods(model)`; a run finds out.
-_UNFIT = {"layernorm", "groupnorm", "instancenorm2d", "localresponsenorm", "rmsnorm", "softmax", "multiheadattention"}
-_UNFIT |= {"scaleddotproductattention", "squeezeexcitation", "squeezeexcite", "semodule"}
-
-
-def _has_rules(model: nn.Module) -> bool:
-    """Whether no layer is known to multiply, normalise or attend by what itself depends on the image."""
-    return not mentioned(model) & _UNFIT and not any(hasattr(m, "set_explanation_mode") for m in model.modules())
+# Layers that multiply, normalise or attend by what itself depends on the image.
+_UNFIT = "layernorm groupnorm instancenorm2d localresponsenorm rmsnorm softmax multiheadattention "
+_UNFIT += "scaleddotproductattention squeezeexcitation squeezeexcite semodule bcos"
 
 
 @method(
@@ -49,7 +44,7 @@ def _has_rules(model: nn.Module) -> bool:
     forwards="2 x n_baselines",
     backwards="n_baselines x L",
     needs="activation functions and max-pools between linear layers: no gates, attention or norms of the image itself",
-    fits=_has_rules,
+    unfit=_UNFIT.split(),
     presets={"covid": {"baseline": "black", "output": "probability"}},
 )
 def deeplift(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cxrkit.attribution.baselines import baseline_images
 from cxrkit.attribution.folding import folded
@@ -26,9 +26,7 @@ __all__ = [
     "input_x_gradient",
     "integrated_gradients",
     "is_number",
-    "mentioned",
     "noise_source",
-    "plain",
     "quadrature",
     "saliency",
     "smoothgrad",
@@ -216,26 +214,6 @@ def noise_source(explained: Explained, images: Tensor, seed: int) -> Callable[[i
     seeds = [int(np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0]) for row in rows]
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     return lambda row: torch.randn(images.shape[1:], generator=generators[row]).to(images)
-
-
-def mentioned(model: nn.Module) -> set[str]:
-    """Names that the layers and the code of a network speak of, in lower case without underscores.
-
-    Classes of layers, and whatever the methods of layers from outside of torch call: "relu" for nn.ReLU,
-    `F.relu(x)` and `x.relu_()`. Enough to guess which operations a network has without running it.
-    """
-    found = set()
-    for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
-        found.add(plain(kind.__name__))
-        if not kind.__module__.startswith("torch.") and kind is not object:
-            # What __init__ names is there as a layer, or was only asked about.
-            codes = [v.__code__ for name, v in vars(kind).items() if hasattr(v, "__code__") and name != "__init__"]
-            found.update(plain(name) for code in codes for name in code.co_names)
-    return found
-
-
-def plain(name: str) -> str:
-    return name.replace("_", "").lower()
 
 
 def is_number(value: object) -> bool:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cxrkit.attribution.gradient import PROTOCOLS, by_protocol, is_number, mentioned, plain
+from cxrkit.attribution.gradient import PROTOCOLS, by_protocol, is_number
 from cxrkit.attribution.linear import NORMS, nonlinearity
 from cxrkit.attribution.operations import Call, traced
 from cxrkit.attribution.registry import check_choice, method
@@ -31,20 +31,9 @@ _RECTIFIED_FROM = {
 _POOLS = {f"{kind}max_pool{d}d{end}" for kind in ("", "adaptive_") for d in (1, 2, 3) for end in ("", "_with_indices")}
 _POOLS |= {"setitem", "topk"}
 _PICKS = {"amax", "amin", "max", "min"}  # over positions; over channels they may be rectifiers of another kind
-# What no network with guidance has: a guess for `methods(model)`; a run finds out.
-_UNGUIDED = ("leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish", "softplus", "softsign")
-_UNGUIDED += ("sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardswish", "softmax", "softmin", "log_softmax")
-_UNGUIDED += ("scaled_dot_product_attention", "multi_head_attention_forward", "multihead_attention")
-
-
-def _has_only_rectifiers(model: nn.Module) -> bool:
-    """Whether the network's layers and code speak of a rectifier and of no other activation function; but for a sigmoid
-    in code, which many networks have for logits that are to become probabilities.
-    """
-    names, rectifiers = mentioned(model), {plain(name) for name in (*_RECTIFIED, *_RECTIFIED_FROM)}
-    if not any(isinstance(module, nn.Sigmoid) for module in model.modules()):
-        names = names - {"sigmoid"}
-    return bool(names & rectifiers) and not names & {plain(name) for name in _UNGUIDED}
+# Layers that no network with guidance has.
+_UNFIT = "leakyrelu rrelu prelu elu selu celu silu gelu mish softplus softsign sigmoid logsigmoid hardsigmoid tanh "
+_UNFIT += "hardswish softmax softmin logsoftmax multiheadattention bcos"
 
 
 @method(
@@ -57,7 +46,7 @@ def _has_only_rectifiers(model: nn.Module) -> bool:
     forwards="1",
     backwards="L",
     needs="ReLUs (or ReLU6) and no other activation function",
-    fits=_has_only_rectifiers,
+    unfit=_UNFIT.split(),
     presets={"normgrad": {"protocol": "authors"}, "covid": {"output": "probability"}},
 )
 def guided_backprop(explained: Explained, images: Tensor, *, protocol: str = "corrected") -> Tensor:

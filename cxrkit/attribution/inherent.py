@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxrkit.attribution.api import checked_images, chunk_size, device_of
+from cxrkit.attribution.api import explaining
 from cxrkit.attribution.linear import nonlinearity
 from cxrkit.attribution.operations import Call, tensors, traced
 from cxrkit.attribution.preparation import explanation_mode
-from cxrkit.attribution.probe import prepared
 from cxrkit.attribution.registry import method
 from cxrkit.attribution.target import Explained, label_names, logit_bias
 from cxrkit.errors import AttributionError, ParameterError
@@ -107,12 +106,9 @@ def bcos_rgba(
 
 def _by_chunk(function, model: nn.Module, images: Tensor, labels, chunk: int | None) -> Tensor:
     """`function(explained, images)` of every chunk in one tensor, on the images' device and in their precision."""
-    inputs = checked_images(model, images)
-    inputs = inputs.to(device_of(model, images))
-    explained = Explained(model, labels, "logit", chunk_size(inputs, chunk))
     parts = []
-    with prepared(explained, inputs):
-        for part in inputs.to(explained.dtype).split(explained.batch):
+    with explaining(model, images, labels, chunk=chunk) as (explained, inputs):
+        for part in inputs.split(explained.batch):
             parts.append(function(explained, part))
             explained.first_row += len(part)
     return torch.cat(parts).to(images.device, torch.promote_types(images.dtype, torch.float32))
@@ -160,7 +156,6 @@ def _dynamic_weights(explained: Explained, images: Tensor) -> tuple[Tensor, Tens
     with (
         torch.enable_grad(),
         explanation_mode(model, True),
-        _no_biases(model),
         _position_codes(model) as codes,
         merged_scales(),
     ):
@@ -228,28 +223,6 @@ def _refuse_curves(logits: Tensor) -> None:
         waiting.extend(step.next_functions)
 
 
-@contextmanager
-def _no_biases(model: nn.Module) -> Iterator[None]:
-    """Raise AttributionError, with its name, for a layer between input and output that adds a bias."""
-
-    def refuse(name):
-        def hook(module, args, output):
-            bias = getattr(module, "bias", None)
-            if isinstance(output, Tensor) and output.requires_grad and isinstance(bias, Tensor) and bool(bias.any()):
-                raise AttributionError(
-                    f"bcos: layer {name or 'network'} ({type(module).__name__}) adds a bias, so contributions would "
-                    "not be the network's own"
-                )
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name, module in model.named_modules():
-            if next(module.children(), None) is None and not isinstance(module, torch.jit.ScriptModule):
-                hooks.callback(module.register_forward_hook(refuse(name)).remove)
-        yield
-
-
 def _check_completeness(explained: Explained, maps: Tensor, positions: Tensor, logits: Tensor) -> None:
     bias = logit_bias(explained.model)
     expected = explained.select((logits - bias).double())
@@ -262,9 +235,10 @@ def _check_completeness(explained: Explained, maps: Tensor, positions: Tensor, l
         image, label = wrong[0].tolist()
         names = label_names(explained.model)
         told = names[explained.indices(logits.shape[1])[label]] if names else label
+        biased = [name for name, bias in explained.model.named_parameters() if name.endswith("bias") and bias.any()]
+        source = ", ".join(biased[:3]) or "such as a position code"
         raise AttributionError(
             f"bcos: image {explained.first_row + image}, label {told!r}: contributions sum to "
             f"{total[image, label]:.4g}, the logit less its bias is {expected[image, label]:.4g}; "
-            "something beside the image adds to the logit (a position code of another kind, a bias); check=False "
-            "returns the image's part"
+            f"something beside the image adds to the logit ({source}); check=False returns the image's part"
         )

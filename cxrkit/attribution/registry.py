@@ -42,12 +42,13 @@ class Card:
 
 @dataclass(frozen=True)
 class Entry:
-    """A card with its function `(explained, images, **options) -> maps [B, L, H, W]` and its test of a
-    network's structure.
+    """A card with its function `(explained, images, **options) -> maps [B, L, H, W]` and its tests of a network's
+    layers.
     """
 
     card: Card
     function: Callable[..., Tensor]
+    unfit: frozenset[str]
     fits: Callable[[nn.Module], bool]
 
 
@@ -55,21 +56,21 @@ _entries: dict[str, Entry] = {}
 
 
 def method(
-    family: str, *, fits: Callable[[nn.Module], bool] = lambda model: True, **facts
+    family: str, *, unfit: Collection[str] = (), fits: Callable[[nn.Module], bool] = lambda model: True, **facts
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register the decorated function as the method of its own name; `facts` are the other fields of its card.
 
     The function gets an `Explained`, one chunk of images [B, C, H, W] and its options, which are its
     keyword-only parameters (an option that is a tensor with one row per image is cut along with the
-    images). It returns raw maps [B, L, H, W]. `fits` tells from a network's layers alone whether the method
-    can be right for it.
+    images). It returns raw maps [B, L, H, W]. `unfit`: classes of layers for which it is never right, in lower
+    case without underscores; "bcos" are those with an explanation mode. `fits` tells more from a network's layers.
     """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         parameters = inspect.signature(function).parameters.values()
         options = tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
         card = Card(name=function.__name__, family=family, options=options, **facts)
-        _entries[card.name] = Entry(card, function, fits)
+        _entries[card.name] = Entry(card, function, frozenset(unfit), fits)
         return function
 
     return register
@@ -92,7 +93,12 @@ def methods(model: nn.Module | None = None) -> tuple[Card, ...]:
     it.
     """
     listed = sorted(_entries.values(), key=lambda e: FAMILIES.index(e.card.family))
-    return tuple(e.card for e in listed if model is None or e.fits(model))
+    if model is None:
+        return tuple(e.card for e in listed)
+    kinds = {kind.__name__.replace("_", "").lower() for module in model.modules() for kind in type(module).__mro__}
+    if any(hasattr(module, "set_explanation_mode") for module in model.modules()):
+        kinds.add("bcos")
+    return tuple(e.card for e in listed if not kinds & e.unfit and e.fits(model))
 
 
 def check_choice(kind: str, value: object, known: Collection[str]) -> None:

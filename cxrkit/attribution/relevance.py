@@ -10,39 +10,25 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cxrkit.attribution.operations import traced
 from cxrkit.attribution.propagation import Back, Layer, Propagation, Shares, last_rules, reciprocal
 from cxrkit.attribution.registry import check_choice, method
 from cxrkit.attribution.target import Explained, network_errors
 from cxrkit.errors import AttributionError, ParameterError
-from cxrkit.models import FLCPool
 
 __all__ = ["lrp", "rap"]
 
 _NORMS = {"paper": "pass", "authors": "drop", "corrected": "pass"}  # what batch norm does, by protocol
 _TOLERANCE = 0.01  # rounding comes to 0.0001, in RAP to 0.001; what is lost to biases is more
-_NO_RULE = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.LocalResponseNorm,
-    nn.MultiheadAttention,
-    nn.RNNBase,
-    nn.Softmax,
-    torch.jit.ScriptModule,
-    FLCPool,
+_UNFIT = (
+    "layernorm groupnorm instancenorm localresponsenorm multiheadattention rnnbase softmax scriptmodule flcpool bcos"
 )
 _NEEDS = (
     "convolutions, linear layers, fixed batch norm, activation functions, pooling, sums, concatenations, gates; "
     "no attention, layer norm or B-cos layers"
 )
-
-
-def _fits(model: nn.Module) -> bool:
-    """Whether no layer is known to lack a rule."""
-    return not any(isinstance(m, _NO_RULE) or hasattr(m, "set_explanation_mode") for m in model.modules())
 
 
 @method(
@@ -56,7 +42,7 @@ def _fits(model: nn.Module) -> bool:
     backwards="L",
     needs=_NEEDS,
     outputs=("logit",),
-    fits=_fits,
+    unfit=_UNFIT.split(),
     presets={"relevance": {"first_layer": "zb", "protocol": "authors"}},
 )
 def lrp(
@@ -120,7 +106,7 @@ def lrp(
     backwards="L, of twice the work",
     needs=_NEEDS,
     outputs=("logit",),
-    fits=_fits,
+    unfit=_UNFIT.split(),
     presets={"relevance": {"protocol": "authors"}},
 )
 def rap(explained: Explained, images: Tensor, *, protocol: str = "corrected", check: bool = True) -> Tensor:

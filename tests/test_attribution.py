@@ -586,7 +586,7 @@ def test_every_method_of_the_public_face_has_a_complete_card(tiny):
     assert {c.name for c in methods(tiny)} == set(EVERY) - {"bcos"}
     linear = {c.name for c in methods(Linear(torch.rand(2, 1, 4, 4)))}
     assert {"saliency", "integrated_gradients", "occlusion", "guided_ig", "xrai", "lrp"} <= linear
-    assert not linear & {"cam", "gradcam", "layercam", "scorecam", "normgrad", "bcos", "guided_backprop"}
+    assert not linear & {"cam", "gradcam", "layercam", "scorecam", "normgrad", "bcos"}
     with pytest.raises(ParameterError, match="layercam"):
         card("layer_cam")
 

@@ -148,9 +148,7 @@ def _given(segments: object, images: Tensor) -> list[tuple[np.ndarray, int]]:
             f"of whole numbers [K, {size[0]}, {size[1]}] or [B, K, {size[0]}, {size[1]}]; got {kind}"
         )
     sets = segments.cpu().numpy()
-    read = (
-        _label_maps_as_bits if segments.dtype != torch.bool else lambda masks: (np.packbits(masks, axis=0), len(masks))
-    )
+    read = _masks_as_bits if segments.dtype == torch.bool else _label_maps_as_bits
     return [read(each) for each in sets] if segments.ndim == 4 else [read(sets)] * len(images)
 
 
@@ -172,6 +170,10 @@ def _members(image: Tensor) -> tuple[np.ndarray, int]:
     kept = {"order": 0, "mode": "constant", "preserve_range": True, "anti_aliasing": False}
     bits, count = _label_maps_as_bits(np.stack([resize(m, pixels.shape[:2], **kept) for m in maps]).astype(int))
     return _dilated(bits), count
+
+
+def _masks_as_bits(masks: np.ndarray) -> tuple[np.ndarray, int]:
+    return np.packbits(masks, axis=0), len(masks)
 
 
 def _label_maps_as_bits(label_maps: np.ndarray) -> tuple[np.ndarray, int]:

@@ -101,6 +101,7 @@ MAPS = {
     "layer norm over channels": lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2),
     "local response norm": lambda x: F.local_response_norm(x, 3),
     "activations": lambda x: F.hardswish(F.mish(F.prelu(F.elu(x), torch.ones(1)))).clamp_min(0) * (x > 0),
+    "gated units": lambda x: F.glu(x, 1),
     "where": lambda x: torch.where(x > 0.5, x, -x),
     "in place": lambda x: x.clone().relu_().mul_(2).add_(1),
     "concatenated": lambda x: torch.cat([x, F.conv2d(x, KERNEL, padding=1)], 1),

@@ -51,18 +51,7 @@ def _has_linear_head(model: nn.Module) -> bool:
     return not normed and sum(isinstance(modules[name], nn.Linear) for name in beside) <= 1
 
 
-@method(
-    "cam",
-    papers=("relevance",),
-    meaning="the part of the logit that each position of the last feature map brings in",
-    formula=r"\sum_k w_k A_k",
-    signed=True,
-    forwards="1",
-    backwards="0",
-    needs="a linear head after global average pooling, or a convolution before it as head",
-    outputs=("logit",),
-    fits=_has_linear_head,
-)
+@method("cam", fits=_has_linear_head)
 def cam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """Class activation map, bias dropped. [B, L, H, W]; before up-sampling its mean is the logit less the
     head's bias.
@@ -86,17 +75,7 @@ def cam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None =
     return upsample(explained.select(maps), images)
 
 
-@method(
-    "cam",
-    papers=("bcos", "normgrad"),
-    meaning="feature maps weighted by how much the score rises with each on average, positive part",
-    formula=r"\mathrm{ReLU}\big(\sum_k \overline{\partial y / \partial A_k} \, A_k\big)",
-    signed=False,
-    forwards="1",
-    backwards="L, from the layer on",
-    needs="a layer with a feature map",
-    fits=has_maps,
-)
+@method("cam", fits=has_maps)
 def gradcam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """Grad-CAM: maps weighted by their spatially averaged gradient, summed, rectified, up-sampled. [B, L,
     H, W], at least 0.
@@ -111,17 +90,7 @@ def gradcam(explained: Explained, images: Tensor, *, layer: str | nn.Module | No
     return upsample(torch.stack(maps, 1).relu(), images)
 
 
-@method(
-    "cam",
-    papers=("bcos",),
-    meaning="feature maps weighted position by position by the positive part of the gradient",
-    formula=r"\mathrm{ReLU}\big(\sum_k \mathrm{ReLU}(\partial y / \partial A_k) \, A_k\big)",
-    signed=False,
-    forwards="1",
-    backwards="L, from the layer on",
-    needs="a layer with a feature map",
-    fits=has_maps,
-)
+@method("cam", fits=has_maps)
 def layercam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """LayerCAM: maps times the rectified gradient at each position, summed, rectified, up-sampled. [B, L,
     H, W], at least 0.
@@ -134,19 +103,7 @@ def layercam(explained: Explained, images: Tensor, *, layer: str | nn.Module | N
     return upsample(torch.stack(maps, 1).relu(), images)
 
 
-@method(
-    "cam",
-    papers=(),
-    meaning="feature maps weighted by their rising positions, where small objects count as much as large ones",
-    formula=r"\mathrm{ReLU}\Big(\sum_k A_k \sum_u \frac{\mathrm{ReLU}(g_{ku})}{2 + g_{ku} \sum_v A_{kv}}\Big),"
-    r" \quad g_{ku} = \partial y / \partial A_{ku}",
-    signed=False,
-    forwards="1",
-    backwards="L, from the layer on",
-    needs="a layer with a feature map, best after a ReLU",
-    outputs=("logit",),
-    fits=has_maps,
-)
+@method("cam", fits=has_maps)
 def gradcam_plus_plus(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """Grad-CAM++: maps weighted by their rectified gradients, each with a coefficient from the second and third
     derivative of exp(logit). [B, L, H, W], at least 0.
@@ -172,18 +129,7 @@ def gradcam_plus_plus(explained: Explained, images: Tensor, *, layer: str | nn.M
     return upsample(torch.stack(maps, 1).relu(), images)
 
 
-@method(
-    "cam",
-    papers=("normgrad",),
-    meaning="guided backpropagation, cut out where Grad-CAM sees the score come from",
-    formula=r"G \odot C, \quad G \text{ guided backpropagation}, \; C \text{ Grad-CAM}",
-    signed=True,
-    forwards="2",
-    backwards="L, and L from the layer on",
-    needs="a layer with a feature map; ReLUs (or ReLU6) and no other activation function",
-    unfit=entry("guided_backprop").unfit,
-    fits=has_maps,
-)
+@method("cam", unfit=entry("guided_backprop").unfit, fits=has_maps)
 def guided_gradcam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """Guided Grad-CAM: the maps of `guided_backprop` times those of `gradcam`, pixel by pixel. [B, L, H, W].
 
@@ -192,18 +138,7 @@ def guided_gradcam(explained: Explained, images: Tensor, *, layer: str | nn.Modu
     return gradcam(explained, images, layer=layer) * guided_backprop(explained, images)
 
 
-@method(
-    "cam",
-    papers=(),
-    meaning="feature maps weighted by the score of the image seen through each of them",
-    formula=r"\mathrm{ReLU}\big(\sum_k \mathrm{softmax}_k\, y(x \odot \hat A_k) \, A_k\big),"
-    r" \quad \hat A_k = (A_k - \min A_k) / (\max A_k - \min A_k)",
-    signed=False,
-    forwards="2 + channels of the layer",
-    backwards="0",
-    needs="a layer with a feature map",
-    fits=has_maps,
-)
+@method("cam", fits=has_maps)
 def scorecam(explained: Explained, images: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """Score-CAM: maps weighted by the softmax over channels of the score of the image times each map, up-sampled and
     scaled to [0, 1]. [B, L, H, W], at least 0.

@@ -35,18 +35,7 @@ _UNFIT = "layernorm groupnorm instancenorm2d localresponsenorm rmsnorm softmax m
 _UNFIT += "scaleddotproductattention squeezeexcitation squeezeexcite semodule bcos"
 
 
-@method(
-    "gradient",
-    papers=("covid",),
-    meaning="what each pixel's difference from the baseline adds to the score, handed back layer by layer",
-    formula=r"\sum_c (x_c - x'_c) \, m_c, \quad m_{\Delta a} = \sum_b \frac{\Delta b}{\Delta a} \, m_{\Delta b}",
-    signed=True,
-    forwards="2 x n_baselines",
-    backwards="n_baselines x L",
-    needs="activation functions and max-pools between linear layers: no gates, attention or norms of the image itself",
-    unfit=_UNFIT.split(),
-    presets={"covid": {"baseline": "black", "output": "probability"}},
-)
+@method("gradient", unfit=_UNFIT.split())
 def deeplift(
     explained: Explained,
     images: Tensor,

@@ -37,16 +37,7 @@ __all__ = [
 PROTOCOLS = ("paper", "authors", "corrected")
 
 
-@method(
-    "gradient",
-    papers=("covid", "path"),
-    meaning="how fast the score rises with the brightness of a pixel",
-    formula=r"\sum_c \partial y / \partial x_c",
-    signed=True,
-    forwards="1",
-    backwards="L",
-    presets={"covid": {"output": "probability"}, "path": {"output": "probability"}},
-)
+@method("gradient")
 def saliency(explained: Explained, images: Tensor) -> Tensor:
     """Gradient of the score, signed, summed over input channels. [B, L, H, W], score per unit of
     brightness.
@@ -55,16 +46,7 @@ def saliency(explained: Explained, images: Tensor) -> Tensor:
     return torch.stack([gradient.sum(1) for gradient in gradients], 1)
 
 
-@method(
-    "gradient",
-    papers=("normgrad", "covid"),
-    meaning="what a pixel adds to the score if the network were linear around the image",
-    formula=r"\sum_c x_c \, \partial y / \partial x_c",
-    signed=True,
-    forwards="1",
-    backwards="L",
-    presets={"normgrad": {"protocol": "authors"}, "covid": {"output": "probability"}},
-)
+@method("gradient")
 def input_x_gradient(explained: Explained, images: Tensor, *, protocol: str = "corrected") -> Tensor:
     """Input times gradient, summed over input channels. [B, L, H, W], in units of the score.
 
@@ -75,17 +57,7 @@ def input_x_gradient(explained: Explained, images: Tensor, *, protocol: str = "c
     return torch.stack([(inputs * gradient).sum(1) for gradient in gradients], 1)
 
 
-@method(
-    "gradient",
-    papers=("path",),
-    meaning="how fast the score rises with the brightness of a pixel, on average over noisy copies of the image",
-    formula=r"\frac{1}{N} \sum_{n=1}^{N} \sum_c \partial y(x + \sigma \varepsilon_n) / \partial x_c, \quad"
-    r" \sigma = s \, (\max x - \min x)",
-    signed=True,
-    forwards="n_samples",
-    backwards="n_samples x L",
-    presets={"path": {"n_samples": 25, "noise": 0.15, "squared": True, "output": "probability"}},
-)
+@method("gradient")
 def smoothgrad(
     explained: Explained,
     images: Tensor,
@@ -115,19 +87,7 @@ def smoothgrad(
     return summed_over_points(explained, images, n_samples, near)
 
 
-@method(
-    "gradient",
-    papers=("covid", "path"),
-    meaning="what each pixel adds to the score on the way from the baseline to the image",
-    formula=r"\sum_c (x_c - x'_c) \int_0^1 \partial y(x' + \alpha (x - x')) / \partial x_c \, d\alpha",
-    signed=True,
-    forwards="n_steps",
-    backwards="n_steps x L",
-    presets={
-        "covid": {"n_steps": 50, "baseline": "black", "rule": "gauss_legendre", "output": "probability"},
-        "path": {"n_steps": 25, "baseline": "black", "rule": "uniform", "output": "probability"},
-    },
-)
+@method("gradient")
 def integrated_gradients(
     explained: Explained,
     images: Tensor,

@@ -36,19 +36,7 @@ _UNFIT = "leakyrelu rrelu prelu elu selu celu silu gelu mish softplus softsign s
 _UNFIT += "hardswish softmax softmin logsoftmax multiheadattention bcos"
 
 
-@method(
-    "gradient",
-    papers=("normgrad", "covid"),
-    meaning="what raises the score through units that are active and that raise it themselves",
-    formula=r"\sum_c R^{(0)}_c, \quad R^{(l)} = R^{(l+1)} \cdot [R^{(l+1)} > 0] \cdot [x^{(l)} > 0]"
-    r" \text{ at every ReLU}",
-    signed=True,
-    forwards="1",
-    backwards="L",
-    needs="ReLUs (or ReLU6) and no other activation function",
-    unfit=_UNFIT.split(),
-    presets={"normgrad": {"protocol": "authors"}, "covid": {"output": "probability"}},
-)
+@method("gradient", unfit=_UNFIT.split())
 def guided_backprop(explained: Explained, images: Tensor, *, protocol: str = "corrected") -> Tensor:
     """Guided backpropagation: at every ReLU only positive signals go back. [B, L, H, W], score per unit of
     brightness, summed over input channels.

@@ -31,18 +31,7 @@ def _is_bcos(model: nn.Module) -> bool:
     return any(hasattr(m, "b") and callable(getattr(m, "set_explanation_mode", None)) for m in model.modules())
 
 
-@method(
-    "inherent",
-    papers=("bcos",),
-    meaning="what each pixel contributes to the logit through the network's own dynamic linear map",
-    formula=r"\sum_{c=1}^{6} x_c \, W(x)_c",
-    signed=True,
-    forwards="1",
-    backwards="L",
-    needs="a B-cos network: B-cos layers, norms without bias, no other activation function",
-    outputs=("logit",),
-    fits=_is_bcos,
-)
+@method("inherent", fits=_is_bcos)
 def bcos(explained: Explained, images: Tensor, *, check: bool = True) -> Tensor:
     """B-cos contribution maps: encoded input times W(x), summed over the encoded channels. [B, L, H, W], in
     logits.

@@ -56,18 +56,7 @@ _PAPER_LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 
-@method(
-    "normgrad",
-    papers=("normgrad",),
-    meaning="how strongly each position would change an identity layer put after the layer",
-    formula=r"\Big\| \frac{\partial y}{\partial A_{\cdot u}} \odot A_{\cdot u} \Big\|_2",
-    signed=False,
-    forwards="1",
-    backwards="L, from the first of the layers on",
-    needs="a layer with a feature map",
-    fits=has_maps,
-    presets={"normgrad": {"layers": "paper"}},
-)
+@method("normgrad", fits=has_maps)
 def normgrad(
     explained: Explained,
     images: Tensor,

@@ -23,16 +23,7 @@ _TRUNCATE = 4.0  # standard deviations at which scipy.ndimage cuts a Gaussian of
 _SIGMA_STEP = 0.01  # of the forward difference, as in the published code
 
 
-@method(
-    "path",
-    papers=("path",),
-    meaning="what each pixel adds to the score on a way that moves the pixels of low gradient first",
-    formula=r"\sum_c \sum_t (x^{(t)}_c - x^{(t-1)}_c) \, \partial y(x^{(t-1)}) / \partial x_c",
-    signed=True,
-    forwards="n_steps x L",
-    backwards="n_steps x L",
-    presets={"path": {"n_steps": 25, "fraction": 0.5, "max_distance": 1.0, "output": "probability"}},
-)
+@method("path")
 def guided_ig(
     explained: Explained,
     images: Tensor,
@@ -110,17 +101,7 @@ def _moved(position: Tensor, way: Tensor, steepness: Tensor, alpha: float, fract
     return position
 
 
-@method(
-    "path",
-    papers=("path",),
-    meaning="what each pixel adds to the score while the image comes into focus",
-    formula=r"-\sum_c \sum_i \Delta\sigma \, \partial G_\sigma(x)_c / \partial\sigma \;"
-    r" \partial y(G_\sigma(x)) / \partial x_c \,\big|_{\sigma = \sigma_i}",
-    signed=True,
-    forwards="n_steps",
-    backwards="n_steps x L",
-    presets={"path": {"n_steps": 100, "max_sigma": 50, "output": "probability"}},
-)
+@method("path")
 def blur_ig(explained: Explained, images: Tensor, *, n_steps: int = 100, max_sigma: float = 50) -> Tensor:
     """Blur integrated gradients: the path goes through Gaussian blurs of the image. [B, L, H, W], in units of the
     score.

@@ -13,17 +13,7 @@ from cxrkit.errors import ParameterError
 __all__ = ["occlusion"]
 
 
-@method(
-    "perturbation",
-    papers=("covid",),
-    meaning="what the score loses when a window over the pixel is filled, on average over the windows that cover it",
-    formula=r"\frac{1}{|\{W \ni u\}|} \sum_{W \ni u} \big(y(x) - y(x_{W \to \mathrm{fill}})\big)",
-    signed=True,
-    forwards="1 + windows",
-    backwards="0",
-    needs="any network",
-    presets={"covid": {"window": 50, "stride": 4, "fill": "black", "output": "probability"}},
-)
+@method("perturbation")
 def occlusion(
     explained: Explained,
     images: Tensor,

@@ -139,6 +139,13 @@ def _moved(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
 
 
 @_both
+def _halved(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
+    for positions in call.of(call.args[0], axis):
+        if positions.shape[call.argument("dim")] == 1:
+            yield 0, positions
+
+
+@_both
 def _reduced(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
     dims = call.argument("dim")
     if dims is None or dims == []:
@@ -245,6 +252,7 @@ _OPERATIONS = {  # beside those that torch tags as pointwise
     "split_with_sizes unbind unfold cat stack roll flip rot90 repeat tile repeat_interleave index index_select gather "
     "index_put scatter slice_scatter select_scatter constant_pad_nd reflection_pad1d reflection_pad2d "
     "replication_pad1d replication_pad2d channel_shuffle native_channel_shuffle",
+    "halved": "glu",
     "reduced": "mean sum nansum amax amin max min var std var_mean std_mean logsumexp linalg_vector_norm norm prod "
     "median nanmedian all any argmax argmin count_nonzero sort argsort topk",
     "contracted": "mm bmm addmm baddbmm _addmm_activation",
@@ -254,7 +262,7 @@ _OPERATIONS = {  # beside those that torch tags as pointwise
     "_upsample_bilinear2d_aa _upsample_bicubic2d_aa pixel_shuffle pixel_unshuffle",
 }
 _KINDS = {name: kind for kind, names in _OPERATIONS.items() for name in names.split()}
-_RULES = {"kept": _same, "aligned": _aligned, "weighted": _aligned, "moved": _moved}
+_RULES = {"kept": _same, "aligned": _aligned, "weighted": _aligned, "moved": _moved, "halved": _halved}
 _RULES |= {"reduced": _reduced, "contracted": _contracted, "sampled": _sampled}
 
 

@@ -6,10 +6,12 @@ import difflib
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from cxrkit.errors import ParameterError
+from cxrkit.yaml_files import read_yaml
 
 __all__ = ["FAMILIES", "Card", "card", "check_choice", "entry", "method", "methods", "unknown"]
 
@@ -52,13 +54,14 @@ class Entry:
     fits: Callable[[nn.Module], bool]
 
 
+_CARDS = read_yaml(Path(__file__).with_name("cards.yaml"))
 _entries: dict[str, Entry] = {}
 
 
 def method(
     family: str, *, unfit: Collection[str] = (), fits: Callable[[nn.Module], bool] = lambda model: True, **facts
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register the decorated function as the method of its own name; `facts` are the other fields of its card.
+    """Register the decorated function as the method of its own name, with its card in `cards.yaml` or these `facts`.
 
     The function gets an `Explained`, one chunk of images [B, C, H, W] and its options, which are its
     keyword-only parameters (an option that is a tensor with one row per image is cut along with the
@@ -69,7 +72,8 @@ def method(
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         parameters = inspect.signature(function).parameters.values()
         options = tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
-        card = Card(name=function.__name__, family=family, options=options, **facts)
+        told = {k: tuple(v) if isinstance(v, list) else v for k, v in (facts or _CARDS[function.__name__]).items()}
+        card = Card(name=function.__name__, family=family, options=options, **told)
         _entries[card.name] = Entry(card, function, frozenset(unfit), fits)
         return function
 

@@ -25,26 +25,9 @@ _TOLERANCE = 0.01  # rounding comes to 0.0001, in RAP to 0.001; what is lost to 
 _UNFIT = (
     "layernorm groupnorm instancenorm localresponsenorm multiheadattention rnnbase softmax scriptmodule flcpool bcos"
 )
-_NEEDS = (
-    "convolutions, linear layers, fixed batch norm, activation functions, pooling, sums, concatenations, gates; "
-    "no attention, layer norm or B-cos layers"
-)
 
 
-@method(
-    "relevance",
-    papers=("relevance",),
-    meaning="the part of the logit that reaches a pixel when every neuron shares out by what excites it",
-    formula=r"R_i = \sum_j \Big(\alpha \frac{z_{ij}^+}{\sum_{i'} z_{i'j}^+}"
-    r" - \beta \frac{z_{ij}^-}{\sum_{i'} z_{i'j}^-}\Big) R_j",
-    signed=True,
-    forwards="1, of twice the work",
-    backwards="L",
-    needs=_NEEDS,
-    outputs=("logit",),
-    unfit=_UNFIT.split(),
-    presets={"relevance": {"first_layer": "zb", "protocol": "authors"}},
-)
+@method("relevance", unfit=_UNFIT.split())
 def lrp(
     explained: Explained,
     images: Tensor,
@@ -95,20 +78,7 @@ def lrp(
     return _maps(explained, images, "lrp", weighted, box, "pass", check, by_size=("averages",))
 
 
-@method(
-    "relevance",
-    papers=("relevance",),
-    meaning="the logit shared out by how much each neuron matters, with what matters less than average below 0",
-    formula=r"R_i = \sum_j \Big(\frac{z_{ij}^+}{P_j} + \frac{|z_{ij}^-|}{P_j + N_j}\Big) R_j - \Psi_i,\quad"
-    r" \textstyle\sum_i R_i = \sum_j R_j",
-    signed=True,
-    forwards="1, of three times the work",
-    backwards="L, of twice the work",
-    needs=_NEEDS,
-    outputs=("logit",),
-    unfit=_UNFIT.split(),
-    presets={"relevance": {"protocol": "authors"}},
-)
+@method("relevance", unfit=_UNFIT.split())
 def rap(explained: Explained, images: Tensor, *, protocol: str = "corrected", check: bool = True) -> Tensor:
     """Relative attributing propagation from the logit to the encoded image, summed over its channels. [B, L, H, W],
     in logits.

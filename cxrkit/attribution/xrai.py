@@ -27,17 +27,7 @@ _FEWEST = 50  # new pixels that make a segment worth adding
 _SMALLEST = 32  # pixels a side: below, the dilation makes one of nearly everything
 
 
-@method(
-    "xrai",
-    papers=("path",),
-    meaning="what a region adds to the score, per pixel of it",
-    formula=r"\frac{1}{|R_k|} \sum_{q \in R_k} \mathrm{IG}(q), \quad R_k = S_k \setminus (S_1 \cup \dots \cup S_{k-1})",
-    signed=True,
-    needs="any differentiable network; images of 32 x 32 pixels or more",
-    forwards="2 x n_steps",
-    backwards="2 x n_steps x L",
-    presets={"path": {"n_steps": 100, "rule": "uniform", "algorithm": "full", "output": "probability"}},
-)
+@method("xrai")
 def xrai(
     explained: Explained,
     images: Tensor,

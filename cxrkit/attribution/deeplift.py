@@ -18,24 +18,17 @@ from torch import Tensor
 from cxrkit.attribution.baselines import baseline_images
 from cxrkit.attribution.gradient import noise_source, whole_number
 from cxrkit.attribution.linear import nonlinearity
-from cxrkit.attribution.operations import Call, tensors, traced
+from cxrkit.attribution.operations import OPERATIONS, Call, tensors, traced
 from cxrkit.attribution.registry import method
 from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError, ParameterError
 
 __all__ = ["deeplift"]
 
-_ELEMENTWISE = {"relu", "relu6", "hardtanh", "leaky_relu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish"}
-_ELEMENTWISE |= {"softplus", "sigmoid", "hardsigmoid", "hardswish", "tanh", "abs", "square", "pow", "clamp"}
-_ELEMENTWISE |= {"clamp_min", "clamp_max", "maximum", "minimum", "threshold", "log_sigmoid", "softsign", "softshrink"}
-_ELEMENTWISE |= {"hardshrink", "tanhshrink", "exp", "erf"}
-_MAX_POOLS = {f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)}
-# Layers that multiply, normalise or attend by what itself depends on the image.
-_UNFIT = "layernorm groupnorm instancenorm2d localresponsenorm rmsnorm softmax multiheadattention "
-_UNFIT += "scaleddotproductattention squeezeexcitation squeezeexcite semodule bcos"
+_ELEMENTWISE, _MAX_POOLS = OPERATIONS["deeplift"]["elementwise"], OPERATIONS["deeplift"]["max_pools"]
 
 
-@method("gradient", unfit=_UNFIT.split())
+@method("gradient", unfit=OPERATIONS["deeplift"]["unfit"])
 def deeplift(
     explained: Explained,
     images: Tensor,
@@ -111,7 +104,7 @@ class _Pair:
 
     def record(self, call: Call, x: Tensor, *args, **kwargs) -> Tensor:
         """Run the baseline on. The graph is cut here: it needs none, and only this tensor is kept."""
-        if call.name not in _ELEMENTWISE | _MAX_POOLS:
+        if call.name not in _ELEMENTWISE + _MAX_POOLS:
             return _linear(call, x, *args, **kwargs)
         if not isinstance(x, Tensor) or not x.requires_grad:
             raise _no_rule(call, "with what depends on the image as a parameter")
@@ -121,7 +114,7 @@ class _Pair:
         return call.original(x.detach(), *args, **kwargs).requires_grad_()
 
     def rescale(self, call: Call, x: Tensor, *args, **kwargs) -> Tensor:
-        if call.name not in _ELEMENTWISE | _MAX_POOLS:
+        if call.name not in _ELEMENTWISE + _MAX_POOLS:
             return _linear(call, x, *args, **kwargs)
         if not self.recorded:
             raise _other_way(call)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cxrkit.attribution.gradient import PROTOCOLS, by_protocol, is_number
 from cxrkit.attribution.linear import NORMS, nonlinearity
-from cxrkit.attribution.operations import Call, traced
+from cxrkit.attribution.operations import OPERATIONS, Call, traced
 from cxrkit.attribution.registry import check_choice, method
 from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError
@@ -27,16 +27,11 @@ _RECTIFIED_FROM = {
     "threshold": {"threshold": None, "value": None},
     "maximum": {"other": None, "max": None},
 }
-# Differentiated as they are: what picks values, and norms by the image's own statistics.
-_POOLS = {f"{kind}max_pool{d}d{end}" for kind in ("", "adaptive_") for d in (1, 2, 3) for end in ("", "_with_indices")}
-_POOLS |= {"setitem", "topk"}
-_PICKS = {"amax", "amin", "max", "min"}  # over positions; over channels they may be rectifiers of another kind
-# Layers that no network with guidance has.
-_UNFIT = "leakyrelu rrelu prelu elu selu celu silu gelu mish softplus softsign sigmoid logsigmoid hardsigmoid tanh "
-_UNFIT += "hardswish softmax softmin logsoftmax multiheadattention bcos"
+_GUIDED = OPERATIONS["guided_backprop"]
+_PICKS = (*NORMS, *_GUIDED["picks"])  # differentiated as they are
 
 
-@method("gradient", unfit=_UNFIT.split())
+@method("gradient", unfit=_GUIDED["unfit"])
 def guided_backprop(explained: Explained, images: Tensor, *, protocol: str = "corrected") -> Tensor:
     """Guided backpropagation: at every ReLU only positive signals go back. [B, L, H, W], score per unit of
     brightness, summed over input channels.
@@ -61,8 +56,8 @@ def guided_backprop(explained: Explained, images: Tensor, *, protocol: str = "co
             rectified.append(call.layer)
             passed = _passed_range(call, x, args, kwargs)
             return _Guided.apply(x, lambda values: call.original(values, *args, **kwargs), *passed)
-        picks = call.name in NORMS | _POOLS or (call.name in _PICKS and _is_over_positions(x, *args, **kwargs))
-        if not picks and nonlinearity(call, (x, *args), kwargs) is not None:
+        over_positions = call.name in _GUIDED["picks_over_positions"] and _is_over_positions(x, *args, **kwargs)
+        if not over_positions and call.name not in _PICKS and nonlinearity(call, (x, *args), kwargs) is not None:
             _unguided(call)
         return call.function(x, *args, **kwargs)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from cxrkit.errors import AttributionError
+from cxrkit.yaml_files import read_yaml
 
-__all__ = ["Call", "plain_name", "tensors", "traced"]
+__all__ = ["OPERATIONS", "Call", "plain_name", "tensors", "traced"]
+
+
+def _split(value):
+    return {k: _split(v) for k, v in value.items()} if isinstance(value, dict) else tuple(value.split())
+
+
+OPERATIONS = _split(read_yaml(Path(__file__).with_name("operations.yaml")))  # plain names by section and kind
 
 
 @dataclass(frozen=True)
@@ -241,21 +250,9 @@ _HOOKED = (
     "the network keeps or recomputes its activations by hooks on saved tensors (activation checkpointing), so that the "
     "backward pass would not follow the rules; switch that off"
 )
-_QUESTIONS = {"dim", "size", "numel", "nelement", "is_floating_point", "is_complex", "is_signed", "stride", "__len__"}
-_QUESTIONS |= {"get_device", "element_size", "ndimension", "is_inference", "register_hook", "is_contiguous", "__hash__"}
-_QUESTIONS |= {"__repr__", "__format__", "__str__", "retain_grad", "storage_offset", "is_same_size", "is_pinned"}
-_ATTRIBUTES = {"T", "mT", "H", "mH", "real", "imag", "data"}
-_OTHER_NAMES = {"radd": "add", "iadd": "add", "isub": "sub", "rmul": "mul", "imul": "mul", "rmatmul": "matmul"}
-_OTHER_NAMES |= {"truediv": "div", "itruediv": "div", "rtruediv": "rdiv", "true_divide": "div", "divide": "div"}
-_OTHER_NAMES |= {"multiply": "mul", "subtract": "sub", "negative": "neg", "absolute": "abs", "clip": "clamp"}
-_OTHER_NAMES |= {"ipow": "pow", "pos": "positive", "concat": "cat", "concatenate": "cat", "_threshold": "threshold"}
-# Calls that take no more than shape, type and device from their first tensor.
-_SHAPED = {f"{kind}_like" for kind in ("zeros", "ones", "full", "empty", "rand", "randn")}
-_SHAPED |= {f"new_{kind}" for kind in ("tensor", "zeros", "ones", "full", "empty")}
-# Calls whose values depend on the image and whose gradient doesn't.
-_CUTTING = {"detach", "data", "requires_grad", "bool", "gt", "ge", "lt", "le", "eq", "ne", "greater", "less"}
-_CUTTING |= {"greater_equal", "less_equal", "not_equal", "isnan", "isinf", "isfinite", "argmax", "argmin"}
-_CUTTING |= {"allclose", "equal", "is_nonzero"}
+_QUESTIONS, _ATTRIBUTES = OPERATIONS["calls"]["questions"], OPERATIONS["calls"]["attributes"]
+_SHAPED, _CUTTING = OPERATIONS["calls"]["shaped"], OPERATIONS["calls"]["cutting"]
+_OTHER_NAMES = {other: name for name, others in OPERATIONS["calls"]["other_names"].items() for other in others}
 
 
 def _of_two(name: str, args: tuple) -> str:
@@ -282,9 +279,5 @@ def _changed(function: Callable, args: tuple, kwargs: dict) -> Tensor | None:
     return args[0] if in_place and args and isinstance(args[0], Tensor) else None
 
 
-_IN_PLACE = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__ifloordiv__", "__imod__"}
-_IN_PLACE |= {"__iand__", "__ior__", "__ixor__", "__setitem__", "__set__"}
-# Where `inplace` stands among the arguments of functions that take it.
-_INPLACE_POSITION = {"relu": 1, "silu": 1, "relu6": 1, "mish": 1, "hardswish": 1, "elu": 2, "leaky_relu": 2}
-_INPLACE_POSITION |= {"hardtanh": 3, "dropout": 3, "threshold": 3, "selu": 1, "celu": 2, "hardsigmoid": 1, "rrelu": 4}
-_INPLACE_POSITION |= dict.fromkeys(("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"), 3)
+_IN_PLACE = OPERATIONS["calls"]["in_place"]
+_INPLACE_POSITION = {name: i for i, names in OPERATIONS["calls"]["inplace_position"].items() for name in names}

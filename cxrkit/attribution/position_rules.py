@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from cxrkit.attribution.operations import tensors
+from cxrkit.attribution.operations import OPERATIONS, tensors
 
 __all__ = ["NEAR", "RESIZED", "Call", "Positions", "add", "rule_of"]
 
@@ -126,7 +126,7 @@ def _moved(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
                 return whole.clone() if call.function._schema.is_mutable else whole
             return value.cpu()
 
-        if call.name in _RESHAPED:
+        if call.name in _OPERATIONS["reshaped"]:
             yield 0, positions(call.args[0]).reshape(outputs[0].shape)
             continue
         args = positions(call.args)
@@ -152,7 +152,10 @@ def _reduced(call: Call, axis: int, outputs: list[Tensor]) -> Iterator:
         return
     for positions in call.of(call.args[0], axis):
         for i in range(len(outputs)):
-            yield i, positions.nanmean(dims, keepdim=call.name in _SORTED or bool(call.argument("keepdim")))
+            yield (
+                i,
+                positions.nanmean(dims, keepdim=call.name in _OPERATIONS["sorted"] or bool(call.argument("keepdim"))),
+            )
 
 
 @_both
@@ -238,30 +241,8 @@ def _continued(positions: Tensor, dim: int) -> Tensor:
 
 RESIZED = _sampled  # for an operation that isn't one of those with windows: to the size of its output
 
-_SORTED = {"sort", "argsort", "topk"}
-_RESHAPED = {"view", "_unsafe_view", "_reshape_alias"}
-_OPERATIONS = {  # beside those that torch tags as pointwise
-    "kept": "_softmax _safe_softmax _log_softmax native_layer_norm native_group_norm native_batch_norm "
-    "_native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update cudnn_batch_norm "
-    "miopen_batch_norm _fused_rms_norm native_dropout cumsum cumprod _native_multi_head_attention "
-    "_transformer_encoder_layer_fwd _to_copy clone detach alias lift_fresh",
-    "aligned": "hardswish _prelu_kernel prelu rrelu_with_noise log_sigmoid_forward copy fill zero bernoulli normal "
-    "uniform fake_quantize_per_tensor_affine",
-    "weighted": "mul div",
-    "moved": "view _unsafe_view _reshape_alias permute transpose t expand unsqueeze squeeze select slice split "
-    "split_with_sizes unbind unfold cat stack roll flip rot90 repeat tile repeat_interleave index index_select gather "
-    "index_put scatter slice_scatter select_scatter constant_pad_nd reflection_pad1d reflection_pad2d "
-    "replication_pad1d replication_pad2d channel_shuffle native_channel_shuffle",
-    "halved": "glu",
-    "reduced": "mean sum nansum amax amin max min var std var_mean std_mean logsumexp linalg_vector_norm norm prod "
-    "median nanmedian all any argmax argmin count_nonzero sort argsort topk",
-    "contracted": "mm bmm addmm baddbmm _addmm_activation",
-    "sampled": "convolution max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
-    "max_pool1d adaptive_max_pool2d _adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d "
-    "upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d upsample_linear1d "
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa pixel_shuffle pixel_unshuffle",
-}
-_KINDS = {name: kind for kind, names in _OPERATIONS.items() for name in names.split()}
+_OPERATIONS = OPERATIONS["positions"]
+_KINDS = {name: kind for kind, names in _OPERATIONS.items() if kind not in ("reshaped", "sorted") for name in names}
 _RULES = {"kept": _same, "aligned": _aligned, "weighted": _aligned, "moved": _moved, "halved": _halved}
 _RULES |= {"reduced": _reduced, "contracted": _contracted, "sampled": _sampled}
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from cxrkit.attribution.operations import Call, tensors
+from cxrkit.attribution.operations import OPERATIONS, Call, tensors
 from cxrkit.errors import AttributionError
 
 __all__ = ["Back", "Layer", "Propagation", "Shares", "last_rules", "reciprocal"]
@@ -194,10 +194,10 @@ class Propagation:
         x = self._only_varying(call, args, kwargs)
         with torch.no_grad():
             value = call.original(*args, **kwargs)
-        if self.norms == "share" and call.name in _SHIFTS and not torch.equal(value, x.expand_as(value)):
+        if self.norms == "share" and call.name in _TABLE["shifts"] and not torch.equal(value, x.expand_as(value)):
             return self._shifted(call, value, x.expand_as(value), args, kwargs)
         result = self._step(call, lambda relevance: relevance, value, x.expand_as(value))
-        if call.name not in _CURVED:
+        if call.name not in _TABLE["curved"]:
             self._follow(call, result, args, kwargs)
         return result
 
@@ -299,7 +299,7 @@ class Propagation:
     def _only_varying(self, call: Call, args: tuple, kwargs: dict) -> Tensor:
         """The one argument that depends on the image."""
         varying = [t for t in tensors((*args, *kwargs.values())) if t.requires_grad]
-        if len(varying) > 1 or (call.name not in _EITHER and varying[0] is not args[0]):
+        if len(varying) > 1 or (call.name not in _TABLE["either"] and varying[0] is not args[0]):
             raise self._refusal(call, f"{call.name} has a relevance rule for one input that depends on the image alone")
         return varying[0]
 
@@ -336,26 +336,6 @@ class Propagation:
         return AttributionError(f"layer {call.layer or 'network'} ({type(module).__name__}): {why}; {advice}")
 
 
-_SHIFTS = {"add", "sub", "rsub"}
-_EITHER = {"add", "mul", "sub", "rsub"}  # the image may come second
-_CURVED = {"relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish"}
-_CURVED |= {"tanh"}
-
-_RULES: dict[str, Callable] = {}
-for _rule, _names in {
-    Propagation.copied: "view view_as reshape reshape_as flatten unflatten permute transpose T mT movedim squeeze "
-    "unsqueeze expand expand_as contiguous clone to type type_as float double getitem chunk split unbind narrow select "
-    "cat stack pad flip roll repeat channel_shuffle pixel_shuffle pixel_unshuffle max_pool1d max_pool2d max_pool3d "
-    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
-    Propagation.passed: f"{' '.join(_CURVED)} dropout dropout1d dropout2d dropout3d neg sub rsub",
-    Propagation.normed: "batch_norm",
-    Propagation.divided: "div",
-    Propagation.added: "add",
-    Propagation.averaged: "mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d",
-    Propagation.multiplied: "mul",
-    Propagation.gated: "sigmoid hardsigmoid",
-    Propagation.layer: "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
-}.items():
-    _RULES |= dict.fromkeys(_names.split(), _rule)
+_TABLE = OPERATIONS["relevance"]
+_RULES = {name: getattr(Propagation, rule) for rule in vars(Propagation).keys() & _TABLE for name in _TABLE[rule]}
 _FOR_GATES = (Propagation.copied, Propagation.multiplied)

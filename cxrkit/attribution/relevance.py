@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cxrkit.attribution.operations import traced
+from cxrkit.attribution.operations import OPERATIONS, traced
 from cxrkit.attribution.propagation import Back, Layer, Propagation, Shares, last_rules, reciprocal
 from cxrkit.attribution.registry import check_choice, method
 from cxrkit.attribution.target import Explained, network_errors
@@ -22,12 +22,9 @@ __all__ = ["lrp", "rap"]
 
 _NORMS = {"paper": "pass", "authors": "drop", "corrected": "pass"}  # what batch norm does, by protocol
 _TOLERANCE = 0.01  # rounding comes to 0.0001, in RAP to 0.001; what is lost to biases is more
-_UNFIT = (
-    "layernorm groupnorm instancenorm localresponsenorm multiheadattention rnnbase softmax scriptmodule flcpool bcos"
-)
 
 
-@method("relevance", unfit=_UNFIT.split())
+@method("relevance", unfit=OPERATIONS["relevance"]["unfit"])
 def lrp(
     explained: Explained,
     images: Tensor,
@@ -78,7 +75,7 @@ def lrp(
     return _maps(explained, images, "lrp", weighted, box, "pass", check, by_size=("averages",))
 
 
-@method("relevance", unfit=_UNFIT.split())
+@method("relevance", unfit=OPERATIONS["relevance"]["unfit"])
 def rap(explained: Explained, images: Tensor, *, protocol: str = "corrected", check: bool = True) -> Tensor:
     """Relative attributing propagation from the logit to the encoded image, summed over its channels. [B, L, H, W],
     in logits.

@@ -129,12 +129,12 @@ def test_a_preset_is_told_by_its_settings(images):
     try:
         found = explain(Tiny(), images, "flat", preset="covid")
         assert found.output == "probability"
-        assert found.options == {"window": 50, "stride": "inf", "fill": "relu"}
+        assert found.options == {"window": 50, "stride": "Infinity", "fill": "relu"}
         given = explain(
             Tiny(), images, "flat", preset="covid", window=np.int64(4), output="logit", fill=Path("folder", "fill.png")
         )
         assert given.output == "logit"
-        assert given.options == {"window": 4, "stride": "inf", "fill": "fill.png"}
+        assert given.options == {"window": 4, "stride": "Infinity", "fill": "fill.png"}
     finally:
         del cxrkit.attribution.registry._entries["flat"]
 

@@ -6,7 +6,7 @@ with a feature map before the head. Rectified before up-sampling where the metho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from cxrkit.attribution.layers import (
     equals_logits,
     explained_layer,
     has_maps,
-    independent,
     is_class_map,
     is_norm,
     is_spatial,
+    layer_gradients,
     recorded,
     trace,
     upsample,
@@ -83,11 +83,7 @@ def gradcam(explained: Explained, images: Tensor, *, layer: str | nn.Module | No
     Right after global average pooling and a linear head it is ReLU(CAM) / (h w). Source: Selvaraju et al.
     2017, Eq. 1 and 2.
     """
-    maps = [
-        (gradient.mean((2, 3), keepdim=True) * activation).sum(1)
-        for activation, gradient in _layer_gradients(explained, images, layer)
-    ]
-    return upsample(torch.stack(maps, 1).relu(), images)
+    return _weighted(explained, images, layer, lambda activation, gradient: gradient.mean((2, 3), keepdim=True))
 
 
 @method("cam", fits=has_maps)
@@ -97,10 +93,7 @@ def layercam(explained: Explained, images: Tensor, *, layer: str | nn.Module | N
 
     B-cos networks are explained with their ordinary gradients, as in paper `bcos`. Source: Jiang et al. 2021.
     """
-    maps = [
-        (gradient.relu() * activation).sum(1) for activation, gradient in _layer_gradients(explained, images, layer)
-    ]
-    return upsample(torch.stack(maps, 1).relu(), images)
+    return _weighted(explained, images, layer, lambda activation, gradient: gradient.relu())
 
 
 @method("cam", fits=has_maps)
@@ -114,8 +107,8 @@ def gradcam_plus_plus(explained: Explained, images: Tensor, *, layer: str | nn.M
     global average pooling and a linear head w the weights are ReLU(w_k) / (2 + w_k mean A_k). Source: Chattopadhay et
     al. 2018, Eq. 19.
     """
-    maps = []
-    for activation, gradient in _layer_gradients(explained, images, layer):
+
+    def weights(activation: Tensor, gradient: Tensor) -> Tensor:
         rising = gradient.relu()
         denominator = 2 + rising * activation.sum((2, 3), keepdim=True)
         at_pole = (denominator <= 0).flatten(1).any(1)
@@ -125,8 +118,9 @@ def gradcam_plus_plus(explained: Explained, images: Tensor, *, layer: str | nn.M
                 f"gradcam_plus_plus: the layer's negative values make the weights infinite or change their sign for "
                 f"image {row}; name a layer after a ReLU: layer=, or use gradcam or layercam"
             )
-        maps.append(((rising / denominator).sum((2, 3), keepdim=True) * activation).sum(1))
-    return upsample(torch.stack(maps, 1).relu(), images)
+        return (rising / denominator).sum((2, 3), keepdim=True)
+
+    return _weighted(explained, images, layer, weights)
 
 
 @method("cam", unfit=entry("guided_backprop").unfit, fits=has_maps)
@@ -170,19 +164,12 @@ def _masked_scores(explained: Explained, images: Tensor, maps: Tensor) -> Tensor
     return scores
 
 
-def _layer_gradients(explained: Explained, images: Tensor, layer) -> Iterator[tuple[Tensor, Tensor]]:
-    """The layer's map [B, C, h, w] with the gradient of each label's score in turn."""
-    chosen = explained_layer(explained, images[:1], layer)
-    with recorded([chosen]) as activations:
-        scores = explained.scores(explained.logits(images))
-    activation = checked_map(chosen.name, activations.get(chosen.name), images)
-    if not scores.requires_grad:
-        raise AttributionError(independent(chosen.name))
-    is_bypassed = chosen.name in trace(explained, images[:1]).partial
-    for j, gradient in enumerate(explained.gradients(scores, activation)):
-        if is_bypassed and not gradient.any():
-            raise AttributionError(independent(chosen.name, j))
-        yield activation.detach(), gradient
+def _weighted(explained: Explained, images: Tensor, layer, weights: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The layer's maps, weighted by what their values [B, C, h, w] and gradients say, summed, rectified, up-sampled."""
+    (activation,), gradients = layer_gradients(explained, images, [explained_layer(explained, images[:1], layer)])
+    activation = activation.detach()
+    maps = [(weights(activation, gradient) * activation).sum(1) for (gradient,) in gradients]
+    return upsample(torch.stack(maps, 1).relu(), images)
 
 
 def _class_maps(activation: Tensor, logits: Tensor, head, bias: float | Tensor) -> Tensor | None:

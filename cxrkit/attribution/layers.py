@@ -31,10 +31,10 @@ __all__ = [
     "explained_layer",
     "find_layer",
     "has_maps",
-    "independent",
     "is_class_map",
     "is_norm",
     "is_spatial",
+    "layer_gradients",
     "recorded",
     "trace",
     "upsample",
@@ -193,10 +193,35 @@ def checked_map(name: str, output: Tensor | None, images: Tensor) -> Tensor:
     return output
 
 
-def independent(name: str, label: int | None = None) -> str:
-    """The message for a layer that the logits, or one label of those asked for, don't depend on."""
-    which = "the logits don't" if label is None else f"label {label} of those asked for doesn't"
-    return f"{which} depend on layer {name} by differentiable operations; name another: layer="
+def layer_gradients(
+    explained: Explained, images: Tensor, layers: Sequence[Layer]
+) -> tuple[list[Tensor], Iterator[tuple[Tensor, ...]]]:
+    """The layers' maps [B, C, h, w] and, label by label, the gradients of the score at them: one backward pass each.
+
+    AttributionError for a layer that the logits, or one label of those asked for, don't depend on.
+    """
+    with recorded(layers) as activations:
+        scores = explained.scores(explained.logits(images))
+    maps = [checked_map(layer.name, activations.get(layer.name), images) for layer in layers]
+    partial = trace(explained, images[:1]).partial
+
+    def of_labels() -> Iterator[tuple[Tensor, ...]]:
+        for j, gradients in enumerate(explained.joint_gradients(scores, maps)):
+            for layer, gradient in zip(layers, gradients, strict=True):
+                if gradient is None:
+                    raise _independent(layer)
+                if layer.name in partial and not gradient.any():
+                    raise _independent(layer, f"label {j} of those asked for doesn't")
+            yield gradients
+
+    if not scores.requires_grad:
+        raise _independent(layers[0])
+    return maps, of_labels()
+
+
+def _independent(layer: Layer, who: str = "the logits don't") -> AttributionError:
+    how = "by differentiable operations; name another: layer="
+    return AttributionError(f"{who} depend on layer {layer.name} {how}")
 
 
 def trace(explained: Explained, image: Tensor) -> Trace:

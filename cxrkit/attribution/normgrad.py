@@ -14,20 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrkit.attribution.gradient import PROTOCOLS
-from cxrkit.attribution.layers import (
-    Layer,
-    checked_map,
-    explained_layer,
-    find_layer,
-    has_maps,
-    independent,
-    recorded,
-    trace,
-    upsample,
-)
+from cxrkit.attribution.layers import Layer, explained_layer, find_layer, has_maps, layer_gradients, upsample
 from cxrkit.attribution.registry import check_choice, method
 from cxrkit.attribution.target import Explained
-from cxrkit.errors import AttributionError, ParameterError
+from cxrkit.errors import ParameterError
 
 __all__ = ["normgrad"]
 
@@ -122,21 +112,12 @@ def _norms(explained: Explained, images: Tensor, layers: Sequence[Layer], virtua
     """One map [B, L, h, w] per layer, before up-sampling: one forward pass, and one backward pass per label for all
     layers at once.
     """
-    with recorded(layers) as activations:
-        scores = explained.scores(explained.logits(images))
-    maps = [checked_map(layer.name, activations.get(layer.name), images) for layer in layers]
-    if not scores.requires_grad:
-        raise AttributionError(independent(layers[0].name))
-    partial = trace(explained, images[:1]).partial
+    maps, gradients = layer_gradients(explained, images, layers)
     weights = [_SQUARED_WEIGHTS[virtual_layer](a.detach().square()).sqrt() for a in maps]
-    norms = []
-    for j, gradients in enumerate(explained.joint_gradients(scores, maps)):
-        for layer, gradient in zip(layers, gradients, strict=True):
-            if gradient is None:
-                raise AttributionError(independent(layer.name))
-            if layer.name in partial and not gradient.any():
-                raise AttributionError(independent(layer.name, j))
-        norms.append([torch.linalg.vector_norm(w * g, dim=1) for w, g in zip(weights, gradients, strict=True)])
+    norms = [
+        [torch.linalg.vector_norm(w * g, dim=1) for w, g in zip(weights, of_one_label, strict=True)]
+        for of_one_label in gradients
+    ]
     return [torch.stack(of_one_layer, 1) for of_one_layer in zip(*norms, strict=True)]
 
 

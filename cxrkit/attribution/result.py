@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import math
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -204,29 +203,26 @@ def _used(method: str, output: str | None, options: dict, layers: list[str]) -> 
     return output, used
 
 
-def _described(value, model: nn.Module):
+def _described(value: object, model: nn.Module) -> object:
     """A value as JSON holds it: modules by dotted name, tensors by shape, type and SHA-256, paths by file name."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, nn.Module):
-        return find_layer(model, value)[0]
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value)
-    if isinstance(value, Tensor):
-        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        kind = str(value.dtype).removeprefix("torch.")
-        return {"shape": list(value.shape), "dtype": kind, "sha256": hashlib.sha256(content).hexdigest()}
-    if isinstance(value, Mapping):
-        return {str(key): _described(item, model) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_described(item, model) for item in value]
-    if isinstance(value, os.PathLike):
-        return Path(value).name
-    return getattr(value, "__name__", type(value).__name__)  # a function, say; never its address
+
+    def described(item: object) -> object:
+        if isinstance(item, np.generic):
+            return item.item()
+        if isinstance(item, nn.Module):
+            return find_layer(model, item)[0]
+        if isinstance(item, Mapping):
+            return dict(item)
+        if isinstance(item, os.PathLike):
+            return Path(item).name
+        if not isinstance(item, (Tensor, np.ndarray)):
+            return getattr(item, "__name__", type(item).__name__)  # a function, say; never its address
+        item = torch.as_tensor(item).detach().cpu().contiguous()
+        content = item.reshape(-1).view(torch.uint8).numpy()
+        kind = str(item.dtype).removeprefix("torch.")
+        return {"shape": list(item.shape), "dtype": kind, "sha256": hashlib.sha256(content).hexdigest()}
+
+    return json.loads(json.dumps(value, default=described), parse_constant=str)
 
 
 def _checked_path(path: str | os.PathLike) -> Path:

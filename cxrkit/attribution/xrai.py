@@ -99,20 +99,11 @@ def _from_black_and_white(explained: Explained, images: Tensor, n_steps: int, ru
 
 
 def _check_attribution(explained: Explained, attribution: object, images: Tensor) -> None:
-    asked = explained.labels if explained.labels is not None else explained.names
-    labels = "L" if asked is None else len(asked)
-    size = list(images.shape[-2:])
-    fits = (
-        isinstance(attribution, Tensor)
-        and attribution.ndim == 4
-        and len(attribution) == len(images)
-        and labels in ("L", attribution.shape[1])
-        and list(attribution.shape[2:]) == size
-    )
-    if not fits:
-        got = list(attribution.shape) if isinstance(attribution, Tensor) else type(attribution).__name__
-        wanted = f"[B, {labels}, {size[0]}, {size[1]}], one map per label of each image"
-        raise ParameterError(f"attribution must be a tensor {wanted}; got {got}")
+    got = list(attribution.shape) if isinstance(attribution, Tensor) else type(attribution).__name__
+    asked = explained.labels or explained.names
+    wanted = [len(images), *([len(asked)] if asked else got[1:2]), *images.shape[-2:]]
+    if got != wanted:
+        raise ParameterError(f"attribution must be a tensor {wanted}, one map per label of each image; got {got}")
     if not attribution.isfinite().all():
         raise ParameterError("attribution holds NaN or infinite values")
 

@@ -50,8 +50,8 @@ class Entry:
 
     card: Card
     function: Callable[..., Tensor]
-    unfit: frozenset[str]
     fits: Callable[[nn.Module], bool]
+    unfit: frozenset[str] = frozenset()
 
 
 _CARDS = read_yaml(Path(__file__).with_name("cards.yaml"))
@@ -74,7 +74,7 @@ def method(
         options = tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
         told = {k: tuple(v) if isinstance(v, list) else v for k, v in (facts or _CARDS[function.__name__]).items()}
         card = Card(name=function.__name__, family=family, options=options, **told)
-        _entries[card.name] = Entry(card, function, frozenset(unfit), fits)
+        _entries[card.name] = Entry(card, function, fits, frozenset(unfit))
         return function
 
     return register

@@ -177,7 +177,7 @@ def test_the_model_is_left_as_it_was_also_after_an_error(model, images):
         (nn.MaxPool2d(2), r"layer 1 \(MaxPool2d\)"),
         (nn.BatchNorm2d(4), r"layer 1 \(BatchNorm2d\)"),
         (nn.GroupNorm(1, 4), r"layer 1 \(GroupNorm\)"),
-        (nn.Conv2d(4, 4, 1), r"layer 1 \(Conv2d\) adds a bias"),
+        (nn.Conv2d(4, 4, 1), r"beside the image .*\(1\.bias\)"),
         (nn.Softmax(1), r"layer 1 \(Softmax\)"),
     ],
 )
@@ -254,7 +254,7 @@ def test_norms_and_maxout_of_the_bcos_package():
         cxrkit.attribute(small(norms.BatchNorm2d(4)), encoded(), "bcos")
     biased = norms.BatchNormUncentered2d(4)
     nn.init.constant_(biased.bias, 0.3)
-    with pytest.raises(AttributionError, match=r"layer 1 .*adds a bias"):
+    with pytest.raises(AttributionError, match=r"beside the image .*\(1\.bias\)"):
         cxrkit.attribute(small(biased), encoded(), "bcos")
 
 

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -83,8 +83,9 @@ def attributed(
     registry.check_choice("on_error", on_error, ("raise", "nan"))
     if output not in entry.card.outputs:
         raise ParameterError(f"{method} explains the logit only; output={output!r} is not defined for it")
+    runs = options.get("attribution") is None  # of xrai: with one the network isn't run
     with (
-        explaining(model, images, labels, output, chunk) as (explained, inputs),
+        explaining(model, images, labels, output, chunk, runs) as (explained, inputs),
         progress_bar(progress, f"{method}, {len(inputs)} images") as report,
     ):
         run = _Run(entry, explained, inputs, options, report, adaptable=chunk is None)
@@ -98,14 +99,14 @@ def attributed(
 
 @contextmanager
 def explaining(
-    model: nn.Module, images: Tensor, labels=None, output: str = "logit", chunk: int | None = None
+    model: nn.Module, images: Tensor, labels=None, output: str = "logit", chunk: int | None = None, runs: bool = True
 ) -> Iterator[tuple[Explained, Tensor]]:
     """The network in the state in which it is explained, and the images on its device in its precision."""
     inputs = checked_images(model, images)
     inputs = inputs.to(device_of(model, images))
     explained = Explained(model, labels, output, chunk_size(inputs, chunk))
-    with prepared(explained, inputs):
-        inputs = inputs.to(explained.dtype)
+    with prepared(explained, inputs) if runs else nullcontext():
+        inputs = inputs.to(explained.dtype or inputs.dtype)
         yield explained, inputs.clone() if inputs.is_inference() else inputs  # which autograd can't follow
 
 

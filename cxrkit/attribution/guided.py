@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cxrkit.attribution.gradient import PROTOCOLS, by_protocol, is_number
 from cxrkit.attribution.linear import NORMS, nonlinearity
-from cxrkit.attribution.operations import OPERATIONS, Call, traced
+from cxrkit.attribution.operations import OPERATIONS, Call, tensors, traced
 from cxrkit.attribution.registry import check_choice, method
 from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError
@@ -28,7 +28,7 @@ _RECTIFIED_FROM = {
     "maximum": {"other": None, "max": None},
 }
 _GUIDED = OPERATIONS["guided_backprop"]
-_PICKS = (*NORMS, *_GUIDED["picks"])  # differentiated as they are
+_PICKS = (*NORMS, *_GUIDED["picks"], *_GUIDED["reductions"])  # differentiated as they are
 
 
 @method("gradient", unfit=_GUIDED["unfit"])
@@ -49,15 +49,19 @@ def guided_backprop(explained: Explained, images: Tensor, *, protocol: str = "co
         _, gradients = by_protocol(explained, images, protocol)
         return torch.stack([gradient.sum(1) for gradient in gradients], 1)
     inputs = images.detach().clone().requires_grad_()
-    rectified = []
+    rectified, joined = [], []
 
     def rule(call: Call, x: Tensor, *args, **kwargs):
         if call.name in _RECTIFIED or call.name in _RECTIFIED_FROM:
             rectified.append(call.layer)
             passed = _passed_range(call, x, args, kwargs)
             return _Guided.apply(x, lambda values: call.original(values, *args, **kwargs), *passed)
-        over_positions = call.name in _GUIDED["picks_over_positions"] and _is_over_positions(x, *args, **kwargs)
-        if not over_positions and call.name not in _PICKS and nonlinearity(call, (x, *args), kwargs) is not None:
+        if call.name in _GUIDED["joins"] and not all(t.requires_grad for t in tensors([x])):
+            joined.append(call.layer)
+        passes = call.name in _PICKS or nonlinearity(call, (x, *args), kwargs) is None
+        if joined and call.name in _GUIDED["reductions"] and not _is_over_positions(x, *args, **kwargs):
+            passes = False  # the maximum of a signal and a constant, as a rectifier might be written
+        if not passes:
             _unguided(call)
         return call.function(x, *args, **kwargs)
 

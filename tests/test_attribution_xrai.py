@@ -352,7 +352,7 @@ def test_a_fraction_out_of_range_is_named(fraction):
         ({"segments": torch.rand(4, 32, 32)}, "whole numbers .* got torch.float32"),
         ({"segments": np.ones((4, 32, 32), bool)}, "ndarray"),
         ({"segments": torch.arange(1024).view(1, 32, 32)}, "image 0: none has 50 pixels"),
-        ({"attribution": torch.rand(1, 3, 32, 32)}, r"\[B, 2, 32, 32\].* got \[1, 3, 32, 32\]"),
+        ({"attribution": torch.rand(1, 3, 32, 32)}, r"\[1, 2, 32, 32\].* got \[1, 3, 32, 32\]"),
         ({"attribution": torch.rand(1, 2, 32, 30)}, r"\[1, 2, 32, 30\]"),
         ({"attribution": torch.rand(2, 32, 32)}, r"\[2, 32, 32\]"),
         ({"attribution": "integrated_gradients"}, "got str"),

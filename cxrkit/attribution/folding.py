@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cxrkit.attribution.operations import plain_name, tensors
@@ -36,7 +36,8 @@ def folded(explained: Explained, image: Tensor, forwards: int) -> Iterator[None]
     something else depends on it in a way that can't be seen, and nothing is folded. The network isn't touched, and
     gradients with respect to the input keep their values up to rounding.
     """
-    mode = _Folded(explained, image) if forwards >= _FEWEST else None
+    has_norms = any(isinstance(module, nn.BatchNorm2d) for module in explained.model.modules())
+    mode = _Folded(explained, image) if has_norms and forwards >= _FEWEST else None
     if mode is None or not mode.keeps_logits:
         yield
     else:

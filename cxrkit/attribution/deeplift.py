@@ -17,8 +17,7 @@ from torch import Tensor
 
 from cxrkit.attribution.baselines import baseline_images
 from cxrkit.attribution.gradient import noise_source, whole_number
-from cxrkit.attribution.linear import nonlinearity
-from cxrkit.attribution.operations import OPERATIONS, Call, tensors, traced
+from cxrkit.attribution.operations import OPERATIONS, Call, nonlinearity, tensors, traced
 from cxrkit.attribution.registry import method
 from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError, ParameterError

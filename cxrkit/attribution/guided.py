@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from cxrkit.attribution.gradient import PROTOCOLS, by_protocol, is_number
-from cxrkit.attribution.linear import NORMS, nonlinearity
-from cxrkit.attribution.operations import OPERATIONS, Call, tensors, traced
+from cxrkit.attribution.operations import OPERATIONS, Call, nonlinearity, tensors, traced
 from cxrkit.attribution.registry import check_choice, method
 from cxrkit.attribution.target import Explained
 from cxrkit.errors import AttributionError
@@ -28,7 +27,7 @@ _RECTIFIED_FROM = {
     "maximum": {"other": None, "max": None},
 }
 _GUIDED = OPERATIONS["guided_backprop"]
-_PICKS = (*NORMS, *_GUIDED["picks"], *_GUIDED["reductions"])  # differentiated as they are
+_PICKS = (*OPERATIONS["linear"]["norms"], *_GUIDED["picks"], *_GUIDED["reductions"])  # differentiated as they are
 
 
 @method("gradient", unfit=_GUIDED["unfit"])

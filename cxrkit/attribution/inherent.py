@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrkit.attribution.api import explaining
-from cxrkit.attribution.linear import nonlinearity
-from cxrkit.attribution.operations import Call, tensors, traced
+from cxrkit.attribution.operations import Call, nonlinearity, tensors, traced
 from cxrkit.attribution.preparation import explanation_mode
 from cxrkit.attribution.registry import method
 from cxrkit.attribution.target import Explained, label_names, logit_bias

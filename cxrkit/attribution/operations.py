@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from cxrkit.errors import AttributionError
 from cxrkit.yaml_files import read_yaml
 
-__all__ = ["OPERATIONS", "Call", "plain_name", "tensors", "traced"]
+__all__ = ["OPERATIONS", "Call", "nonlinearity", "plain_name", "tensors", "traced"]
 
 
 def _split(value):
@@ -103,6 +103,24 @@ def tensors(values) -> Iterator[Tensor]:
             yield from tensors(value)
         elif isinstance(value, dict):
             yield from tensors(value.values())
+
+
+def nonlinearity(call: Call, args: tuple, kwargs: dict) -> str | None:
+    """Why a call isn't known to be linear in what depends on the image, as words behind its name; None where it is."""
+    linear = OPERATIONS["linear"]
+    if call.name in linear["jointly"]:
+        return None
+    if call.name not in linear["factors"] or kwargs.get("rounding_mode"):
+        return ""
+    added = call.name in linear["added"]
+    factors = [t for t in tensors((*args[added:], *kwargs.values())) if t.requires_grad]
+    if len(factors) > 1:
+        return "of two tensors that both depend on the image, as in squeeze-and-excitation"
+    if call.name in linear["only_in_first"] and factors and factors[0] is not args[0]:
+        return "of a constant by a tensor that depends on the image"
+    if call.name == "batch_norm" and kwargs.get("training", args[5] if len(args) > 5 else False):
+        return "by the statistics of the images themselves"
+    return None
 
 
 class _Replacing(TorchFunctionMode):

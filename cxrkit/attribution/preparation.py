@@ -116,10 +116,9 @@ class Snapshot:
 
     def __init__(self, modules: Iterable[nn.Module]):
         self._contents: list[tuple] = []  # containers with their items
-        self._empty: list = []  # containers, as most hooks are
         tensors: list[Tensor] = []
         simple: list[object] = []
-        full: list = []
+        containers: list = []
         for module in modules:
             attributes = vars(module)
             self._contents.append((attributes, dict(attributes)))
@@ -133,7 +132,7 @@ class Snapshot:
                 if kind in _SIMPLE:
                     simple.append(value)
                 elif kind in _CONTAINERS:
-                    (full if value else self._empty).append(value)
+                    containers.append(value)
                 elif kind is tuple and _SIMPLE.issuperset(map(type, value)):
                     simple.append(value)
                 elif isinstance(value, Tensor):
@@ -141,8 +140,8 @@ class Snapshot:
                 elif isinstance(value, (int, float, str)):
                     simple.append(value)
                 elif isinstance(value, _CONTAINERS):
-                    full.append(value)
-        self._add(full)
+                    containers.append(value)
+        self._add(containers)
         self.fingerprint = tuple(simple)
         tensors = {id(tensor): tensor for tensor in tensors}.values()
         self.tensors = [(t, t.data, type(t) is not Tensor and isinstance(t, nn.Parameter)) for t in tensors]
@@ -152,9 +151,7 @@ class Snapshot:
         seen = set()
         while waiting:
             container = waiting.pop()
-            if not container:
-                self._empty.append(container)
-            elif id(container) not in seen:
+            if id(container) not in seen:
                 seen.add(id(container))
                 items = dict(container) if isinstance(container, dict) else list(container)
                 self._contents.append((container, items))
@@ -170,9 +167,6 @@ class Snapshot:
                 tensor.requires_grad_(trainable)
             if tensor.grad is not gradient:
                 tensor.grad = gradient
-        for container in self._empty:
-            if container:
-                container.clear()
         for container, items in self._contents:
             if not _has(container, items):
                 container.clear()

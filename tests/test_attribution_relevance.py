@@ -12,7 +12,7 @@ from torch import nn
 import cxrkit
 import cxrkit.attribution.relevance  # registers the methods
 from cxrkit import AttributionError, ParameterError
-from cxrkit.attribution import card, methods
+from cxrkit.attribution import methods
 from cxrkit.attribution.propagation import Layer
 from cxrkit.attribution.relevance import _Influence
 
@@ -851,25 +851,6 @@ def test_presets_are_the_published_settings():
 
 
 @pytest.mark.parametrize("method", RELEVANCE)
-def test_labels_chunks_and_precision(method):
-    model, x = settled(Branches(nn.SiLU()), side=16, channels=2), torch.randn(5, 2, 16, 12)
-    whole = explain(model, x, method)
-    assert whole.shape == (5, 3, 16, 12)
-    assert whole.dtype == torch.float32
-    close = {"atol": 1e-5 * whole.abs().max().item(), "rtol": 1e-4}
-    for chunk in (1, 2, 4):
-        torch.testing.assert_close(explain(model, x, method, chunk=chunk), whole, **close)
-    torch.testing.assert_close(explain(model, x, method, labels=[2, 0]), whole[:, [2, 0]], **close)
-    model.labels = ("Mass", "Nodule", "Effusion")
-    torch.testing.assert_close(explain(model, x, method, labels="Nodule"), whole[:, [1]], **close)
-    with torch.inference_mode():
-        torch.testing.assert_close(explain(model, x.clone(), method), whole, **close)
-    precise = explain(model.double(), x.double(), method)
-    assert precise.dtype == torch.float64
-    torch.testing.assert_close(precise.float(), whole, atol=100 * close["atol"], rtol=1e-3)
-
-
-@pytest.mark.parametrize("method", RELEVANCE)
 def test_maps_of_a_classifier_are_at_its_encoded_input(method):
     from cxrkit.models import create
 
@@ -880,38 +861,3 @@ def test_maps_of_a_classifier_are_at_its_encoded_input(method):
     torch.testing.assert_close(maps, explain(model.network, model.encode(x).detach(), method), atol=1e-6, rtol=1e-3)
     blurred = create("resnet18", labels=("Mass", "Nodule"), antialias="blur").eval()
     torch.testing.assert_close(explain(blurred, x, method).sum((2, 3)), blurred(x).detach(), atol=1e-6, rtol=1e-3)
-
-
-@pytest.mark.parametrize("failing", [False, True])
-@pytest.mark.parametrize("method", RELEVANCE)
-def test_the_model_is_left_as_it_was(method, failing):
-    model = settled(Branches(), side=16, channels=2).train()
-    model.norm1.eval()
-    model.conv2.weight.requires_grad_(False)
-    if failing:
-        model.act = nn.Softmax(1)
-
-    def state():
-        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
-        flags = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
-        return hooks, flags, [p.grad for p in model.parameters()]
-
-    before, values = state(), [v.clone() for v in model.state_dict().values()]
-    x = torch.randn(2, 2, 16, 16)
-    kept = x.clone()
-    if failing:
-        with pytest.raises(AttributionError, match=r"layer act \(Softmax\)"):
-            explain(model, x, method)
-    else:
-        explain(model, x, method)
-    assert state() == before
-    assert all(torch.equal(a, b) for a, b in zip(values, model.state_dict().values(), strict=True))
-    assert torch.equal(x, kept)
-
-
-def test_cards():
-    for name in RELEVANCE:
-        assert card(name).family == "relevance"
-        assert card(name).papers == ("relevance",)
-        assert card(name).outputs == ("logit",)
-        assert card(name).signed

@@ -12,7 +12,7 @@ import typer
 
 from cxrkit.errors import ParameterError
 from cxrkit.project import importable
-from cxrkit.terminal import console, print_frame
+from cxrkit.terminal import console, print_frame, print_rows
 
 if TYPE_CHECKING:
     from cxrkit.grid.engines import Engine
@@ -48,7 +48,7 @@ def grid_run(
     """Run what isn't done of a grid; killed at any moment, the same command goes on."""
     if dry_run:
         return _foretell(file, profile, 1 if serial else workers or _few())
-    limits = {"time_limit": time_limit, "memory_limit": memory_limit}
+    limits = _limits(time_limit=time_limit, memory_limit=memory_limit)
     run_grid(file, workers, profile=profile, scheduler=scheduler, slurm=slurm, serial=serial, **limits)
 
 
@@ -64,7 +64,7 @@ def grid_retry(
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Run what isn't done of a grid, and what failed once more."""
-    limits = {"time_limit": time_limit, "memory_limit": memory_limit}
+    limits = _limits(time_limit=time_limit, memory_limit=memory_limit)
     run_grid(file, workers, True, profile=profile, scheduler=scheduler, slurm=slurm, serial=serial, **limits)
 
 
@@ -75,10 +75,10 @@ def grid_status(file: GridName = "quick", profile: Profile = None) -> None:
 
     states = grid.states(grid.plan(file, profile))
     listed = states if len(states) <= _LONG else [state for state in states if state.name != "done"]
-    _print_rows(("state", "run", ""), [(state.name, state.task.key, state.detail) for state in listed[:_LONG]])
+    print_rows(("state", "run", ""), [(state.name, state.task.key, state.detail) for state in listed[:_LONG]])
     if len(listed) > _LONG:
         console.print(f"and {len(listed) - _LONG} more that are not done")
-    console.print(", ".join(f"{count} {name}" for name, count in _counts(states).items() if count), markup=False)
+    console.print(", ".join(f"{count} {name}" for name, count in _counts(states).items()), markup=False)
 
 
 @grid_app.command("show")
@@ -128,7 +128,7 @@ def grid_clean(
     if not found:
         console.print("Nothing to delete.")
         return
-    _print_rows(("why", "what is deleted"), [(left.why, str(left.path)) for left in found])
+    print_rows(("why", "what is deleted"), [(left.why, str(left.path)) for left in found])
     if yes or typer.confirm(f"Delete these {len(found)}?"):
         grid.remove(found)
         console.print(f"{len(found)} deleted.")
@@ -157,7 +157,7 @@ def run_grid(
     scheduler: str | None = None,
     slurm: Path | None = None,
     serial: bool = False,
-    **limits: str | None,
+    **limits: float,
 ) -> None:
     """Run a grid with progress, the failed runs as well where `again`. Exits with status 1 when runs aren't done."""
     from cxrkit import grid
@@ -165,7 +165,7 @@ def run_grid(
 
     if sum(map(bool, (scheduler, slurm, serial))) > 1:
         raise ParameterError("choose one of --scheduler, --slurm and --serial")
-    workers, read = 1 if serial else workers or _few(), _limits(**limits)
+    workers = workers or _few()
     for name in ("SIGTERM", "SIGHUP"):  # what a queue or a closing terminal sends: ends as Ctrl-C does
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
@@ -173,7 +173,7 @@ def run_grid(
     try:
         engine = _engine(scheduler, slurm, serial)
         with progress.reporter(console, title) as report:
-            state = grid.run(file, workers, report, profile=profile, engine=engine, retry=again, **read)
+            state = grid.run(file, workers, report, profile=profile, engine=engine, retry=again, **limits)
     except KeyboardInterrupt:
         console.print("Stopped. Nothing is left running; the same command goes on.")
         raise SystemExit(130) from None
@@ -206,12 +206,14 @@ def _few() -> int:
 
 
 def _limits(**given: str | None) -> dict[str, float]:
-    from cxrkit.grid.planning import duration, memory
+    """Seconds and bytes of the limits that are given. Raises ParameterError."""
+    from cxrkit.grid import planning
 
     limits = {}
     for name, text in given.items():
         try:
-            limits |= {name: {"time_limit": duration, "memory_limit": memory}[name](text)} if text is not None else {}
+            read = {"time_limit": planning.duration, "memory_limit": planning.memory}[name]
+            limits |= {} if text is None else {name: read(text)}
         except ValueError as error:
             raise ParameterError(f"--{name.replace('_', '-')} {text!r}: {error}") from None
     return limits
@@ -223,12 +225,12 @@ def _foretell(file: str, profile: str | None, workers: int) -> None:
 
     states = grid.states(grid.plan(file, profile))
     grid.check_names([state.task for state in states if state.name != "done"])
-    shown = [name for name, count in _counts(states).items() if count]
+    shown = _counts(states)
     rows = []
     for step in dict.fromkeys(state.task.step for state in states):
         own = [state for state in states if state.task.step == step]
-        rows.append((step, str(len(own)), *(str(_counts(own)[name]) for name in shown)))
-    _print_rows(("step", "runs", *shown), rows)
+        rows.append((step, len(own), *(_counts(own).get(name, 0) for name in shown)))
+    print_rows(("step", "runs", *shown), rows)
     named = [state for state in states if state.name in ("failed", "stale")]
     for state in named[:_LONG]:
         console.print(f"{state.name}: {state.task.key}: {state.detail}", markup=False)
@@ -242,18 +244,8 @@ def _foretell(file: str, profile: str | None, workers: int) -> None:
 
 
 def _counts(states: list[State]) -> dict[str, int]:
+    """Number of runs by state, for those states that there are."""
     from cxrkit import grid
 
     names = [state.name for state in states]
-    return {name: names.count(name) for name in grid.STATES}
-
-
-def _print_rows(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, markup=False)
+    return {name: names.count(name) for name in grid.STATES if name in names}

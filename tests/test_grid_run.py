@@ -393,13 +393,17 @@ def test_cores_and_cards_are_shared_out(monkeypatch):
     monkeypatch.setattr(engines, "cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
     engine = engines.LocalEngine(Settings("here"), 3)
-    assert [(one.threads, one.gpu) for one in engine._settings] == [(2, "0"), (2, "2"), (2, "0")]
+    assert [(one.threads, one.gpu) for one in (worker.settings for worker in engine.workers)] == [
+        (2, "0"),
+        (2, "2"),
+        (2, "0"),
+    ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", "")
     assert gpus() == []
-    assert engines.LocalEngine(Settings("here", threads=5), 2)._settings[0].gpu is None
+    assert engines.LocalEngine(Settings("here", threads=5), 2).workers[0].settings.gpu is None
 
 
 # With kernels.
@@ -425,7 +429,7 @@ def test_local_workers_make_runs_with_their_threads_and_tell_why_one_failed(proj
     path = project.grid(one={"seeds": 2}, two={"parameters": {"wrong": True}})
     with engines.LocalEngine(Settings(str(project.folder), threads=3), 2) as engine:
         state = grid.run(path, engine=engine)
-        assert engine._workers == {}
+    assert all(worker.process.poll() is not None for worker in engine.workers)
     assert state["state"].tolist() == ["done", "done", "failed"]
     assert "ValueError: this one fails" in state["detail"][2]
     done, _, broken = grid.plan(path)

@@ -15,7 +15,6 @@ import os
 import platform
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -89,7 +88,6 @@ class DaskEngine:
         self._workers: dict[str, _Worker] = {}  # by dask's id of the process
         self._refused: dict[str, str] = {}
         self._placed: dict[str, _Placed] = {}  # by job
-        self._news = threading.Event()
         self._looked = self._answered = self._seen = 0.0
 
     def __enter__(self) -> DaskEngine:
@@ -131,20 +129,18 @@ class DaskEngine:
         settings, where = self._settings(worker, slot), [worker.address]
         future = self.client.submit(_attempt, job, settings, key=job.id, pure=False, workers=where)
         self._placed[job.id] = _Placed(future, worker, slot)
-        future.add_done_callback(lambda _: self._news.set())
 
     def finished(self, timeout: float) -> Ended:
         over = time.monotonic() + timeout
         while True:
             if time.monotonic() - self._looked >= _LOOK:
                 self._look()
-            self._news.clear()
             ended = [(name, self._result(one)) for name, one in self._placed.items() if self._is_over(one)]
             for name, _ in ended:
                 del self._placed[name]
             if ended or time.monotonic() >= over:
                 return ended
-            self._news.wait(max(0.0, min(_LOOK, over - time.monotonic())))
+            time.sleep(0.05)
 
     def _is_over(self, one: _Placed) -> bool:
         return one.future.status != "pending" or one.worker not in self._workers.values()

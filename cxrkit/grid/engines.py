@@ -25,17 +25,11 @@ Ended = list[tuple[str, Outcome | None]]
 
 
 class Engine(Protocol):
-    """Takes jobs, and tells how they ended. `capacity` is how many it can run at a time, now."""
+    """A context in which jobs are made, at most `capacity` at a time; leaving it ends all that it started."""
 
     capacity: int
 
-    def __enter__(self) -> Engine: ...
-
-    def __exit__(self, *exc: object) -> None:
-        """End all that it started."""
-
-    def submit(self, job: Job) -> None:
-        """Start a job; never more than `capacity` at a time."""
+    def submit(self, job: Job) -> None: ...
 
     def finished(self, timeout: float) -> Ended:
         """The jobs that have ended; waits up to `timeout` seconds for the first."""
@@ -72,15 +66,17 @@ class _Worker:
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        self.process: subprocess.Popen | None = None
         self.job: Job | None = None
-        command = [sys.executable, "-m", "cxrkit.grid.worker"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        # A session of its own: Ctrl-C in the terminal is the runner's to answer.
-        self.process = subprocess.Popen(command, **pipes, start_new_session=True)
 
     def make(self, job: Job) -> Outcome | None:
-        """How a job ended; None where the worker died."""
-        answer = b""
+        """How a job ended; None where the worker died, which the next job replaces."""
+        if self.process is None or self.process.poll() is not None:
+            command = [sys.executable, "-m", "cxrkit.grid.worker"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            # A session of its own: Ctrl-C in the terminal is the runner's to answer.
+            self.process = subprocess.Popen(command, **pipes, start_new_session=True)
+        self.job, answer = job, b""
         with contextlib.suppress(OSError, ValueError):
             order = json.dumps([dataclasses.asdict(job), dataclasses.asdict(self.settings)])
             self.process.stdin.write(order.encode() + b"\n")
@@ -91,60 +87,55 @@ class _Worker:
         self.end(0.5)
         return None
 
+    def close(self) -> None:
+        if self.process:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+
     def end(self, grace: float) -> None:
         """Close its pipe, and kill it where that doesn't do, with the kernel that it leaves."""
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(grace)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        if job := self.job:
-            end_kernel(Path(job.work))
+        self.close()
+        if self.process:
+            try:
+                self.process.wait(grace)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.job:
+            end_kernel(Path(self.job.work))
 
 
 class LocalEngine:
     """Processes of this machine, each of which imports papermill once and then makes run after run.
 
     The machine's cores are shared out among them unless `settings.threads` says otherwise, and its graphics cards are
-    dealt round. A worker that dies is replaced when the next job needs it.
+    dealt round.
     """
 
     def __init__(self, settings: Settings, workers: int = 1):
         self.capacity = max(1, workers)
         threads = settings.threads or max(1, cores() // self.capacity)
         cards = [settings.gpu] if settings.gpu is not None else gpus() or [None]
-        self._settings = [
-            dataclasses.replace(settings, threads=threads, gpu=cards[slot % len(cards)])
-            for slot in range(self.capacity)
-        ]
-        self._workers: dict[int, _Worker] = {}
+        dealt = [cards[slot % len(cards)] for slot in range(self.capacity)]
+        self.workers = [_Worker(dataclasses.replace(settings, threads=threads, gpu=card)) for card in dealt]
+        self._idle = list(self.workers)
         self._ended: queue.Queue[tuple[str, Outcome | None]] = queue.Queue()
 
     def __enter__(self) -> LocalEngine:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        workers = list(self._workers.values())
-        for worker in workers:
-            with contextlib.suppress(OSError):
-                worker.process.stdin.close()
-        for worker in workers:
+        for worker in self.workers:
+            worker.close()
+        for worker in self.workers:
             worker.end(5.0)
-        self._workers.clear()
 
     def submit(self, job: Job) -> None:
-        busy = {slot for slot, worker in self._workers.items() if worker.job}
-        slot = next(slot for slot in range(self.capacity) if slot not in busy)
-        if slot not in self._workers or self._workers[slot].process.poll() is not None:
-            self._workers[slot] = _Worker(self._settings[slot])
-        self._workers[slot].job = job
-        threading.Thread(target=self._make, args=(self._workers[slot], job), daemon=True).start()
+        threading.Thread(target=self._make, args=(self._idle.pop(), job), daemon=True).start()
 
     def _make(self, worker: _Worker, job: Job) -> None:
         outcome = worker.make(job)
-        worker.job = None
+        self._idle.append(worker)
         self._ended.put((job.id, outcome))
 
     def finished(self, timeout: float) -> Ended:

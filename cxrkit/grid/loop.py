@@ -17,7 +17,7 @@ from cxrkit.errors import DataError
 from cxrkit.grid.engines import Engine, LocalEngine, SerialEngine
 from cxrkit.grid.execute import Job, Outcome, Settings
 from cxrkit.grid.planning import Task, check_names, plan
-from cxrkit.grid.state import states, status, whole
+from cxrkit.grid.state import states, status
 from cxrkit.grid.store import Claim, Runner, Store, disk_full
 from cxrkit.study import run_key
 from cxrkit.study.import_closure import writes_run
@@ -176,7 +176,7 @@ class _Loop:
             self.elsewhere.add(task.key)
             return
         self.elsewhere.discard(task.key)
-        if whole(task.place) and task.done:
+        if task.done:
             claim.release()
             self._end(task, "done")
         elif self._count(task) > self.attempts[task.key]:

@@ -366,17 +366,13 @@ class Future:
     def __init__(self, job: Job, settings: Settings, address: str):
         self.job, self.settings, self.address, self.cancelled = job, settings, address, False
 
-    def add_done_callback(self, call) -> None:
-        self.call = call
-
     def end(self, status: str, value=None) -> None:
         self.status, self.value = status, value
-        self.call(self)
 
     def result(self, timeout=None):
+        if self.status == "error":
+            raise self.value
         return self.value
-
-    exception = result
 
     def cancel(self, **_) -> None:
         self.cancelled = True
@@ -403,7 +399,7 @@ class StandIn:
         about = {}
         for address in workers:
             _, _, place, cores, cards = self.workers[address]
-            about[address] = {"versions": clusters._versions(), "place": place, "cores": cores, "cards": cards}
+            about[address] = {"place": place, "cores": cores, "cards": cards}
         return about
 
     scheduler = SimpleNamespace(identity=object())

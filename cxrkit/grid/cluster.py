@@ -131,33 +131,29 @@ class DaskEngine:
         self._placed[job.id] = _Placed(future, worker, slot)
 
     def finished(self, timeout: float) -> Ended:
-        over = time.monotonic() + timeout
+        end = time.monotonic() + timeout
         while True:
             if time.monotonic() - self._looked >= _LOOK:
                 self._look()
-            ended = [(name, self._result(one)) for name, one in self._placed.items() if self._is_over(one)]
-            for name, _ in ended:
-                del self._placed[name]
-            if ended or time.monotonic() >= over:
+            there = self._workers.values()
+            over = [n for n, one in self._placed.items() if one.future.status != "pending" or one.worker not in there]
+            ended = [(name, self._result(self._placed.pop(name))) for name in over]
+            if ended or time.monotonic() >= end:
                 return ended
             time.sleep(0.05)
 
-    def _is_over(self, one: _Placed) -> bool:
-        return one.future.status != "pending" or one.worker not in self._workers.values()
-
     def _result(self, one: _Placed) -> Outcome | None:
         """How a job ended; None where it was lost with its worker."""
-        future, error = one.future, None
-        if future.status == "pending":
-            with contextlib.suppress(Exception):
-                future.cancel(force=True)  # dask would repeat it
-        with contextlib.suppress(TimeoutError):  # a result that went with its worker would be waited for without end
-            if future.status == "finished":
-                return future.result(timeout=_ANSWER)
-            error = future.exception(timeout=_ANSWER) if future.status == "error" else None
-        if error is None or type(error).__name__ in ("KilledWorker", "CancelledError", "CommClosedError"):
-            return None
-        return Outcome("failed", "start", f"the worker {one.worker.address} failed: {type(error).__name__}: {error}")
+        try:
+            if one.future.status in ("finished", "error"):
+                # With a limit: a result that went with its worker would be waited for without end.
+                return one.future.result(timeout=_ANSWER)
+            one.future.cancel(force=True)  # dask would repeat it
+        except Exception as error:
+            name = type(error).__name__
+            if name not in ("KilledWorker", "CommClosedError", "TimeoutError"):
+                return Outcome("failed", "start", f"the worker {one.worker.address} failed: {name}: {error}")
+        return None
 
     def _settings(self, worker: _Worker, slot: int) -> Settings:
         near = sorted((w for w in self._workers.values() if w.place == worker.place), key=lambda w: w.address)
@@ -186,12 +182,18 @@ class DaskEngine:
         found = {info["id"]: (address, info) for address, info in card["workers"].items() if info["status"] != "closed"}
         self._workers = {name: worker for name, worker in self._workers.items() if name in found}
         new = {address: info for name, (address, info) in found.items() if name not in self._workers | self._refused}
-        for address, told in self._ask(_about, self.settings.project, workers=list(new)).items() if new else ():
-            if problem := _problem(told):
-                self._refused[new[address]["id"]] = f"worker {address}: {problem}"
-            elif isinstance(told, dict):
-                place = (told["place"], told["cores"], told["cards"])
-                self._workers[new[address]["id"]] = _Worker(address, max(1, new[address]["nthreads"]), *place)
+        asked = (self.settings.project, _versions())
+        for address, told in self._ask(_about, *asked, workers=list(new)).items() if new else ():
+            name, slots = new[address]["id"], max(1, new[address]["nthreads"])
+            if isinstance(told, dict):
+                self._workers[name] = _Worker(address, slots, **told)
+            elif isinstance(told, CxrkitError):
+                self._refused[name] = f"worker {address}: {told}"
+            elif told is not None and not isinstance(told, OSError):  # else it went away, or is asked at the next look
+                self._refused[name] = (
+                    f"worker {address}: can't load this version of cxrkit ({type(told).__name__}: {told}); start it "
+                    "from the same environment"
+                )
         if self._refused.keys() & found.keys() and not self._workers:
             raise CxrkitError("\n  ".join(["no worker can be used:", *self._refused.values()]))
         if self._workers or self._cluster is None:
@@ -231,21 +233,6 @@ def _greet(address: str) -> None:
             raise OSError("what listens there is no dask scheduler")
 
 
-def _problem(told: Any) -> str | None:
-    """How a worker differs by what it told about itself; None for not at all."""
-    if told is None or isinstance(told, OSError):
-        return None  # it went away meanwhile, or is asked again at the next look
-    if isinstance(told, CxrkitError):
-        return str(told)
-    if not isinstance(told, dict):
-        return f"can't load this version of cxrkit ({type(told).__name__}: {told}); start it from the same environment"
-    parts = []
-    for name, version in _versions().items():
-        if (theirs := told["versions"].get(name)) != version:
-            parts.append(f"{name} {theirs or 'is missing'} where this machine has {version}")
-    return ", ".join(parts) or None
-
-
 @functools.cache
 def _versions() -> dict[str, str]:
     """The versions that must be the same wherever runs of one grid are made."""
@@ -256,15 +243,20 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _about(project: str) -> dict[str, Any]:
-    """On a worker: versions, and the cores and cards that it shares with others of the same machine or job."""
+def _about(project: str, versions: dict[str, str]) -> dict[str, Any]:
+    """On a worker: the cores and cards that it shares with others of the same machine or job. Raises CxrkitError where
+    it can't make the runner's runs."""
     if not Path(project, "notebooks").is_dir():
         raise CxrkitError(f"sees no project in {project!r}; project and results must lie on a shared folder")
+    own = _versions()
+    wrong = [name for name, version in versions.items() if own.get(name) != version]
+    if wrong:
+        told = [f"{name} {own.get(name) or 'is missing'} where this machine has {versions[name]}" for name in wrong]
+        raise CxrkitError(", ".join(told))
     job, cores = os.environ.get("SLURM_JOB_ID", ""), executing.cores()
     if job:
         cores = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))
-    place = f"{processes.machine()}|{job}"
-    return {"versions": _versions(), "place": place, "cores": cores, "cards": executing.gpus()}
+    return {"place": f"{processes.machine()}|{job}", "cores": cores, "cards": executing.gpus()}
 
 
 def _attempt(job: Job, settings: Settings) -> Outcome | None:

@@ -189,10 +189,12 @@ class _Kernel:
                 replace_file(Path(self.job.work, "kernel.json"), json.dumps(self.leader))  # for those who clean up
                 watch.start()
                 yield manager
-                run_sync(manager.request_shutdown)()
-                run_sync(manager.finish_shutdown)()
             finally:
                 self._over.set()
+                if self.process.poll() is None and not self.reason:
+                    manager.shutdown_wait_time = 2.0
+                    run_sync(manager.request_shutdown)()
+                    run_sync(manager.finish_shutdown)()
                 self.end()
                 client.stop_channels()
                 run_sync(manager.cleanup_resources)()

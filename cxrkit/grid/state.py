@@ -85,15 +85,8 @@ class _View:
             count = record.get("attempts", 1)
             return "failed", f"{record.get('message', '')}" + (f" ({count} attempts)" if count > 1 else "")
         if others := [name for name in self.twins.get(run_key.identity_of(key), []) if name != key]:
-            return "stale", self._difference(task, _newest(self.store, others))
+            return "stale", f"`cxrkit grid why {_newest(self.store, others)}` tells what has changed"
         return "open", ""
-
-    def _difference(self, task: Task, other: str) -> str:
-        then, now = {}, run_key.origin(task.parameters)
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            then = json.loads((self.store.results / other / "run.json").read_text(encoding="utf-8"))["origin"]
-        names = [name for name in ("version", "code", "notebook", "data", "runs") if then.get(name) != now.get(name)]
-        return f"{other} was made by other {' and '.join(names)}"
 
 
 def _newest(store: Store, names: list[str]) -> str:

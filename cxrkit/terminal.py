@@ -1,4 +1,4 @@
-"""What all commands share: one console, tables, a progress bar."""
+"""What all commands share: one console and its tables."""
 
 from __future__ import annotations
 
@@ -6,24 +6,11 @@ import sys
 from collections.abc import Collection, Iterable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-__all__ = ["console", "print_frame", "print_rows", "progress"]
+__all__ = ["console", "print_frame", "print_rows"]
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-
-
-def progress() -> Progress:
-    """A bar with counts and time, on the console."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=console)
 
 
 def print_rows(names: Iterable[str], rows: Iterable[Iterable[object]], right: Collection[str] = ()) -> None:

@@ -112,9 +112,9 @@ HELD: dict[str, int] = {
     "metrics": 2311,
     "train": 1781,
     "study": 2760,
-    "grid": 2295,
+    "grid": 2279,
     "view": 2506,
-    "": 848,
+    "": 834,
 }
 
 

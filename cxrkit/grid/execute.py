@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -231,10 +232,9 @@ class _Kernel:
             os.stat(self.job.work)
             if self.job.heartbeat and (beat := os.stat(self.job.heartbeat).st_mtime_ns) != self._beat[0]:
                 self._beat = (beat, time.monotonic())
-        except FileNotFoundError:
-            return False
-        except OSError:
-            pass  # the shared folder doesn't answer; it may again
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                return False  # else the shared folder doesn't answer; it may again
         return not self.job.heartbeat or time.monotonic() - self._beat[1] < LEASE / 2
 
 

@@ -100,10 +100,10 @@ def retry(file: str | Path, workers: int = 1, report: Report | None = None, **op
     return run(file, workers, report, retry=True, **options)
 
 
-def make_settings(threads: int = 0) -> Settings:
+def make_settings() -> Settings:
     """Where runs execute: in this project, with its results."""
     moved = {"CXRKIT_RESULTS": str(run_key.results_folder())} if "CXRKIT_RESULTS" in os.environ else {}
-    return Settings(str(run_key.project_folder()), threads=threads, environment=moved)
+    return Settings(str(run_key.project_folder()), environment=moved)
 
 
 _SAFE = "what was finished is safe, the same command goes on"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import cxrkit
 from cxrkit.errors import CxrkitError, DataError
 from cxrkit.grid.planning import Task, plan
-from cxrkit.grid.store import Store, end_kernel
+from cxrkit.grid.store import Store, end_kernel, visible
 from cxrkit.study import run_key
 from cxrkit.study.notebook import parameter_names, parameters_for
 
@@ -68,7 +68,7 @@ class _View:
 
     def __init__(self, results: str):
         self.store = Store(run_key.results_folder(results))
-        self.names, self.failed, self.held = self.store.names(), self.store.failed_names(), self.store.held()
+        self.names, self.failed, self.held = visible(self.store.results), visible(self.store.failed), self.store.held()
         self.twins: dict[str | None, list[str]] = defaultdict(list)
         for name in self.names:
             self.twins[run_key.identity_of(name)].append(name)
@@ -133,7 +133,7 @@ def show(key: str, results: str | Path = "results") -> dict[str, Any]:
     """All that is known of one run, by its key or the beginning of it: state, folder, parameters, and for one that runs
     or has failed its log and traceback. Raises DataError when no run, or more than one, is called so."""
     store = Store(run_key.results_folder(results))
-    held, failed = store.held(), store.failed_names()
+    held, failed = store.held(), visible(store.failed)
     name = _called(key, store, set(held) | failed)
     if name in held:
         holder = held[name].holder
@@ -152,7 +152,7 @@ def show(key: str, results: str | Path = "results") -> dict[str, Any]:
 
 
 def _called(key: str, store: Store, others: set[str]) -> str:
-    known = sorted({name for name in store.names() if run_key.identity_of(name)} | others)
+    known = sorted({name for name in visible(store.results) if run_key.identity_of(name)} | others)
     found = [name for name in known if name == key] or [name for name in known if name.startswith(key)]
     if len(found) != 1:
         told = ", ".join((found or known)[:8]) or "none"
@@ -178,7 +178,7 @@ def why(key: str, results: str | Path = "results", file: str | Path | None = Non
     from cxrkit.study import runs
 
     store = Store(run_key.results_folder(results))
-    names = store.names()
+    names = visible(store.results)
     twins = [name for name in names if run_key.identity_of(name) == run_key.identity_of(key) is not None]
     # A key that isn't there yet: the runs of the same parameters are older.
     name = _newest(store, twins) if twins and key not in twins else _called(key, store, set())
@@ -229,12 +229,12 @@ def leftovers(file: str | Path, profile: str | None = None, done: bool = False) 
         wanted = {task.key for task in tasks if task.parameters.results == results}
         store, mine = Store(run_key.results_folder(results)), {run_key.identity_of(key) for key in wanted}
         there = []
-        for name in sorted(store.names()):
+        for name in sorted(visible(store.results)):
             if done or name not in wanted:
                 state = "done" if name in wanted else "stale"
                 there.append(Leftover(store.results / name, state, name))
                 there.append(Leftover(store.notebooks / f"{name}.ipynb", f"notebook of a {state} run", name))
-        there += [Leftover(store.failed / name, "failed", name) for name in sorted(store.failed_names())]
+        there += [Leftover(store.failed / name, "failed", name) for name in sorted(visible(store.failed))]
         hidden = [path for path in store.results.glob(".*-*.*") if time.time() - _changed(path) > _OLD]
         for path in sorted([*store.work.glob("*"), *store.claims.glob("*"), *hidden]):
             key = path.name.lstrip(".").removesuffix(".old").rpartition(".")[0]

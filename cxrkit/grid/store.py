@@ -25,7 +25,7 @@ from typing import Any
 
 from cxrkit.grid import processes
 
-__all__ = ["BEAT", "KERNEL_FOLDER", "LEASE", "Claim", "Runner", "Store", "disk_full", "end_kernel"]
+__all__ = ["BEAT", "KERNEL_FOLDER", "LEASE", "Claim", "Runner", "Store", "disk_full", "end_kernel", "visible"]
 
 BEAT, LEASE = 5.0, 60.0
 KERNEL_FOLDER = "cxrkit-kernel-"  # begins the name of the folder with a kernel's sockets
@@ -63,13 +63,6 @@ class Store:
         for folder in (self.claims, self.runners, self.work):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def names(self) -> set[str]:
-        """Names of the folders that may be runs."""
-        return _visible(self.results)
-
-    def failed_names(self) -> set[str]:
-        return _visible(self.failed)
-
     def failure(self, key: str) -> dict[str, Any] | None:
         """The record of a failed run: why, message, attempts, seconds, when; None where it hasn't failed."""
         try:
@@ -79,7 +72,7 @@ class Store:
 
     def held(self) -> dict[str, Claim]:
         """Every run that a living runner makes now."""
-        names = {name.rpartition(".")[0] for name in _visible(self.claims)}
+        names = {name.rpartition(".")[0] for name in visible(self.claims)}
         return {name: claim for name in names if (claim := self.holder(name))}
 
     def holder(self, key: str) -> Claim | None:
@@ -164,7 +157,10 @@ class Store:
         os.replace(work, self.failed / key)
 
     def forget_failure(self, key: str) -> None:
-        shutil.rmtree(self.failed / key, ignore_errors=True)
+        old = self.work / f"{key}.{uuid.uuid4().hex[:8]}"
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.failed / key, old)
+        shutil.rmtree(old, ignore_errors=True)
 
     def journal(self, **event: Any) -> None:
         """Note how an attempt ended. Only estimates are drawn from it, so what can't be written is left out."""
@@ -226,7 +222,8 @@ def end_kernel(work: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _visible(folder: Path) -> set[str]:
+def visible(folder: Path) -> set[str]:
+    """Names in a folder that don't begin with a dot; none where there is no folder."""
     with contextlib.suppress(FileNotFoundError):
         return {name for name in os.listdir(folder) if not name.startswith(".")}
     return set()
@@ -234,7 +231,7 @@ def _visible(folder: Path) -> set[str]:
 
 def _claims(folder: Path, key: str) -> list[Path]:
     """The claims of a run, the newest last."""
-    names = [name for name in _visible(folder) if name.rpartition(".")[0] == key and name.rpartition(".")[2].isdigit()]
+    names = [name for name in visible(folder) if name.rpartition(".")[0] == key and name.rpartition(".")[2].isdigit()]
     return sorted((folder / name for name in names), key=_number)
 
 

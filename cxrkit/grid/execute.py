@@ -32,7 +32,7 @@ _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM", "BLIS", "RAYO
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _SENT = {1, 2, 9, 15}  # signals to hang up, interrupt, kill, end: sent by someone; others are the kernel's own crash
-_LOOK = 0.25  # seconds between two looks at a kernel
+_LOOK = 0.1  # seconds between two looks at a kernel
 
 
 @dataclass(frozen=True)

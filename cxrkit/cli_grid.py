@@ -189,7 +189,6 @@ def run_grid(
 
 
 def _engine(scheduler: str | None, slurm: Path | None, serial: bool) -> Engine | str:
-    from cxrkit import grid
 
     if not scheduler and not slurm:
         return "serial" if serial else "local"
@@ -197,8 +196,8 @@ def _engine(scheduler: str | None, slurm: Path | None, serial: bool) -> Engine |
     from cxrkit.grid import slurm as queue
 
     if slurm:
-        return cluster.DaskEngine(grid.make_settings(), jobs=queue.SlurmJobs(queue.read(slurm)))
-    return cluster.DaskEngine(grid.make_settings(), cluster.address_of(scheduler))
+        return cluster.DaskEngine(jobs=queue.SlurmJobs(queue.read(slurm)))
+    return cluster.DaskEngine(cluster.address_of(scheduler))
 
 
 def _few() -> int:

@@ -22,7 +22,7 @@ from cxrkit.grid import cluster as clusters
 from cxrkit.grid import engines
 from cxrkit.grid import execute as executing
 from cxrkit.grid.cluster import DaskEngine, address_of
-from cxrkit.grid.execute import Job, Outcome, Settings
+from cxrkit.grid.execute import Job, Outcome
 from cxrkit.study import runs
 
 Client = pytest.importorskip("distributed").Client
@@ -35,9 +35,9 @@ from cxrkit.study import runs
 from cxrkit.grid import execute
 from cxrkit.grid.execute import Outcome
 
-def fake(job, settings):
+def fake(job):
     with open(Path(job.results) / "begun.txt", "a") as file:
-        file.write(f"{job.id} {settings.threads} {os.getpid()}\\n")
+        file.write(f"{job.id} {job.threads} {os.getpid()}\\n")
     time.sleep(job.values["wait"])
     if job.values["seed"] in (3, 13):
         return Outcome("failed", "error", "as it should")
@@ -145,8 +145,8 @@ def until(told, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def engine(cluster: Cluster, **settings) -> DaskEngine:
-    return DaskEngine(Settings(str(Path.cwd()), **settings), cluster.address)
+def engine(cluster: Cluster) -> DaskEngine:
+    return DaskEngine(cluster.address)
 
 
 def outcome(state) -> dict[str, str | None]:
@@ -172,6 +172,7 @@ def job(project: Path, name: str = "job", **values) -> Job:
         card=card,
         results=str(results),
         work=str(results / ".grid" / "work" / name),
+        project=str(project),
     )
 
 
@@ -211,7 +212,7 @@ def test_a_scheduler_that_is_not_there_is_told_within_seconds(project):
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     started = time.monotonic()
     with pytest.raises(CxrkitError, match=rf"no scheduler answers at {address}.*dask scheduler"):
-        grid.run(make_grid(project), engine=DaskEngine(Settings(str(project)), address))
+        grid.run(make_grid(project), engine=DaskEngine(address))
     assert time.monotonic() - started < 10
 
 
@@ -230,7 +231,7 @@ def test_something_else_on_that_port_is_told_within_seconds(project, monkeypatch
 
         threading.Thread(target=greet, daemon=True).start()
         with pytest.raises(CxrkitError, match="no scheduler answers"):
-            DaskEngine(Settings(str(project)), f"tcp://127.0.0.1:{other.getsockname()[1]}").__enter__()
+            DaskEngine(f"tcp://127.0.0.1:{other.getsockname()[1]}").__enter__()
 
 
 def test_two_of_four_workers_killed_and_the_outcome_is_the_same(project, cluster, monkeypatch):
@@ -295,7 +296,7 @@ def test_cancelling_ends_the_kernels_of_ones_own_runs_only(project, cluster):
         assert [(name, result.state) for name, result in told] == [("other", "done")]
 
 
-def test_ctrl_c_leaves_a_state_that_goes_on(project, cluster):
+def test_ctrl_c_leaves_a_state_that_goes_on(project, cluster, monkeypatch):
     path = make_grid(project, product={"seed": [0, 1, 2]}, parameters={"wait": 0.5})
     cluster.worker(FAKE)
     cluster.wait(1)
@@ -310,8 +311,9 @@ def test_ctrl_c_leaves_a_state_that_goes_on(project, cluster):
     assert not list((project / "results" / ".grid" / "claims").iterdir())
     state = grid.run(path, engine=engine(cluster))
     assert set(state["state"]) == {"done"}
+    monkeypatch.setattr(clusters, "project_folder", lambda: project / "elsewhere")
     with pytest.raises(CxrkitError, match=r"sees no project in .*shared folder"):
-        DaskEngine(Settings(str(project / "elsewhere")), cluster.address).__enter__()
+        engine(cluster).__enter__()
 
 
 def test_workers_that_differ_are_refused_at_the_start_and_later(project, cluster):
@@ -363,8 +365,8 @@ class Future:
 
     status = "pending"
 
-    def __init__(self, job: Job, settings: Settings, address: str):
-        self.job, self.settings, self.address, self.cancelled = job, settings, address, False
+    def __init__(self, job: Job, address: str):
+        self.job, self.address, self.cancelled = job, address, False
 
     def end(self, status: str, value=None) -> None:
         self.status, self.value = status, value
@@ -405,9 +407,9 @@ class StandIn:
     scheduler = SimpleNamespace(identity=object())
     _run = object()
 
-    def submit(self, function, job, settings, key, pure, workers):
+    def submit(self, function, job, key, pure, workers):
         assert (key, pure) == (job.id, False)
-        self.futures.append(Future(job, settings, *workers))
+        self.futures.append(Future(job, *workers))
         return self.futures[-1]
 
     def cancel(self, futures, force) -> None:
@@ -424,32 +426,25 @@ def test_cores_and_cards_of_a_machine_are_shared_out(project):
         b=("2", 2, "node 1", 16, ["0", "1", "2"]),
         c=("3", 1, "node 2", 6, []),
     )
-    with DaskEngine(client=client, settings=Settings(str(project))) as at_work:
+    with DaskEngine(client=client) as at_work:
         assert at_work.capacity == 5
         for number in range(5):
             at_work.submit(job(project, str(number)))
-        given = sorted((one.address, one.settings.threads, one.settings.gpu or "") for one in client.futures)
+        given = sorted((one.address, one.job.threads, one.job.gpu or "") for one in client.futures)
         assert given == [("a", 4, "0"), ("a", 4, "1"), ("b", 4, "0"), ("b", 4, "2"), ("c", 6, "")]
         first = next(one for one in client.futures if one.address == "a")
         first.end("finished", Outcome("done"))
         assert at_work.finished(0.1) == [(first.job.id, Outcome("done"))]
         at_work.submit(job(project, "5"))
         assert client.futures[5].address == "a"
-        assert client.futures[5].settings.gpu == first.settings.gpu, "the place that came free"
-
-
-def test_what_the_settings_say_holds_everywhere(project):
-    client = StandIn(a=("1", 2, "node", 16, ["0", "1"]))
-    with DaskEngine(client=client, settings=Settings(str(project), threads=3, gpu="7")) as at_work:
-        at_work.submit(job(project))
-        assert (client.futures[0].settings.threads, client.futures[0].settings.gpu) == (3, "7")
+        assert client.futures[5].job.gpu == first.job.gpu, "the place that came free"
 
 
 def test_lost_and_failed_futures_are_told_apart(project, monkeypatch):
     monkeypatch.setattr(clusters, "_LOOK", 0.0)
     client = StandIn(a=("1", 4, "node", 4, []))
     killed = type("KilledWorker", (Exception,), {})
-    with DaskEngine(client=client, settings=Settings(str(project))) as at_work:
+    with DaskEngine(client=client) as at_work:
         for number in range(4):
             at_work.submit(job(project, str(number)))
         client.futures[0].end("error", killed("dead"))
@@ -470,7 +465,7 @@ def test_lost_and_failed_futures_are_told_apart(project, monkeypatch):
 def test_without_workers_a_run_waits_for_one(project, monkeypatch):
     monkeypatch.setattr(clusters, "_LOOK", 0.0)
     client = StandIn()
-    with DaskEngine(client=client, settings=Settings(str(project))) as at_work:
+    with DaskEngine(client=client) as at_work:
         assert at_work.finished(0.05) == []
         assert at_work.capacity == 0
         client.workers["late"] = ("1", 1, "node", 2, [])
@@ -481,14 +476,14 @@ def test_without_workers_a_run_waits_for_one(project, monkeypatch):
 def test_an_attempt_is_begun_once(project):
     one = job(project)
     Path(one.work, "output").mkdir()
-    assert clusters._attempt(one, Settings(str(project))) is None
+    assert clusters._attempt(one) is None
 
 
 def test_a_results_folder_that_is_not_shared_is_named(project):
     import dataclasses
 
     one = dataclasses.replace(job(project), work=str(project / "not here"))
-    told = clusters._attempt(one, Settings(str(project)))
+    told = clusters._attempt(one)
     assert (told.state, told.why) == ("failed", "start")
     assert "shared folder" in told.message
     assert not Path(one.work).exists()
@@ -503,7 +498,7 @@ def test_a_result_that_went_with_its_worker_is_not_waited_for(monkeypatch):
                 pytest.fail("waits without end")
             raise TimeoutError
 
-    engine = DaskEngine(Settings("."))
+    engine = DaskEngine()
     engine._looked = time.monotonic()
     engine._placed = {"run": clusters._Placed(Gone(), clusters._Worker("a", 1, "node", 1, []), 0)}
     assert engine.finished(0) == [("run", None)]

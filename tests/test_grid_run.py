@@ -20,7 +20,7 @@ from grid_project import PARAMETERS, RESULT, SQUARE, Instant, Project, notebook
 
 from cxrkit import DataError, ParameterError, grid
 from cxrkit.grid import engines, processes, state, store
-from cxrkit.grid.execute import Job, Outcome, Settings, execute, gpus
+from cxrkit.grid.execute import Job, Outcome, execute, gpus
 from cxrkit.grid.store import Runner, Store
 from cxrkit.study import runs
 
@@ -329,7 +329,7 @@ def test_many_claim_and_one_gets_it(project):
 
 
 @contextlib.contextmanager
-def no_kernel(kernel, settings, log):
+def no_kernel(kernel, log):
     yield kernel
 
 
@@ -369,7 +369,7 @@ def test_a_full_disk_is_told_and_nothing_is_half_written(project, monkeypatch):
     for limit[0] in range(1, 80):
         count[0] = 0
         try:
-            grid.run(path, engine=Instant(lambda job: execute(job, Settings(str(project.folder))), work=False))
+            grid.run(path, engine=Instant(lambda job: execute(job), work=False))
             ends.add("ran")
         except DataError as error:
             ends.add(str(error)[:16])
@@ -392,18 +392,14 @@ def test_a_full_disk_is_told_and_nothing_is_half_written(project, monkeypatch):
 def test_cores_and_cards_are_shared_out(monkeypatch):
     monkeypatch.setattr(engines, "cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
-    engine = engines.LocalEngine(Settings("here"), 3)
-    assert [(one.threads, one.gpu) for one in (worker.settings for worker in engine.workers)] == [
-        (2, "0"),
-        (2, "2"),
-        (2, "0"),
-    ]
+    engine = engines.LocalEngine(3)
+    assert [tuple(worker.share.values()) for worker in engine.workers] == [(2, "0"), (2, "2"), (2, "0")]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", "")
     assert gpus() == []
-    assert engines.LocalEngine(Settings("here", threads=5), 2).workers[0].settings.gpu is None
+    assert engines.LocalEngine(2).workers[0].share["gpu"] is None
 
 
 # With kernels.
@@ -427,7 +423,7 @@ def test_local_workers_make_runs_with_their_threads_and_tell_why_one_failed(proj
     cell += "import json\npathlib.Path(os.environ['CXRKIT_OUTPUT'], 'e.json').write_text(json.dumps(told))"
     notebook(project.square, PARAMETERS, SQUARE, RESULT, cell)
     path = project.grid(one={"seeds": 2}, two={"parameters": {"wrong": True}})
-    with engines.LocalEngine(Settings(str(project.folder), threads=3), 2) as engine:
+    with engines.LocalEngine(2) as engine:
         state = grid.run(path, engine=engine)
     assert all(worker.process.poll() is not None for worker in engine.workers)
     assert state["state"].tolist() == ["done", "done", "failed"]
@@ -436,7 +432,7 @@ def test_local_workers_make_runs_with_their_threads_and_tell_why_one_failed(proj
     run = runs.Run(done.place)
     run.verify()
     assert {"number.txt", "notebook.ipynb", "environment.json"} <= set(run.card["files"])
-    assert run.json("e.json") == [str(project.folder), "3", 5]
+    assert run.json("e.json") == [str(project.folder), str(max(1, engines.cores() // 2)), 5]
     told = grid.show(broken.key)
     assert "about to fail" in told["log"]
     assert 'raise ValueError("this one fails")' in told["traceback"]
@@ -446,13 +442,13 @@ def test_local_workers_make_runs_with_their_threads_and_tell_why_one_failed(proj
 
 def test_limits_end_a_run(project):
     notebook(project.square, PARAMETERS, "big = bytearray(int(seed))\nimport time\ntime.sleep(60)", RESULT)
-    outcome = execute(job_of(project, time_limit=2.0), Settings(str(project.folder)))
+    outcome = execute(job_of(project, time_limit=2.0))
     assert (outcome.state, outcome.why) == ("failed", "time")
     assert "time limit of 2 s" in outcome.message
     assert 2 <= outcome.seconds < 30
     (other := project.results / "b").mkdir()
     job = job_of(project, parameters={"seed": 600_000_000}, memory_limit=500_000_000, work=str(other))
-    outcome = execute(job, Settings(str(project.folder)))
+    outcome = execute(job)
     assert (outcome.state, outcome.why) == ("failed", "memory")
     assert "its limit is 0.50 GB" in outcome.message
     assert not list(project.results.glob("square-*"))
@@ -462,7 +458,7 @@ def test_a_run_that_nobody_wants_any_more_ends(project):
     notebook(project.square, PARAMETERS, "import time\ntime.sleep(60)", RESULT)
     job = job_of(project)
     threading.Timer(3.0, os.rename, (job.work, job.work + ".gone")).start()
-    outcome = execute(job, Settings(str(project.folder)))
+    outcome = execute(job)
     assert (outcome.why, outcome.message) == ("cancelled", "its runner is gone")
 
 

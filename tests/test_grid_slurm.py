@@ -18,7 +18,6 @@ import yaml
 from cxrkit import CxrkitError, ParameterError, grid
 from cxrkit.grid import cluster, slurm
 from cxrkit.grid.cluster import DaskEngine
-from cxrkit.grid.execute import Settings
 
 dask_jobqueue = pytest.importorskip("dask_jobqueue")
 dask = pytest.importorskip("dask")
@@ -64,8 +63,8 @@ def job_script(resources: slurm.Resources) -> str:
     return job.job_script()
 
 
-def start(file: Path, project: Path | str = ".") -> DaskEngine:
-    return DaskEngine(Settings(str(project)), jobs=slurm.SlurmJobs(slurm.read(file)))
+def start(file: Path) -> DaskEngine:
+    return DaskEngine(jobs=slurm.SlurmJobs(slurm.read(file)))
 
 
 def check_syntax(script: str) -> None:
@@ -280,7 +279,7 @@ def test_a_grid_through_slurm_with_a_job_lost_on_the_way(write, standin, tiny_gr
         if events.count("start") == 2 and event.kind == "start":
             os.killpg(jobs(standin)[0], signal.SIGKILL)
 
-    engine = start(write(SMALL), tmp_path)
+    engine = start(write(SMALL))
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}):
         state = grid.run(tiny_grid, engine=engine, report=hear)
     assert set(state["state"]) == {"done"}
@@ -289,7 +288,7 @@ def test_a_grid_through_slurm_with_a_job_lost_on_the_way(write, standin, tiny_gr
 
 
 def test_what_slurm_refuses_is_told_before_anything_starts(write, standin, tiny_grid, tmp_path):
-    engine = start(write(SMALL | {"queue": "nowhere"}), tmp_path)
+    engine = start(write(SMALL | {"queue": "nowhere"}))
     with pytest.raises(ParameterError, match=r"SLURM refuses such a job: .*invalid partition specified"):
         grid.run(tiny_grid, engine=engine)
     assert jobs(standin) == []
@@ -297,7 +296,7 @@ def test_what_slurm_refuses_is_told_before_anything_starts(write, standin, tiny_
 
 def test_jobs_that_die_at_once_end_the_wait(write, standin, tiny_grid, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "_GRACE", 0.5)
-    engine = start(write(SMALL | {"environment": ["exit 3"]}), tmp_path)
+    engine = start(write(SMALL | {"environment": ["exit 3"]}))
     started = time.monotonic()
     with pytest.raises(CxrkitError, match="no SLURM job of this grid is waiting or running"):
         grid.run(tiny_grid, engine=engine)

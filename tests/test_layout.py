@@ -112,7 +112,7 @@ HELD: dict[str, int] = {
     "metrics": 2311,
     "train": 1781,
     "study": 2760,
-    "grid": 2279,
+    "grid": 2263,
     "view": 2506,
     "": 834,
 }

@@ -9,7 +9,7 @@ from cxrkit.lazy import lazily
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     studies="finished load",
-    loop="Event make_settings retry run",
+    loop="Event retry run",
     planning="Task check_names find_grid plan",
     state="STATES clean estimate leftovers remove show states status why",
 )

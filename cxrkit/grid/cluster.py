@@ -25,8 +25,9 @@ from cxrkit.errors import CxrkitError, ParameterError
 from cxrkit.grid import execute as executing
 from cxrkit.grid import processes
 from cxrkit.grid.engines import Ended
-from cxrkit.grid.execute import Job, Outcome, Settings
+from cxrkit.grid.execute import Job, Outcome
 from cxrkit.grid.slurm import SlurmJobs
+from cxrkit.project import project_folder
 from cxrkit.study.import_closure import fingerprint
 
 __all__ = ["DaskEngine", "address_of"]
@@ -78,12 +79,12 @@ class DaskEngine:
     `scheduler`: address of one that runs already; or `jobs` of SLURM, which are given back at the end. Each worker must
     have this package's code and the same versions of what results depend on: `__enter__` refuses a cluster where one
     differs, and a worker that joins later and differs gets nothing to do. A worker that dies is noticed within about a
-    second, and its runs are reported as lost. `settings.threads` and `settings.gpu` hold for every run where they are
-    set; else a machine's cores are shared out among its workers' threads, and its cards are dealt round.
+    second, and its runs are reported as lost. A machine's cores are shared out among its workers' threads, and its
+    cards are dealt round.
     """
 
-    def __init__(self, settings: Settings, scheduler: str = "", jobs: SlurmJobs | None = None, client: Any = None):
-        self.settings, self.scheduler, self.jobs, self.client = settings, scheduler, jobs, client
+    def __init__(self, scheduler: str = "", jobs: SlurmJobs | None = None, client: Any = None):
+        self.scheduler, self.jobs, self.client = scheduler, jobs, client
         self._cluster: Any = None
         self._workers: dict[str, _Worker] = {}  # by dask's id of the process
         self._refused: dict[str, str] = {}
@@ -126,8 +127,8 @@ class DaskEngine:
         busy = [(one.worker.address, one.slot) for one in self._placed.values()]
         free = [(w, slot) for w in self._workers.values() for slot in range(w.slots) if (w.address, slot) not in busy]
         worker, slot = min(free, key=lambda one: (one[1] / one[0].slots, one[0].address))
-        settings, where = self._settings(worker, slot), [worker.address]
-        future = self.client.submit(_attempt, job, settings, key=job.id, pure=False, workers=where)
+        job = dataclasses.replace(job, **self._share(worker, slot))
+        future = self.client.submit(_attempt, job, key=job.id, pure=False, workers=[worker.address])
         self._placed[job.id] = _Placed(future, worker, slot)
 
     def finished(self, timeout: float) -> Ended:
@@ -155,13 +156,11 @@ class DaskEngine:
                 return Outcome("failed", "start", f"the worker {one.worker.address} failed: {name}: {error}")
         return None
 
-    def _settings(self, worker: _Worker, slot: int) -> Settings:
+    def _share(self, worker: _Worker, slot: int) -> dict[str, Any]:
         near = sorted((w for w in self._workers.values() if w.place == worker.place), key=lambda w: w.address)
-        threads, gpu = self.settings.threads or max(1, worker.cores // sum(w.slots for w in near)), self.settings.gpu
-        if gpu is None and worker.cards:
-            before = sum(w.slots for w in near[: near.index(worker)])
-            gpu = worker.cards[(before + slot) % len(worker.cards)]
-        return dataclasses.replace(self.settings, threads=threads, gpu=gpu)
+        threads, before = worker.cores // sum(w.slots for w in near), sum(w.slots for w in near[: near.index(worker)])
+        gpu = worker.cards[(before + slot) % len(worker.cards)] if worker.cards else None
+        return {"threads": max(1, threads), "gpu": gpu}
 
     def _look(self) -> None:
         """Bring the list of workers up to date. Raises CxrkitError where the scheduler is gone or no worker fits."""
@@ -182,7 +181,7 @@ class DaskEngine:
         found = {info["id"]: (address, info) for address, info in card["workers"].items() if info["status"] != "closed"}
         self._workers = {name: worker for name, worker in self._workers.items() if name in found}
         new = {address: info for name, (address, info) in found.items() if name not in self._workers | self._refused}
-        asked = (self.settings.project, _versions())
+        asked = (str(project_folder()), _versions())
         for address, told in self._ask(_about, *asked, workers=list(new)).items() if new else ():
             name, slots = new[address]["id"], max(1, new[address]["nthreads"])
             if isinstance(told, dict):
@@ -259,10 +258,10 @@ def _about(project: str, versions: dict[str, str]) -> dict[str, Any]:
     return {"place": f"{processes.machine()}|{job}", "cores": cores, "cards": executing.gpus()}
 
 
-def _attempt(job: Job, settings: Settings) -> Outcome | None:
+def _attempt(job: Job) -> Outcome | None:
     """On a worker: one attempt. None where it was begun before: dask repeats what was lost, the grid decides if."""
     if not Path(job.work).exists():
         return Outcome("failed", "start", f"this worker doesn't see {job.work}; results must lie on a shared folder")
     if Path(job.work, "output").exists():
         return None
-    return executing.execute(job, settings)
+    return executing.execute(job)

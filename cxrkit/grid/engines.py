@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
-from cxrkit.grid.execute import Job, Outcome, Settings, cores, end_all, execute, gpus
+from cxrkit.grid.execute import Job, Outcome, cores, end_all, execute, gpus
 from cxrkit.grid.store import end_kernel
 
 __all__ = ["Engine", "LocalEngine", "SerialEngine"]
@@ -40,8 +40,7 @@ class SerialEngine:
 
     capacity = 1
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    def __init__(self):
         self._jobs: list[Job] = []
 
     def __enter__(self) -> SerialEngine:
@@ -58,14 +57,14 @@ class SerialEngine:
             threading.Event().wait(timeout)
             return []
         job = self._jobs.pop()
-        return [(job.id, execute(job, self.settings))]
+        return [(job.id, execute(job))]
 
 
 class _Worker:
     """A process that makes one run after the other; it ends, with its kernel, when this side of its pipe closes."""
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    def __init__(self, threads: int, gpu: str | None):
+        self.share = {"threads": threads, "gpu": gpu}
         self.process: subprocess.Popen | None = None
         self.job: Job | None = None
 
@@ -78,7 +77,7 @@ class _Worker:
             self.process = subprocess.Popen(command, **pipes, start_new_session=True)
         self.job, answer = job, b""
         with contextlib.suppress(OSError, ValueError):
-            order = json.dumps([dataclasses.asdict(job), dataclasses.asdict(self.settings)])
+            order = json.dumps(dataclasses.asdict(job) | self.share)
             self.process.stdin.write(order.encode() + b"\n")
             self.process.stdin.flush()
             answer = self.process.stdout.readline()
@@ -108,16 +107,13 @@ class _Worker:
 class LocalEngine:
     """Processes of this machine, each of which imports papermill once and then makes run after run.
 
-    The machine's cores are shared out among them unless `settings.threads` says otherwise, and its graphics cards are
-    dealt round.
+    The machine's cores are shared out among them, and its graphics cards are dealt round.
     """
 
-    def __init__(self, settings: Settings, workers: int = 1):
+    def __init__(self, workers: int = 1):
         self.capacity = max(1, workers)
-        threads = settings.threads or max(1, cores() // self.capacity)
-        cards = [settings.gpu] if settings.gpu is not None else gpus() or [None]
-        dealt = [cards[slot % len(cards)] for slot in range(self.capacity)]
-        self.workers = [_Worker(dataclasses.replace(settings, threads=threads, gpu=card)) for card in dealt]
+        threads, cards = max(1, cores() // self.capacity), gpus() or [None]
+        self.workers = [_Worker(threads, cards[slot % len(cards)]) for slot in range(self.capacity)]
         self._idle = list(self.workers)
         self._ended: queue.Queue[tuple[str, Outcome | None]] = queue.Queue()
 

@@ -25,7 +25,7 @@ from cxrkit.files import replace_file
 from cxrkit.grid import processes
 from cxrkit.grid.store import KERNEL_FOLDER, LEASE, disk_full
 
-__all__ = ["ALLOCATOR", "Job", "Outcome", "Settings", "cores", "end_all", "execute", "gpus"]
+__all__ = ["ALLOCATOR", "Job", "Outcome", "cores", "end_all", "execute", "gpus"]
 
 _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM", "BLIS", "RAYON")
 # Linux' allocator gives large blocks back after each use and asks for them anew, a tenth of a training's time on a CPU.
@@ -46,20 +46,14 @@ class Job:
     card: dict[str, Any]
     results: str
     work: str  # a folder of the runner's; the attempt is wanted as long as it is there
+    project: str  # the kernel's current folder
+    environment: dict[str, str] = field(default_factory=dict)
+    threads: int = 0  # of the CPU; 0: the machine's choice
+    gpu: str | None = None  # as CUDA_VISIBLE_DEVICES names it; None: the machine's choice
     heartbeat: str = ""  # a file that the runner touches; empty: none
     own_run: bool = False  # the notebook writes its run itself
     time_limit: float | None = None
     memory_limit: int | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The place where runs execute: project, CPU threads of a run (0: the machine's choice), graphics card."""
-
-    project: str
-    threads: int = 0
-    gpu: str | None = None
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def execute(job: Job, settings: Settings) -> Outcome:
+def execute(job: Job) -> Outcome:
     """Run the notebook of a job in a kernel of its own, and store its run; returns how that ended.
 
     The same for every engine. Neither the folder nor the environment of this process are changed, so several may run in
@@ -84,20 +78,20 @@ def execute(job: Job, settings: Settings) -> Outcome:
     """
     started, kernel = time.monotonic(), _Kernel(job)
     try:
-        _make(job, settings, kernel)
+        _make(job, kernel)
         outcome = Outcome("done")
     except Exception as error:
         outcome = _failure(error, kernel)
     return dataclasses.replace(outcome, seconds=time.monotonic() - started)
 
 
-def _make(job: Job, settings: Settings, kernel: _Kernel) -> None:
+def _make(job: Job, kernel: _Kernel) -> None:
     import papermill
 
     work, place = Path(job.work), Path(job.results) / job.key
     before = _written(place)
     (work / "output").mkdir()  # fails where the runner has given the attempt up, or it was begun before
-    with open(work / "log.txt", "a", encoding="utf-8", buffering=1) as log, kernel.started(settings, log) as manager:
+    with open(work / "log.txt", "a", encoding="utf-8", buffering=1) as log, kernel.started(log) as manager:
         papermill.execute_notebook(
             job.notebook,
             str(work / "notebook.ipynb"),
@@ -144,15 +138,15 @@ def _store(job: Job, work: Path) -> None:
         os.replace(work / "notebook.ipynb", writer.folder / "notebook.ipynb")
 
 
-def _environment(job: Job, settings: Settings) -> dict[str, str]:
-    searched = [str(Path(settings.project, "notebooks")), os.environ.get("PYTHONPATH", "")]  # the project's own modules
+def _environment(job: Job) -> dict[str, str]:
+    searched = [str(Path(job.project, "notebooks")), os.environ.get("PYTHONPATH", "")]  # the project's own modules
     chosen = {"CXRKIT_OUTPUT": str(Path(job.work) / "output"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     chosen["PYTHONPATH"] = os.pathsep.join(filter(None, searched))
-    if settings.threads:
-        chosen |= {f"{name}_NUM_THREADS": str(settings.threads) for name in _THREADS}
-    if settings.gpu is not None:
-        chosen["CUDA_VISIBLE_DEVICES"] = settings.gpu
-    return ALLOCATOR | os.environ | chosen | settings.environment
+    if job.threads:
+        chosen |= {f"{name}_NUM_THREADS": str(job.threads) for name in _THREADS}
+    if job.gpu is not None:
+        chosen["CUDA_VISIBLE_DEVICES"] = job.gpu
+    return ALLOCATOR | os.environ | chosen | job.environment
 
 
 class _Kernel:
@@ -167,7 +161,7 @@ class _Kernel:
         self._over = threading.Event()
 
     @contextlib.contextmanager
-    def started(self, settings: Settings, log: TextIO):
+    def started(self, log: TextIO):
         """The manager of the running kernel, for papermill; the kernel and its children are gone afterwards."""
         from jupyter_client.kernelspec import KernelSpec
         from jupyter_client.manager import AsyncKernelManager
@@ -179,8 +173,8 @@ class _Kernel:
             manager._kernel_spec = KernelSpec(argv=command, display_name="Python 3", language="python")
             if os.name == "posix":  # sockets in a folder of one's own, rather than ports that others may take meanwhile
                 manager.transport, manager.ip = "ipc", os.path.join(folder, "k")
-            environment, watch = _environment(self.job, settings), threading.Thread(target=self._watch, daemon=True)
-            run_sync(manager.start_kernel)(cwd=settings.project, env=environment, stdout=log, stderr=log)
+            environment, watch = _environment(self.job), threading.Thread(target=self._watch, daemon=True)
+            run_sync(manager.start_kernel)(cwd=self.job.project, env=environment, stdout=log, stderr=log)
             client = manager.client()
             manager.client = lambda **options: client  # papermill opens its channels, and leaves them open
             try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cxrkit.errors import DataError
 from cxrkit.grid.engines import Engine, LocalEngine, SerialEngine
-from cxrkit.grid.execute import Job, Outcome, Settings
+from cxrkit.grid.execute import Job, Outcome
 from cxrkit.grid.planning import Task, check_names, plan
 from cxrkit.grid.state import states, status
 from cxrkit.grid.store import Claim, Runner, Store, disk_full
@@ -25,7 +25,7 @@ from cxrkit.study.import_closure import writes_run
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Event", "make_settings", "retry", "run"]
+__all__ = ["Event", "retry", "run"]
 
 _REPEATED = {"killed", "start", "cancelled", "lost"}  # not the run's own doing: it is tried again
 
@@ -79,7 +79,7 @@ def run(
     todo = [dataclasses.replace(task, **limits) for task in todo]
     if todo:
         if isinstance(engine, str):
-            engine = SerialEngine(make_settings()) if engine == "serial" else LocalEngine(make_settings(), workers)
+            engine = SerialEngine() if engine == "serial" else LocalEngine(workers)
         stores = {task.results: Store(task.results) for task in todo}
         try:
             with contextlib.ExitStack() as stack:
@@ -98,12 +98,6 @@ def run(
 def retry(file: str | Path, workers: int = 1, report: Report | None = None, **options) -> pd.DataFrame:
     """`run`, the failed ones included."""
     return run(file, workers, report, retry=True, **options)
-
-
-def make_settings() -> Settings:
-    """Where runs execute: in this project, with its results."""
-    moved = {"CXRKIT_RESULTS": str(run_key.results_folder())} if "CXRKIT_RESULTS" in os.environ else {}
-    return Settings(str(run_key.project_folder()), environment=moved)
 
 
 _SAFE = "what was finished is safe, the same command goes on"
@@ -206,6 +200,8 @@ class _Loop:
             card=runs.card_of(task.parameters) | {"key": task.key},
             results=str(store.results),
             work=str(store.work / name),
+            project=str(run_key.project_folder()),
+            environment={"CXRKIT_RESULTS": str(run_key.results_folder())} if "CXRKIT_RESULTS" in os.environ else {},
             heartbeat=str(store.runners / self.runner.name),
             own_run=writes_run(run_key.notebook_of(task.parameters)),
             time_limit=task.time_limit,

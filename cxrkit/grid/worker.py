@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from cxrkit.grid.execute import Job, Settings, end_all, execute
+from cxrkit.grid.execute import Job, end_all, execute
 
 
 def main() -> None:
@@ -21,8 +21,7 @@ def main() -> None:
     orders: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     while True:
-        job, settings = json.loads(orders.get())
-        outcome = execute(Job(**job), Settings(**settings))
+        outcome = execute(Job(**json.loads(orders.get())))
         with contextlib.suppress(OSError):
             answers.write(json.dumps(dataclasses.asdict(outcome)).encode() + b"\n")
             answers.flush()

@@ -411,7 +411,14 @@ def job_of(project, **changes) -> Job:
     work = project.results / ".grid" / "work" / "attempt"
     work.mkdir(parents=True, exist_ok=True)
     job = Job(
-        "attempt", task.key, str(task.notebook), task.parameters.model_dump(), card, str(project.results), str(work)
+        id="attempt",
+        key=task.key,
+        notebook=str(task.notebook),
+        values=task.parameters.model_dump(),
+        card=card,
+        results=str(project.results),
+        work=str(work),
+        project=str(project.folder),
     )
     return replace(job, **changes)
 

@@ -189,7 +189,6 @@ def run_grid(
 
 
 def _engine(scheduler: str | None, slurm: Path | None, serial: bool) -> Engine | str:
-
     if not scheduler and not slurm:
         return "serial" if serial else "local"
     from cxrkit.grid import cluster

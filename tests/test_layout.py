@@ -112,9 +112,9 @@ HELD: dict[str, int] = {
     "metrics": 2311,
     "train": 1781,
     "study": 2760,
-    "grid": 2263,
+    "grid": 2259,
     "view": 2506,
-    "": 834,
+    "": 832,
 }
 
 

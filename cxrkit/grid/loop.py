@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Event", "retry", "run"]
 
+_SAFE = "what was finished is safe, the same command goes on"
+_LOST = "the worker that made it died"
 _REPEATED = {"killed", "start", "cancelled", "lost"}  # not the run's own doing: it is tried again
 
 
@@ -98,9 +100,6 @@ def run(
 def retry(file: str | Path, workers: int = 1, report: Report | None = None, **options) -> pd.DataFrame:
     """`run`, the failed ones included."""
     return run(file, workers, report, retry=True, **options)
-
-
-_SAFE = "what was finished is safe, the same command goes on"
 
 
 @dataclass(frozen=True)
@@ -240,6 +239,3 @@ class _Loop:
 
     def _count(self, task: Task) -> int:
         return (self.stores[task.results].failure(task.key) or {}).get("attempts", 0)
-
-
-_LOST = "the worker that made it died"

@@ -275,7 +275,7 @@ def test_every_network_of_a_profile_is_shown_the_same_images():
     for profile in (None, "full", "data"):
         shown = set()
         for task in plan("relevance", profile):
-            values = getattr(task.parameters, "values", {})
+            values = task.parameters.model_dump()
             if values.get("intention"):
                 trained = next(one.parameters for one in plan("relevance", profile) if one.key == task.needs)
                 seen = trained.model_copy(update=values["other_images"])

@@ -107,23 +107,3 @@ def test_runs_that_do_not_belong_together_are_refused():
     other.kind = "explain"
     with pytest.raises(ParameterError, match="only training runs"):
         study.ensemble([other])
-
-
-def test_mean_over_folds_then_population_deviation_over_seeds():
-    table = pd.DataFrame(
-        {
-            "network": "n",
-            "fold": [0, 1, 0, 1],
-            "seed": [0, 0, 1, 1],
-            "auc": [0.6, 0.8, 0.7, 0.9],
-        }
-    )
-    row = ensembles.over_folds_and_seeds(table, ["auc"]).iloc[0]
-    assert (row["network"], row["folds"], row["seeds"]) == ("n", 2, 2)
-    assert row["auc_mean"] == pytest.approx(0.75)
-    assert row["auc_std"] == pytest.approx(0.05)  # |0.7 - 0.8| / 2
-    two = pd.concat([table, table.assign(network="m", auc=1.0)])
-    assert ensembles.over_folds_and_seeds(two, ["auc"])["auc_std"].tolist() == pytest.approx([0.05, 0])
-    assert len(ensembles.over_folds_and_seeds(table.drop(columns="network"), ["auc"])) == 1
-    with pytest.raises(DataError, match=r"seed 1 has the folds \[0\], others \[0, 1\]"):
-        ensembles.over_folds_and_seeds(table[:3], ["auc"])

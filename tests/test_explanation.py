@@ -44,7 +44,7 @@ def subject() -> explanation.Subject:
     boxes = pd.DataFrame([{"image_id": "a"} | box, {"image_id": "b"} | box, {"image_id": "c", **box, "label": "right"}])
     data = Dataset("halves", ("left", "right"), table.assign(split="test"), boxes, Grey(), SIZE)
     parameters = ExplainParameters(thresholds=[0.0, 1.0], maps=3)
-    return explanation.Subject(None, parameters, Halves(), data, ["saliency", "input_x_gradient"], ["left", "right"])
+    return explanation.Subject(None, parameters, Halves(), ["saliency", "input_x_gradient"], ["left", "right"], data)
 
 
 def test_every_boxed_positive_is_scored_by_every_method(subject):

@@ -12,7 +12,7 @@ from torch import nn
 
 from cxrkit import study, train
 from cxrkit.errors import ParameterError
-from cxrkit.study import method_pages, phantom_benchmark
+from cxrkit.study import explanation, method_pages, phantom_benchmark
 
 LABELS = ("Cardiomegaly", "Nodule/Mass")
 
@@ -40,7 +40,7 @@ def bench_of(model, labels=LABELS, methods=("saliency",), images=2, **changes):
     options = {"view": "multilabel", "prevalence": {name: 0.4 if name in labels else 0.0 for name in names}}
     run = SimpleNamespace(parameters=train.TrainParameters(size=64, dataset_options=options), key="made up")
     parameters = study.JudgeParameters(images=images, shortcuts={"marker": labels[0]}, **changes)
-    return phantom_benchmark.Bench(run, parameters, model, list(methods), list(labels))
+    return explanation.Subject(run, parameters, model, list(methods), list(labels))
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +105,9 @@ def test_effects_and_verdicts_on_hand_made_scores():
             "effect": [3.0, 3.0, 0.0, 0.0, 2.0, 5.0],
         }
     )
-    found = phantom_benchmark.questions(scores)
-    assert found["finds the lesion"]["times_chance"].tolist() == pytest.approx([5, 1])
-    assert found["finds the shortcut that was used"]["share"].tolist() == pytest.approx([0.3, 0.4])
-    assert found["shows what no one used"]["share"].tolist() == pytest.approx([0.0, 0.2])
-    idle = phantom_benchmark.questions(scores.assign(effect=scores["effect"] * (scores["world"] != "marker")))
-    assert idle["finds the shortcut that was used"]["world"].tolist() == ["dark_borders"]
-    beside = phantom_benchmark.side_by_side(found["finds the shortcut that was used"])
+    by = ("network", "world", "method")
+    assert phantom_benchmark.verdicts(scores[:2], by)["times_chance"].tolist() == pytest.approx([5, 1])
+    beside = phantom_benchmark.side_by_side(phantom_benchmark.verdicts(scores[scores["planted"]], by))
     assert list(beside.columns) == [
         "b; marker (chance 10.0%, effect 2.0)",
         "b; dark borders (chance 20.0%, effect 5.0)",

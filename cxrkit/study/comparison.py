@@ -1,43 +1,20 @@
-"""Two training runs side by side: parameters that differ, scores with the interval of their difference, networks."""
+"""Areas under the ROC curve of training runs: of one, and of two with the interval of their difference."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
-from torch import nn
 
-from cxrkit.errors import ParameterError
 from cxrkit.metrics import Interval
 from cxrkit.metrics.statistics import resampled_rows
 from cxrkit.study import ensembles, report, runs
-from cxrkit.study.study import Study
 from cxrkit.train import scoring
 
-__all__ = ["area", "networks", "pair", "scores"]
-
-Pair = tuple[runs.Run, runs.Run]
+__all__ = ["area", "scores"]
 
 
-def pair(first: str = "", second: str = "", results: str = "results", load: Callable[[], Study] | None = None) -> Pair:
-    """Two training runs by key or folder; empty names take the first and the last of the study `load()`.
-
-    Raises DataError for a run that isn't there, ParameterError for one that trained nothing.
-    """
-    found = [runs.find(name, results) if name else None for name in (first, second)]
-    if None in found:
-        if load is None:
-            raise ParameterError("first or second is empty; give the keys of two training runs")
-        trained = load().trained
-        found = [run or trained[place] for run, place in zip(found, (0, -1), strict=True)]
-    if other := [run.key for run in found if run.kind != "train"]:
-        raise ParameterError(f"runs {other} trained no network; give the keys of training runs")
-    return found[0], found[1]
-
-
-def scores(pair: Pair, n: int = 500, seed: int = 0) -> pd.DataFrame:
+def scores(pair: tuple[runs.Run, runs.Run], n: int = 500, seed: int = 0) -> pd.DataFrame:
     """AUC per label on the test images of both runs, and second less first with its 95 % interval.
 
     The interval resamples the patients ``n`` times, both networks on the same ones; it is nan where the runs were
@@ -94,11 +71,3 @@ def _areas(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Area under the ROC curve per label and their mean, [L + 1]; nan where a class is missing."""
     own = [scoring.area(target, logit) for target, logit in zip(targets.T, logits.T, strict=True)]
     return np.array([*own, scoring.macro_auc(targets, logits)])
-
-
-def networks(pair: Pair) -> dict[str, nn.Module]:
-    """The two trained networks by a name that tells them apart."""
-    names = [report.variant(run.parameters) for run in pair]
-    if names[0] == names[1]:
-        names = [f"{name}, {run.key.rsplit('-', 1)[-1]}" for name, run in zip(names, pair, strict=True)]
-    return {name: run.network() for name, run in zip(names, pair, strict=True)}

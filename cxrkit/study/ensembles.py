@@ -1,4 +1,4 @@
-"""Several runs together: votes of an ensemble, and means over folds and seeds as the papers give them."""
+"""Votes of several training runs together."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from cxrkit.errors import DataError, ParameterError
-from cxrkit.metrics import classification_report, hard_vote, over_seeds, soft_vote
+from cxrkit.metrics import classification_report, hard_vote, soft_vote
 from cxrkit.study import runs
 
-__all__ = ["ensemble", "exclusive", "over_folds_and_seeds", "scores_of"]
+__all__ = ["ensemble", "exclusive", "scores_of"]
 
 _ID = ["image_id", "patient_id", "split", "label"]
 
@@ -79,26 +79,3 @@ def scores_of(predictions: pd.DataFrame, cutoff: float = 0.5, column: str = "pro
     targets, found = (predictions[name].to_numpy().reshape(shape) for name in ("target", column))
     at = 0.5 if column == "votes" else cutoff
     return classification_report(targets, found, labels, cutoff=at, exclusive=bool(predictions["exclusive"].all()))
-
-
-def over_folds_and_seeds(table: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Mean over the folds of each seed, then mean and standard deviation over the seeds, as paper `bcos` gives them.
-
-    `table`: a row per run with columns fold, seed, the `values`, and any others, which name the group. The standard
-    deviation is that of a population (two seeds: half their difference). Columns: the group, folds, seeds, and for each
-    value NAME_mean and NAME_std. Raises DataError when a seed lacks a fold that another one has, or has it twice.
-    """
-    group = [name for name in table.columns if name not in ("fold", "seed", *values)]
-    rows = []
-    for place, part in table.groupby(group, sort=False, dropna=False) if group else [((), table)]:
-        row = dict(zip(group, place, strict=True))
-        times = pd.crosstab(part["seed"], part["fold"])
-        if len(wrong := times.index[(times != 1).any(axis=1)]):
-            folds = sorted(part.loc[part["seed"] == wrong[0], "fold"])
-            raise DataError(f"seed {wrong[0]} has the folds {folds}, others {list(times.columns)}; {row}")
-        row |= {"folds": times.shape[1], "seeds": times.shape[0]}
-        for name in values:
-            found = over_seeds(part.pivot(index="seed", columns="fold", values=name))
-            row |= {f"{name}_mean": found.mean, f"{name}_std": found.std}
-        rows.append(row)
-    return pd.DataFrame(rows)

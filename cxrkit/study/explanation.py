@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import cxrkit.attribution
 import cxrkit.data
 import cxrkit.metrics
+from cxrkit.attribution.api import device_of
 from cxrkit.errors import DataError, ParameterError
-from cxrkit.study import runs
+from cxrkit.study import report, runs
 from cxrkit.study.parameters import ExplainParameters
 from cxrkit.study.study import Study
 from cxrkit.train.devices import chosen_device
@@ -32,23 +34,34 @@ LEFT_OUT = ("no box", "box outside", "box, label negative", "box, label unknown"
 
 @dataclass
 class Subject:
-    """A training run, its model, the test images of its fold, and the methods and labels that explain them.
+    """A training run and its model, the methods and labels that explain it, and the test images of its fold.
 
     `cutoffs`: the probability above which each label is called, chosen by the run on its validation split; empty: the
     run keeps none, and 0.5 is used. `split`: the whole test split, of which `images` are those looked at.
     """
 
     run: runs.Run
-    parameters: ExplainParameters  # with the run's key filled in
+    parameters: Parameters  # with the run's key filled in
     model: nn.Module
-    images: cxrkit.data.Dataset
     methods: list[str]
     labels: list[str]
+    images: cxrkit.data.Dataset | None = None
     cutoffs: dict[str, float] = field(default_factory=dict)
     split: cxrkit.data.Dataset | None = None
 
     def cutoff(self, label: str) -> float:
+        """The probability above which a label is called; nan where the run could choose none."""
         return self.cutoffs.get(label, np.nan if self.cutoffs else 0.5)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [B, L] of all labels of the model, on the CPU."""
+        with torch.no_grad():
+            return self.model(images.to(device_of(self.model, images))).cpu()
+
+    def maps(self, images: Tensor, method: str, labels: list[str], **options: Any) -> Tensor:
+        """Maps [B, L, H, W], on the CPU."""
+        device = device_of(self.model, images)
+        return cxrkit.attribute(self.model, images.to(device), method=method, labels=labels, **options).cpu()
 
 
 def subject(parameters: ExplainParameters, load: Callable[[], Study] | None = None) -> Subject:
@@ -71,7 +84,7 @@ def subject(parameters: ExplainParameters, load: Callable[[], Study] | None = No
         boxed = np.flatnonzero(test.table["image_id"].isin(test.boxes["image_id"]))
         images = test.select(boxed[_spread(len(boxed), min(parameters.images, len(boxed)))])
     parameters = parameters.model_copy(update={"run": run.key})
-    return Subject(run, parameters, model, images.cached(), methods, labels, _cutoffs(run), test)
+    return Subject(run, parameters, model, methods, labels, images.cached(), _cutoffs(run), test)
 
 
 def network_of(
@@ -186,15 +199,15 @@ def _people(table: pd.DataFrame) -> str:
     return f"{table['image_id'].nunique()} images of {table['patient_id'].nunique()} patients"
 
 
-def _score_chunk(subject: Subject, rows: torch.Tensor, column: int, method: str) -> pd.DataFrame:
+def _score_chunk(subject: Subject, rows: Tensor, column: int, method: str) -> pd.DataFrame:
     label = subject.images.labels[column]
     batch = subject.images.batch(rows.tolist())
     boxed = batch.masks[:, column].flatten(1).any(1)
     if not boxed.any():
         return pd.DataFrame()
     images, masks = batch.images[boxed], batch.masks[boxed, column]
-    maps = _attribute(subject, images, method, [label])[:, 0]
-    logits = _logits(subject, images)
+    maps = _maps(subject, images, method, [label])[:, 0]
+    logits = subject.logits(images)
     place = list(subject.model.labels).index(label)
     frame = {
         "image_id": np.asarray(batch.image_ids)[boxed.numpy()],
@@ -222,7 +235,7 @@ def _score_chunk(subject: Subject, rows: torch.Tensor, column: int, method: str)
     return pd.concat(parts, ignore_index=True)
 
 
-def _coarse(share: Callable[..., torch.Tensor], maps: torch.Tensor) -> np.ndarray:
+def _coarse(share: Callable[..., Tensor], maps: Tensor) -> np.ndarray:
     # The stem keeps its strides of 2 and 4 in every variant; what anti-aliasing can change are the coarser periods.
     return (share(maps) - share(maps, strides=(2, 4))).numpy()
 
@@ -236,8 +249,8 @@ def kept_maps(subject: Subject) -> dict[str, np.ndarray]:
     count = min(subject.parameters.maps, len(data))
     rows = _spread_positive(target_table(data), count)
     batch = data.batch(rows)
-    logits = _logits(subject, batch.images)
-    maps = [_attribute(subject, batch.images, method, subject.labels) for method in subject.methods]
+    logits = subject.logits(batch.images)
+    maps = [_maps(subject, batch.images, method, subject.labels) for method in subject.methods]
     columns = [list(subject.model.labels).index(label) for label in subject.labels]
     return {
         "image_ids": np.asarray(batch.image_ids, dtype=str),
@@ -251,49 +264,41 @@ def kept_maps(subject: Subject) -> dict[str, np.ndarray]:
 def example(subject: Subject) -> dict:
     """One boxed positive of the test images with its map by every method, ready for `figures.show_maps`.
 
-    Of the labels' positives the one the network is surest of, so that there is evidence to look at.
+    Of the first 32 positives the one the network is surest of, so that there is evidence to look at.
     """
-    data = subject.images
-    columns = [data.labels.index(label) for label in subject.labels]
-    targets = target_table(data)[:, columns]
-    rows = torch.nonzero((targets > 0.5).any(1)).flatten().tolist()[:32]
+    columns = [subject.images.labels.index(label) for label in subject.labels]
+    rows = torch.nonzero((target_table(subject.images)[:, columns] > 0.5).any(1)).flatten().tolist()[:32]
     if not rows:
         raise ParameterError(f"run {subject.run.key}: no test image has any of the labels {subject.labels}")
-    batch = data.batch(rows)
-    boxed = (targets[rows] > 0.5) & batch.masks[:, columns].flatten(2).any(2)
-    if not boxed.any():
+    data = subject.images.select(rows)
+    batch = data.batch(range(len(rows)))
+    logits = subject.logits(batch.images)[:, columns].numpy()
+    row, label = report.surest(data, {"labels": subject.labels, "logits": logits})
+    column = data.labels.index(label)
+    if not batch.masks[row, column].any():
         raise ParameterError(f"run {subject.run.key}: no positive of the labels {subject.labels} has a box")
-    logits = _logits(subject, batch.images)[:, columns]
-    logits[~boxed] = -torch.inf
-    row, column = divmod(int(logits.argmax()), len(columns))
-    image, label = batch.images[row : row + 1], subject.labels[column]
-    maps = [_attribute(subject, image, method, [label])[0, 0] for method in subject.methods]
+    image = batch.images[row : row + 1]
+    maps = [_maps(subject, image, method, [label])[0, 0] for method in subject.methods]
     return {
         "image": image[0, 0],
         "maps": torch.stack(maps),
         "titles": list(subject.methods),
-        "mask": batch.masks[row, columns[column]],
-        "truth": None if batch.truth is None else batch.truth[row, columns[column]],
-        "caption": f"{label}, {batch.image_ids[row]}: logit {logits.max():.2f}",
+        "mask": batch.masks[row, column],
+        "truth": None if batch.truth is None else batch.truth[row, column],
+        "caption": f"{label}, {batch.image_ids[row]}: logit {logits[row, subject.labels.index(label)]:.2f}",
     }
 
 
-def _attribute(subject: Subject, images: torch.Tensor, method: str, labels: list[str]) -> torch.Tensor:
+def _maps(subject: Subject, images: Tensor, method: str, labels: list[str]) -> Tensor:
     options = {"n_steps": subject.parameters.n_steps} if method == "integrated_gradients" else {}
-    device = next(subject.model.parameters()).device
-    return cxrkit.attribute(subject.model, images.to(device), method=method, labels=labels, **options).cpu()
-
-
-def _logits(subject: Subject, images: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return subject.model(images.to(next(subject.model.parameters()).device)).cpu()
+    return subject.maps(images, method, labels, **options)
 
 
 def _spread(count: int, wanted: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, wanted).round().astype(int)).tolist()
 
 
-def _spread_positive(targets: torch.Tensor, wanted: int) -> list[int]:
+def _spread_positive(targets: Tensor, wanted: int) -> list[int]:
     """Rows so that each label is met early: the first unused positive of each label in turn, then the rest in order."""
     positives = [torch.nonzero(column > 0.5).flatten().tolist() for column in targets.T]
     chosen: dict[int, None] = {}

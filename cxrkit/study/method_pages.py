@@ -15,7 +15,8 @@ from torch import Tensor
 import cxrkit.attribution
 from cxrkit.markdown import escaped
 from cxrkit.metrics import completeness_gap, map_correlation
-from cxrkit.study.phantom_benchmark import Bench, Scene, settings_of
+from cxrkit.study.explanation import Subject
+from cxrkit.study.phantom_benchmark import Scene, settings_of
 from cxrkit.study.runs import project_folder
 
 __all__ = [
@@ -70,23 +71,19 @@ def _cell(value: object) -> str:
     return "".join(pieces)
 
 
-def settings(bench: Bench, scene: Scene, method: str, options: Mapping[str, dict]) -> dict[str, Tensor]:
+def settings(bench: Subject, scene: Scene, method: str, options: Mapping[str, dict]) -> dict[str, Tensor]:
     """Maps [H, W] of the scene's first image and label by one method, for each named set of options."""
-    size = scene.images.shape[-1]
-    return {
-        title: _maps(
-            bench, scene, method, [scene.label], **(settings_of(method, bench.parameters.n_steps, size) | one)
-        )[0]
-        for title, one in options.items()
-    }
+    usual = settings_of(method, bench.parameters.n_steps, scene.images.shape[-1])
+    image = scene.images[:1]
+    return {title: bench.maps(image, method, [scene.label], **usual | one)[0, 0] for title, one in options.items()}
 
 
-def variants(bench: Bench, scene: Scene, method: str, option: str, values: Iterable, **fixed) -> dict[str, Tensor]:
+def variants(bench: Subject, scene: Scene, method: str, option: str, values: Iterable, **fixed) -> dict[str, Tensor]:
     """Maps [H, W] of the scene's first image and label by one method, for each value of one option."""
     return settings(bench, scene, method, {f"{option} {value}": {option: value, **fixed} for value in values})
 
 
-def label_similarity(bench: Bench, scene: Scene, methods: Sequence[str] | None = None) -> pd.DataFrame:
+def label_similarity(bench: Subject, scene: Scene, methods: Sequence[str] | None = None) -> pd.DataFrame:
     """Similarity of the maps of different labels of one image: mean |correlation| over all pairs, by method.
 
     Its size, because relevance of a negative logit is the same map with the sign reversed.
@@ -94,7 +91,9 @@ def label_similarity(bench: Bench, scene: Scene, methods: Sequence[str] | None =
     rows = []
     for method in methods or bench.methods:
         size = scene.images.shape[-1]
-        maps = _maps(bench, scene, method, bench.labels, **settings_of(method, bench.parameters.n_steps, size))
+        maps = bench.maps(
+            scene.images[:1], method, bench.labels, **settings_of(method, bench.parameters.n_steps, size)
+        )[0]
         alike = [map_correlation(a, b).abs() for a, b in combinations(maps, 2)]
         title = "mean |correlation| between labels"
         rows.append({"method": method, title: float(torch.stack(alike).nanmean()) if alike else np.nan})
@@ -103,7 +102,7 @@ def label_similarity(bench: Bench, scene: Scene, methods: Sequence[str] | None =
 
 
 def map_sums(
-    bench: Bench, scene: Scene, maps: Mapping[str, Tensor], baselines: Mapping[str, Tensor] | None = None
+    bench: Subject, scene: Scene, maps: Mapping[str, Tensor], baselines: Mapping[str, Tensor] | None = None
 ) -> pd.DataFrame:
     """Sum of each map [H, W] of the scene's first image and label beside the sum that its method promises.
 
@@ -121,11 +120,6 @@ def map_sums(
         total, gap = float(values.double().sum()), float(found.gap)
         rows[title] = {"sum": total, "promised": total - gap, "difference": gap, "relative": float(found.relative)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("map")
-
-
-def _maps(bench: Bench, scene: Scene, method: str, labels: Sequence[str], **options) -> Tensor:
-    """Maps [L, H, W] of the scene's first image."""
-    return cxrkit.attribute(bench.model, scene.images[:1], method, list(labels), **options)[0].float().cpu()
 
 
 def _support() -> pd.DataFrame:

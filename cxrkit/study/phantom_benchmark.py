@@ -8,21 +8,20 @@ the same everywhere scores the region's share of the image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import cxrkit.attribution
 import cxrkit.data
 import cxrkit.metrics
-from cxrkit.attribution.api import device_of
 from cxrkit.errors import ParameterError
 from cxrkit.study import runs
-from cxrkit.study.explanation import network_of
+from cxrkit.study.explanation import Subject, network_of
 from cxrkit.study.parameters import JudgeParameters
 from cxrkit.study.study import Study
 from cxrkit.train.loader import target_table
@@ -30,14 +29,12 @@ from cxrkit.train.loader import target_table
 __all__ = [
     "SHORTCUTS",
     "WORLDS",
-    "Bench",
     "Scene",
     "bench",
     "case",
     "effects",
     "maps_of",
     "panel",
-    "questions",
     "scenes",
     "score",
     "settings_of",
@@ -57,17 +54,6 @@ _CHUNK = 16
 
 
 @dataclass
-class Bench:
-    """A trained network on the phantom, with the methods and labels that are scored."""
-
-    run: runs.Run
-    parameters: JudgeParameters
-    model: nn.Module
-    methods: list[str]
-    labels: list[str]
-
-
-@dataclass
 class Scene:
     """Positives of one label in one world, [B, ...]: as they are, without the finding, and without the shortcut."""
 
@@ -80,7 +66,7 @@ class Scene:
     patient_ids: list[str]
 
 
-def bench(parameters: JudgeParameters, load: Callable[[str], Study] | None = None) -> Bench:
+def bench(parameters: JudgeParameters, load: Callable[[str], Study] | None = None) -> Subject:
     """Load the run that `parameters` name; an empty name stands for one of the study `load("benchmark")`.
 
     Raises ParameterError for a run on another data set, an unknown method or label, and for a seed whose images the
@@ -97,7 +83,7 @@ def bench(parameters: JudgeParameters, load: Callable[[str], Study] | None = Non
     model, methods, labels = network_of(run, parameters, list(parameters.shortcuts.values()))
     if not parameters.labels:
         labels = [label for label in labels if options.get("prevalence", {}).get(label, 1) > 0]
-    return Bench(run, parameters.model_copy(update={"run": run.key}), model, methods, labels)
+    return Subject(run, parameters.model_copy(update={"run": run.key}), model, methods, labels)
 
 
 def _of_study(parameters: JudgeParameters, load: Callable[[str], Study] | None) -> runs.Run:
@@ -113,7 +99,7 @@ def _of_study(parameters: JudgeParameters, load: Callable[[str], Study] | None) 
     return max(clean or fit or trained, key=lambda run: run.parameters.size)
 
 
-def scenes(bench: Bench) -> Iterator[Scene]:
+def scenes(bench: Subject) -> Iterator[Scene]:
     """Every label in the world without shortcut; in the others the label that the shortcut goes with."""
     for label in bench.labels:
         yield _scene(bench, "none", label)
@@ -121,7 +107,7 @@ def scenes(bench: Bench) -> Iterator[Scene]:
         yield _scene(bench, world, label)
 
 
-def _scene(bench: Bench, world: str, label: str) -> Scene:
+def _scene(bench: Subject, world: str, label: str) -> Scene:
     data = _drawn(bench, world)
     column = data.labels.index(label)
     positive = np.flatnonzero(target_table(data)[:, column].numpy() > 0.5)
@@ -137,7 +123,7 @@ def _scene(bench: Bench, world: str, label: str) -> Scene:
     return Scene(world, label, batch.images, without, regions, list(batch.image_ids), list(batch.patient_ids))
 
 
-def _drawn(bench: Bench, world: str, **changes) -> cxrkit.data.Dataset:
+def _drawn(bench: Subject, world: str, **changes) -> cxrkit.data.Dataset:
     trained = bench.run.parameters
     shared = {k: v for k, v in trained.dataset_options.items() if k not in (*SHORTCUTS, "crop", "images")}
     many = 40 * bench.parameters.images  # only those that are looked at are drawn
@@ -145,7 +131,7 @@ def _drawn(bench: Bench, world: str, **changes) -> cxrkit.data.Dataset:
     return cxrkit.data.load("phantom", size=trained.size, **options)
 
 
-def score(bench: Bench) -> pd.DataFrame:
+def score(bench: Subject) -> pd.DataFrame:
     """A row per image, method and region: world, label, share of the map's positive mass, chance, effect, logit.
 
     `share` is nan for a map without positive mass; `effect` is by how much the logit falls without the region.
@@ -173,26 +159,21 @@ def score(bench: Bench) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _falls(bench: Bench, scene: Scene) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _falls(bench: Subject, scene: Scene) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits [B] of a scene's images, and by region how much they fall without it."""
     logits = _logits(bench, scene.images, scene.label)
     return logits, {name: logits - _logits(bench, images, scene.label) for name, images in scene.without.items()}
 
 
-def _logits(bench: Bench, images: Tensor, label: str) -> np.ndarray:
+def _logits(bench: Subject, images: Tensor, label: str) -> np.ndarray:
     column = list(bench.model.labels).index(label)
-    device = device_of(bench.model, images)
-    with torch.no_grad():
-        parts = [bench.model(part.to(device))[:, column].cpu() for part in images.split(_CHUNK)]
-    return torch.cat(parts).numpy()
+    return torch.cat([bench.logits(part)[:, column] for part in images.split(_CHUNK)]).numpy()
 
 
-def maps_of(bench: Bench, method: str, images: Tensor, label: str) -> Tensor:
+def maps_of(bench: Subject, method: str, images: Tensor, label: str) -> Tensor:
     """Maps [B, H, W] of one label, at the settings of the benchmark."""
-    device = device_of(bench.model, images)
     options = settings_of(method, bench.parameters.n_steps, images.shape[-1])
-    maps = cxrkit.attribute(bench.model, images.to(device), method=method, labels=[label], **options)
-    return maps[:, 0].float().cpu()
+    return bench.maps(images, method, [label], **options)[:, 0]
 
 
 def settings_of(method: str, n_steps: int, size: int) -> dict:
@@ -206,7 +187,7 @@ def settings_of(method: str, n_steps: int, size: int) -> dict:
     return {}
 
 
-def effects(scores: pd.DataFrame, by: tuple[str, ...] = ("world", "label", "region")) -> pd.DataFrame:
+def effects(scores: pd.DataFrame, by: Sequence[str] = ("world", "label", "region")) -> pd.DataFrame:
     """Mean fall of the logit without a region, with its 95 % interval, for each group of `by`."""
     first = scores[scores["method"] == scores.groupby(list(by))["method"].transform("first")]
     rows = []
@@ -216,7 +197,7 @@ def effects(scores: pd.DataFrame, by: tuple[str, ...] = ("world", "label", "regi
     return pd.DataFrame(rows, columns=[*by, "effect", "low", "high", "images"])
 
 
-def verdicts(scores: pd.DataFrame, by: tuple[str, ...] = ("world", "region", "method")) -> pd.DataFrame:
+def verdicts(scores: pd.DataFrame, by: Sequence[str] = ("world", "region", "method")) -> pd.DataFrame:
     """Mean share of positive mass with its 95 % interval beside chance, and the mean effect, for each group of `by`.
 
     `times_chance` is share / chance. Degenerate maps are counted, not averaged.
@@ -251,7 +232,7 @@ def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reindex(table["method"].unique()).fillna("–")
 
 
-def case(bench: Bench, world: str = "none", label: str | None = None) -> Scene:
+def case(bench: Subject, world: str = "none", label: str | None = None) -> Scene:
     """One image of a world: of the label's positives the one that leans most on its shortcut, or on its finding."""
     label = label or bench.parameters.shortcuts.get(world, bench.labels[0])
     scene = _scene(bench, world, label)
@@ -267,7 +248,7 @@ def case(bench: Bench, world: str = "none", label: str | None = None) -> Scene:
     )
 
 
-def panel(bench: Bench, scene: Scene, maps: Mapping[str, Tensor] | None = None) -> dict:
+def panel(bench: Subject, scene: Scene, maps: Mapping[str, Tensor] | None = None) -> dict:
     """The first image of a scene with maps {title: [H, W]} (None: by each method), ready for `figures.show_maps`."""
     if maps is None:
         maps = {name: maps_of(bench, name, scene.images[:1], scene.label)[0] for name in bench.methods}
@@ -281,23 +262,3 @@ def panel(bench: Bench, scene: Scene, maps: Mapping[str, Tensor] | None = None) 
         "truth": scene.regions["finding"][0],
         "caption": f"{scene.label}: logit {logits[0]:.1f}, {falls[region][0]:.1f} of it gone without the {region}",
     }
-
-
-def questions(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The three tables of the benchmark, by network and method: `verdicts` of scores with the columns network and
-    planted (whether it learned from images with shortcuts).
-
-    A shortcut counts as used where the interval of its effect lies above 0.
-    """
-    clean, shortcut = ~scores["planted"], scores["region"] == "shortcut"
-    by = ("network", "world", "region")
-    idle = effects(scores, by).query("effect <= 0 or low <= 0")
-    idle = pd.MultiIndex.from_frame(scores[list(by)]).isin(pd.MultiIndex.from_frame(idle[list(by)]))
-    asked = {
-        "finds the lesion": clean & (scores["world"] == "none"),
-        "finds the shortcut that was used": ~clean & shortcut & ~idle,
-        # Dark borders move the grey scale of the whole image, so even a network that never met them answers to them.
-        "shows what no one used": clean & shortcut & (scores["world"] == "marker"),
-    }
-    by = ("network", "world", "method")
-    return {question: verdicts(scores[rows], by) for question, rows in asked.items()}

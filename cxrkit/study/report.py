@@ -24,7 +24,6 @@ __all__ = [
     "kept_of",
     "means",
     "names",
-    "own_method",
     "pointing_table",
     "readable",
     "surest",
@@ -264,9 +263,3 @@ def enlarge(maps: np.ndarray, size: int) -> np.ndarray:
     if factor * maps.shape[-1] != size or factor * maps.shape[-2] != size:
         raise ParameterError(f"size {size} is no multiple of the maps' {maps.shape[-2]} x {maps.shape[-1]}")
     return maps.repeat(factor, axis=-1).repeat(factor, axis=-2)
-
-
-def own_method(parameters) -> str:
-    """The method that stands for a network: its own explanation for B-cos, LayerCAM for the baseline (as the paper
-    has it)."""
-    return "bcos" if parameters.model.startswith("bcos_") else "layercam"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,19 +147,17 @@ def _cells(path: Path) -> str:
 def _code_of(path: Path) -> str:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = [
-        c["source"] for c in cells if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
+        cell for cell in cells if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", [])
     ]
-    return hashlib.sha256(json.dumps(["".join(source) for source in code]).encode()).hexdigest()[:10]
+    return _digest(["".join(cell["source"]) for cell in code], 10)
 
 
-_known: dict[tuple[str, Any], tuple[tuple[int, int, int], str]] = {}
-
-
-def _of_file(path: Path, compute) -> str:
-    """What `compute` says of a file, once per state of it: a plan of thousands of runs asks for the same few files."""
+def _of_file(path: Path, compute: Callable[[Path], str]) -> str:
+    """The hash that `compute` gives, once per state of a file: a plan of thousands of runs asks for the same few."""
     found = path.stat()
-    state = (found.st_mtime_ns, found.st_size, found.st_ino)
-    kept = _known.get((str(path), compute))
-    if kept is None or kept[0] != state:
-        kept = _known[str(path), compute] = (state, compute(path))
-    return kept[1]
+    return _of_state(path, compute, (found.st_mtime_ns, found.st_size, found.st_ino))
+
+
+@functools.lru_cache(maxsize=1000)
+def _of_state(path: Path, compute: Callable[[Path], str], state: tuple[int, int, int]) -> str:
+    return compute(path)

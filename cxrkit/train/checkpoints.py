@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -17,13 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cxrkit.errors import ParameterError
-from cxrkit.files import replace_file
+from cxrkit.files import checksum, replace_file
 
-__all__ = ["Checkpoints", "State", "agree", "described"]
+__all__ = ["Checkpoints", "State", "check_same"]
 
-_KEPT = 2
 _SHARE = 20  # writing may take one in so many parts of the time
-_FACTS = "facts"
+_NUMBERS = ("epoch", "step", "losses", "seconds", "waited", "history", "best_value", "best_epoch")
 
 
 @dataclass
@@ -49,53 +47,59 @@ class State:
     best_value: float = float("-inf")
     best_epoch: int = 0
 
-    _NUMBERS = ("epoch", "step", "losses", "seconds", "waited", "history", "best_value", "best_epoch")
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as tensors and JSON-able values in nested mappings."""
+        optimizer = self.optimizer.state_dict()
+        return {name: getattr(self, name) for name in _NUMBERS} | {
+            "model": self.model.state_dict(),
+            "best": self.best,
+            "moments": {str(number): entries for number, entries in optimizer["state"].items()},
+            "groups": optimizer["param_groups"],
+            "rate": self.rate.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor under a name of its own."""
-        parts = {"model": self.model.state_dict(), "best": self.best or {}}
-        for number, entries in self.optimizer.state_dict()["state"].items():
-            parts[f"optimizer/{number}"] = {name: value for name, value in entries.items() if torch.is_tensor(value)}
-        return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-
-    def facts(self) -> dict[str, Any]:
-        """Everything else, JSON-able."""
-        facts = {name: getattr(self, name) for name in self._NUMBERS}
-        facts["rate"] = self.rate.state_dict()
-        facts["groups"] = self.optimizer.state_dict()["param_groups"]
-        facts["scaler"] = self.scaler.state_dict() if self.scaler is not None else None
-        return facts
-
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def load_state_dict(self, values: dict[str, Any]) -> None:
         """Become the state that was written."""
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            head, rest = name.split("/", 1)
-            if head == "optimizer":
-                number, rest = rest.split("/", 1)
-                head = f"optimizer/{number}"
-            parts.setdefault(head, {})[rest] = value
-        self.model.load_state_dict(parts["model"])
-        self.best = parts.get("best")
+        for name in (*_NUMBERS, "best"):
+            setattr(self, name, values[name])
+        self.model.load_state_dict(values["model"])
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        moments = {}
-        for number, weight in enumerate(weights):
-            if entries := parts.get(f"optimizer/{number}"):
-                moments[number] = {name: _laid_out_as(weight, value) for name, value in entries.items()}
-        self.optimizer.load_state_dict({"state": moments, "param_groups": facts["groups"]})
-        self.rate.load_state_dict(facts["rate"])
-        if self.scaler is not None and facts["scaler"]:
-            self.scaler.load_state_dict(facts["scaler"])
-        for name in self._NUMBERS:
-            setattr(self, name, facts[name])
+        moments = {
+            int(number): {name: _laid_out_as(weights[int(number)], value) for name, value in entries.items()}
+            for number, entries in values["moments"].items()
+        }
+        self.optimizer.load_state_dict({"state": moments, "param_groups": values["groups"]})
+        self.rate.load_state_dict(values["rate"])
+        if self.scaler is not None and values["scaler"]:
+            self.scaler.load_state_dict(values["scaler"])
 
 
-def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
+def _laid_out_as(weight: Tensor, value: Any) -> Any:
     # Another order in memory may take another kernel, and that another last digit.
-    return torch.empty_like(weight, device=value.device).copy_(value) if value.shape == weight.shape else value
+    same = torch.is_tensor(value) and value.shape == weight.shape
+    return torch.empty_like(weight, device=value.device).copy_(value) if same else value
 
 
-def _spoilt(model: nn.Module) -> str | None:
+def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The value with each tensor put into `tensors` under its path, {"tensor": path} in its place."""
+    if torch.is_tensor(value):
+        # A copy of each: safetensors refuses tensors that share memory.
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {key: _split(part, f"{name}/{key}", tensors) for key, part in value.items()}
+    return value
+
+
+def _joined(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        own = tensors[value["tensor"]] if value.keys() == {"tensor"} else None
+        return {key: _joined(part, tensors) for key, part in value.items()} if own is None else own
+    return value
+
+
+def _not_finite(model: nn.Module) -> str | None:
     """The first of the weights that training can't go on from; buffers may hold infinities on purpose."""
     weights = ((name, value.isfinite()) for name, value in model.named_parameters())
     buffers = ((name, ~value.isnan()) for name, value in model.named_buffers())
@@ -121,27 +125,27 @@ class Checkpoints:
         return time.monotonic() - self._last >= max(self.seconds, (_SHARE - 1) * self._took * (self.seconds > 0))
 
     def write(self, state: State) -> None:
-        """Keep the state, and drop all checkpoints but the last two."""
+        """Write the state, and drop all checkpoints but the last two."""
         start = time.monotonic()
-        place = self.folder / f"epoch{state.epoch:05d}-step{state.step:08d}.safetensors"
-        # A copy of each: safetensors refuses tensors that share memory.
-        tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.tensors().items()}
-        text = json.dumps(state.facts() | {"owner": self.owner})
-        if name := _spoilt(state.model):
-            warnings.warn(f"{place}: not written, as {name} is not finite; the one before stays", stacklevel=2)
+        path = self.folder / f"epoch{state.epoch:05d}-step{state.step:08d}.safetensors"
+        if name := _not_finite(state.model):
+            warnings.warn(f"{path}: not written, as {name} is not finite; the one before stays", stacklevel=2)
             return
+        tensors: dict[str, Tensor] = {}
+        text = json.dumps(_split(state.state_dict(), "", tensors) | {"owner": self.owner})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(place, lambda target: save_file(tensors, target, metadata={_FACTS: text}))
+            replace_file(path, lambda target: save_file(tensors, target, metadata={"state": text}))
         except (OSError, SafetensorError) as error:
-            warnings.warn(f"{place}: the checkpoint can't be written ({error}); the one before stays", stacklevel=2)
+            warnings.warn(f"{path}: the checkpoint can't be written ({error}); the one before stays", stacklevel=2)
         else:
-            for old in self._files()[:-_KEPT]:
+            for old in self._files()[:-2]:
                 old.unlink(missing_ok=True)
         self._last, self._took = time.monotonic(), time.monotonic() - start
 
-    def read_newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and facts of the newest checkpoint that can be read; None when there is none.
+    def read_newest(self) -> tuple[str, dict[str, Any] | None]:
+        """The newest checkpoint that can be read, in words that differ where its content does, and its state; "none"
+        and None where there is none.
 
         What a killed process left half-written is deleted. Raises ParameterError for one of another training.
         """
@@ -151,14 +155,15 @@ class Checkpoints:
             try:
                 with safe_open(path, framework="pt") as file:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                    facts = json.loads(file.metadata()[_FACTS])
+                    values = _joined(json.loads(file.metadata()["state"]), tensors)
+                content = checksum(path)[:12]
             except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
                 warnings.warn(f"{path}: not a whole checkpoint ({error}); the one before is taken", stacklevel=2)
                 continue
-            if facts["owner"] != json.loads(json.dumps(self.owner)):
+            if values["owner"] != json.loads(json.dumps(self.owner)):
                 raise ParameterError(f"{path} belongs to a training with other parameters; take another folder")
-            return tensors, facts
-        return None
+            return f"{path.stem}, content {content}", values
+        return "none", None
 
     def newest(self) -> Path | None:
         """The newest checkpoint's file."""
@@ -172,23 +177,12 @@ class Checkpoints:
         return sorted(self.folder.glob("epoch*-step*.safetensors"))
 
 
-def described(found: tuple[dict[str, Tensor], dict[str, Any]] | None) -> str:
-    """What `Checkpoints.read_newest` found, in words that differ where the states differ."""
-    if found is None:
-        return "no checkpoint"
-    tensors, facts = found
-    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=6)
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
-    return f"epoch {facts['epoch']}, step {facts['step']}, content {digest.hexdigest()}"
-
-
-def agree(states: list[str], folder: Path) -> None:
+def check_same(states: list[str], folder: Path) -> None:
     """Raises ParameterError when processes, by their rank, found different states in what should be one folder."""
     if len(set(states)) > 1:
         ranks = {state: [str(rank) for rank, other in enumerate(states) if other == state] for state in states}
-        told = "; ".join(f"process {', '.join(which)}: {state}" for state, which in ranks.items())
+        found = "; ".join(f"process {', '.join(which)}: {state}" for state, which in ranks.items())
         raise ParameterError(
-            f"{folder}: the processes found different states of the training there ({told}); "
+            f"{folder}: the processes found different checkpoints there ({found}); "
             "on several machines `results` must be a folder that all of them share"
         )

@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,9 @@ __all__ = [
     "accelerator_for",
     "chosen_device",
     "half_precision_errors",
-    "of_all_processes",
     "own_random_state",
     "precision_for",
     "seed_global",
-    "share_buffers",
 ]
 
 _CPU = torch.device("cpu")
@@ -71,19 +68,6 @@ def accelerator_for(parameters: TrainParameters, precision: str = "no"):
     device = chosen_device(parameters)
     AcceleratorState._reset_state(True)  # a notebook may train again in the same kernel, on another device
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-
-
-def of_all_processes(value: Any) -> list[Any]:
-    """What each process gives, in their order; for one process, its own alone."""
-    from accelerate.utils import gather_object
-
-    return gather_object([value])
-
-
-def share_buffers(model: nn.Module) -> None:
-    """Give every process the buffers of the first, as each has met its own images; a checkpoint holds those too."""
-    for buffer in model.buffers():
-        torch.distributed.broadcast(buffer, 0)
 
 
 def precision_for(model: nn.Module, images: Tensor, parameters: TrainParameters) -> tuple[str, str]:

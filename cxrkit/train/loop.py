@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 
 import cxrkit.data
@@ -22,15 +23,8 @@ from cxrkit.data.augment import augmentation
 from cxrkit.data.dataset import SPLITS
 from cxrkit.data.sampling import sample_weights
 from cxrkit.errors import DataError, ModelError
-from cxrkit.train.checkpoints import Checkpoints, State, agree, described
-from cxrkit.train.devices import (
-    accelerator_for,
-    of_all_processes,
-    own_random_state,
-    precision_for,
-    seed_global,
-    share_buffers,
-)
+from cxrkit.train.checkpoints import Checkpoints, State, check_same
+from cxrkit.train.devices import accelerator_for, own_random_state, precision_for, seed_global
 from cxrkit.train.loader import Feed, Step, plan_epoch, seed_of, target_table
 from cxrkit.train.losses import Loss, loss_for
 from cxrkit.train.optimizer import LearningRate, optimizer_for
@@ -250,7 +244,9 @@ class _Training:
         state, parameters = self.state, self.parameters
         row = {"epoch": state.epoch, "train_loss": float(np.mean(state.losses))}
         if self.accelerator.num_processes > 1:
-            share_buffers(state.model)
+            # Each process has met its own images; a checkpoint holds the buffers too.
+            for buffer in state.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
         for name, part in self.splits.items():
             logits = logits_of(state.model, self.feeds[name], 2 * parameters.batch_size, self.accelerator)
             if not logits.isfinite().all():
@@ -289,10 +285,10 @@ class _Training:
         if self.checkpoints is None:
             return
         self.accelerator.wait_for_everyone()
-        found = self.checkpoints.read_newest()
-        agree(of_all_processes(described(found)), self.checkpoints.folder)  # nobody writes before all have read
-        if found is not None:
-            self.state.restore(*found)
+        found, values = self.checkpoints.read_newest()
+        check_same(gather_object([found]), self.checkpoints.folder)  # nobody writes before all have read
+        if values is not None:
+            self.state.load_state_dict(values)
 
     def _patience_is_over(self) -> bool:
         state, patience = self.state, self.parameters.stop_patience

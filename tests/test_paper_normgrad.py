@@ -14,7 +14,7 @@ from cxrkit import study, train
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.metrics import pointing_game
 from cxrkit.phantom.source import load_phantom
-from cxrkit.study import claims, published, report, runs
+from cxrkit.study import claims, published, runs
 from cxrkit.study.study import Study
 from cxrkit.view import figures
 from papers.normgrad import measure
@@ -288,7 +288,7 @@ def test_maps_of_two_runs_are_alike_and_the_middle_is_found(page, monkeypatch):
         "methods": np.array(measure.METHODS),
         "maps": maps,
     }
-    monkeypatch.setattr(report, "kept_of", lambda run: kept)
+    monkeypatch.setattr(runs.Run, "arrays", lambda run: kept)
     monkeypatch.setattr(normgrad, "frames", lambda study, which: pd.DataFrame({"set": []}))
     shown = page("maps", "agreement")
     assert shown["the phantom, in place of LVOT"].eq(1).all(axis=None)

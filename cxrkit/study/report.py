@@ -21,7 +21,6 @@ __all__ = [
     "curves",
     "enlarge",
     "images_of",
-    "kept_of",
     "means",
     "names",
     "pointing_table",
@@ -208,12 +207,6 @@ def names(pairs: list[tuple[runs.Run, runs.Run]]) -> list[str]:
     return [name + place * (variants.count(name) > 1) for name, place in zip(variants, places, strict=True)]
 
 
-def kept_of(run: runs.Run, name: str = "maps") -> dict[str, np.ndarray]:
-    """The arrays that a run kept, by default its maps (see `explanation.kept_maps`)."""
-    with np.load(run.folder / f"{name}.npz", allow_pickle=False) as file:
-        return dict(file)
-
-
 def drawn_finer(parameters: TrainParameters, least: int, **changed: Any) -> Dataset:
     """A training run's data set, or one that `changed` parameters name, at the multiple of its size that reaches
     `least` pixels."""
@@ -226,7 +219,7 @@ def images_of(train: runs.Run, explain: runs.Run, least: int = 256) -> tuple[Dat
 
     The images are drawn finer than the network saw them.
     """
-    kept, data = kept_of(explain), drawn_finer(train.parameters, least)
+    kept, data = explain.arrays(), drawn_finer(train.parameters, least)
     position = {image_id: row for row, image_id in enumerate(data.table["image_id"].astype(str))}
     return data.select([position[image_id] for image_id in kept["image_ids"]]), kept
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import io
 import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 import uuid
@@ -93,6 +91,11 @@ class Run:
             raise DataError(f"{self.folder}: a {self.kind} run has no table {name!r}")
         text = {"image_id": str, "patient_id": str, "label": str, "method": str}
         return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])  # "NA" may be a label
+
+    def arrays(self, name: str = "maps") -> dict[str, np.ndarray]:
+        """Arrays that the run stored, by default its maps (see `explanation.kept_maps`)."""
+        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
+            return dict(file)
 
     def network(self, device: Any = "cpu") -> nn.Module:
         """The network that a training run kept, in evaluation mode."""
@@ -243,7 +246,7 @@ def replace_folder(hidden: Path, place: Path) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions and hardware class that a result depends on; no host name, user name or path."""
-    versions = {}
+    torch, versions = sys.modules.get("torch"), {}  # it isn't loaded only to learn of a graphics card
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
@@ -252,22 +255,10 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),
-        "cuda": _cuda_name(),
+        "cuda": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
         "cpu_count": os.cpu_count(),
         "packages": versions,
     }
-
-
-@functools.cache
-def _cuda_name() -> str | None:
-    """The first graphics card that can be used here, if any; torch isn't loaded only to learn it."""
-    if torch := sys.modules.get("torch"):
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    tool = shutil.which("nvidia-smi")
-    if tool is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return None
-    told = subprocess.run([tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
-    return told.stdout.split("\n")[0].strip() or None if told.returncode == 0 else None
 
 
 def find(name: str | Path, results: str | Path = "results") -> Run:

@@ -135,7 +135,7 @@ def intentions(study: Study) -> list[tuple[str, bool, dict[str, np.ndarray]]]:
     """Name, whether it knows two classes, and maps of every network that was shown a set of images: the same images,
     in the first network's order. Raises DataError where a network was shown others."""
     found = [
-        (network(train.parameters), two_classes(train.parameters), report.kept_of(run, "intention"))
+        (network(train.parameters), two_classes(train.parameters), run.arrays("intention"))
         for train, run in scored(study)
         if (run.folder / "intention.npz").is_file()
     ]

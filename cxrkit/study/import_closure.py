@@ -230,7 +230,7 @@ def _of_tree(tree: ast.Module, package: str) -> Source:
             names[name].add(target if name != target.partition(".")[0] else name)
     texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     calls = [node for node in nodes if isinstance(node, ast.Call)]
-    if any(getattr(call.func, "attr", getattr(call.func, "id", "")) == "import_module" for call in calls):
+    if any(_last_name(call.func) == "import_module" for call in calls):
         uses |= {(f"{text}*" if text.endswith(".") else text, False) for text in texts if _MODULE.fullmatch(text)}
     uses |= {(name, True) for name in _chains(nodes, names)}
     called = set(_chains(_on_import(tree), names))
@@ -243,10 +243,14 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
     todo = [tree]
     while todo:
         for child in ast.iter_child_nodes(todo.pop()):
-            if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            if isinstance(child, ast.If) and _last_name(child.test) == "TYPE_CHECKING":
                 child = ast.Module(child.orelse, [])
             yield child
             todo.append(child)
+
+
+def _last_name(node: ast.expr) -> str:
+    return getattr(node, "attr", getattr(node, "id", ""))
 
 
 def _bindings(node: ast.AST, package: str) -> Iterator[tuple[str, str]]:
@@ -284,7 +288,7 @@ def _chains(nodes: list[ast.AST], names: dict[str, set[str]]) -> Iterator[str]:
 
 def _lazy(calls: list[ast.Call], package: str) -> dict[str, str]:
     """What a package takes from where on first use, by `cxrkit.lazy.lazily`."""
-    homes = [home for call in calls if getattr(call.func, "id", "") == "lazily" for home in call.keywords]
+    homes = [home for call in calls if _last_name(call.func) == "lazily" for home in call.keywords]
     return {name: f"{package}.{home.arg}.{name}" for home in homes for name in ast.literal_eval(home.value).split()}
 
 
@@ -294,4 +298,4 @@ def _meaning(tree: ast.Module) -> str:
         first = body[0] if isinstance(body, list) and body else None
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
             del body[0]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:8]
+    return hashlib.sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()[:8]

@@ -55,7 +55,7 @@ class State:
             "best": self.best,
             "moments": {str(number): entries for number, entries in optimizer["state"].items()},
             "groups": optimizer["param_groups"],
-            "rate": self.rate.state_dict(),
+            "rate": self.rate.plateau.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
 
@@ -70,7 +70,7 @@ class State:
             for number, entries in values["moments"].items()
         }
         self.optimizer.load_state_dict({"state": moments, "param_groups": values["groups"]})
-        self.rate.load_state_dict(values["rate"])
+        self.rate.plateau.load_state_dict(values["rate"])
         if self.scaler is not None and values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
@@ -73,9 +72,3 @@ class LearningRate:
     def _set(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.parameters.learning_rate * factor
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.plateau.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.plateau.load_state_dict(state)

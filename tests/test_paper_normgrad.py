@@ -185,6 +185,9 @@ def grid(monkeypatch):
         def frame(self, name):
             return self.tables[name]
 
+        def arrays(self):
+            return runs.Run.arrays(self)
+
     made = []
     for view in ("quality", "objects"):
         for model, weights, base in (("resnet18", None, 1.0), ("efficientnet_lite0", "imagenet", 0.9)):

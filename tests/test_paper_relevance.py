@@ -19,6 +19,7 @@ from cxrkit.grid import studies
 from cxrkit.grid.planning import plan
 from cxrkit.study import claims
 from cxrkit.study.published import table
+from cxrkit.study.runs import Run
 from cxrkit.study.study import Study
 from cxrkit.train.parameters import TrainParameters
 from papers.relevance import measure as measuring
@@ -127,6 +128,8 @@ def test_labels_and_methods_that_cannot_be_scored_are_named(model, images):
 
 class Made:
     """What the tables ask of a run."""
+
+    arrays = Run.arrays
 
     def __init__(self, folder, key, kind, parameters, frames):
         self.folder, self.key, self.kind, self.parameters, self.frames = folder, key, kind, parameters, frames

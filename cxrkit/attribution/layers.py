@@ -273,7 +273,7 @@ def _traced(explained: Explained, image: Tensor) -> Trace:
     if class_maps:
         largest = max(class_maps, key=lambda output: output.area)
         # A head of 1 x 1 pixels behind the pooling of a larger map is no class map but a linear head.
-        found.class_map = largest.name if largest.area > 1 or found.default is None else None
+        found.class_map = largest.name if largest.area > 1 or not found.fit else None
     return found
 
 

@@ -257,12 +257,17 @@ class Judge:
                 continue
             told = _difference(found, right, self._layer_rounding(layer))
             told = told and self._only_rounded(verdict, found, right, told)
-            if told is not None and not self._is_determined(layer):
+            if told is not None and (self._underflows(layer) or not self._is_determined(layer)):
                 verdict.is_checked, told = False, None
             if told is None:
                 return None
             first = first or f"{told} at {layer.name}"
         return first or told
+
+    def _underflows(self, layer: maps.LayerMap) -> bool:
+        """Whether a channel that varies is constant in single precision: Score-CAM scales what varies to [0, 1]."""
+        small = layer.map.amax((2, 3)) - layer.map.amin((2, 3))
+        return self.method == "scorecam" and bool(((small > 0) & (small < torch.finfo(torch.float32).tiny)).any())
 
     def _is_determined(self, layer: maps.LayerMap) -> bool:
         """Whether the layer's map and gradients stay what they are when the images move in their last digits."""

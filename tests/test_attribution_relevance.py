@@ -451,6 +451,57 @@ def test_pixels_that_more_windows_read_get_more():
     torch.testing.assert_close(found[0, 0], windows.outer(windows) / 9)
 
 
+@pytest.fixture(scope="module")
+def lite():
+    """EfficientNet-Lite0 with ImageNet weights, two synthetic radiographs, and its first label for them."""
+    model = cxrkit.models.create("efficientnet_lite0", [str(i) for i in range(1000)], weights="imagenet").eval()
+    dataset = cxrkit.data.load("phantom", split="test", size=96)
+    images = torch.stack([dataset[i].image for i in range(2)])
+    return model, images, model(images).sum(0).argmax().item()
+
+
+def fullest_quarter(maps):
+    """Share of the energy that the fullest of four sub-lattices of period 2 holds; 0.25 and a little by chance."""
+    energy = torch.stack([maps[..., i::2, j::2].square().sum((-2, -1)) for i in (0, 1) for j in (0, 1)])
+    return (energy.amax(0) / energy.sum(0)).flatten()
+
+
+@pytest.mark.parametrize("method", RELEVANCE)
+def test_sums_over_the_step_of_the_first_layer_are_free_of_its_lattice(method, lite):
+    model, images, label = lite
+    maps = explain(model, images, method, labels=[label], check=False)
+    summed = F.avg_pool2d(maps, 2, divisor_override=1)
+    assert fullest_quarter(maps).min() > 0.4
+    assert fullest_quarter(summed).max() < 0.3
+    torch.testing.assert_close(summed.double().sum(), maps.double().sum())
+    if method == "rap":  # the shift sees to the sum, and lets the size grow
+        logits = model(images).detach()[:, label]
+        torch.testing.assert_close(maps.sum((1, 2, 3)), logits, rtol=1e-3, atol=0)
+        assert (maps.abs().sum((1, 2, 3)) > 100 * logits.abs()).all()
+
+
+@pytest.mark.parametrize(("window", "lattice"), [(3, True), (4, False), (5, True)])
+def test_the_lattice_is_that_of_odd_windows_in_even_steps(window, lattice):
+    first = nn.Conv2d(1, 4, window, stride=2, bias=False)
+    first.weight.data.uniform_(0.5, 1)
+    layers = [first, nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.SiLU(), nn.AdaptiveAvgPool2d(1)]
+    x = torch.rand(1, 1, 32 + window, 32 + window)
+    found = explain(nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 1)), x, "rap")
+    assert (fullest_quarter(found[..., window:-window, window:-window]) > 0.3).all() == lattice
+
+
+def test_no_alpha_and_beta_reach_past_filters_that_are_off(lite):
+    model, images, label = lite
+    shares = []
+    for options in ({}, {"alpha": 2.0, "beta": 1.0}, {"first_layer": "zb"}):
+        with pytest.raises(AttributionError, match=r"% of it stays where neurons have nothing but a bias .* conv_dw"):
+            explain(model, images, labels=[label], **options)
+        maps = explain(model, images, labels=[label], **options, check=False)
+        shares.append(maps.sum((1, 2, 3)) / model(images).detach()[:, label])
+        assert (shares[-1] > 0.2).all() and (shares[-1] < 0.6).all()
+    torch.testing.assert_close(shares[1], shares[0], rtol=0, atol=0.05)
+
+
 def test_filters_of_one_channel_that_are_off_keep_their_relevance():
     model, x = separable(nn.ReLU6(), off=True), torch.randn(1, 2, 14, 12, dtype=torch.float64)
     with pytest.raises(

@@ -498,7 +498,7 @@ def test_no_alpha_and_beta_reach_past_filters_that_are_off(lite):
             explain(model, images, labels=[label], **options)
         maps = explain(model, images, labels=[label], **options, check=False)
         shares.append(maps.sum((1, 2, 3)) / model(images).detach()[:, label])
-        assert (shares[-1] > 0.2).all() and (shares[-1] < 0.6).all()
+        assert ((shares[-1] > 0.2) & (shares[-1] < 0.6)).all()
     torch.testing.assert_close(shares[1], shares[0], rtol=0, atol=0.05)
 
 

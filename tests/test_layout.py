@@ -108,7 +108,7 @@ HELD: dict[str, int] = {
     "data": 6774,
     "phantom": 2311,
     "models": 1699,
-    "attribution": 4916,
+    "attribution": 4917,
     "metrics": 2311,
     "train": 1744,
     "study": 2645,

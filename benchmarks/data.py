@@ -226,10 +226,10 @@ def write_big(big: Path, rows: int) -> None:
 def write_big_cache(big: Path, cache: Path) -> None:
     """A finished cache of black images."""
     from cxrkit.data import cache as caching
-    from cxrkit.data.sources import SOURCES
+    from cxrkit.data.sources import identity_of
 
     data = cxrkit.data.load("folder", big)
-    identity = SOURCES["folder"].cache_identity("folder", big, {}, 0, data, 8)
+    identity = identity_of("folder", big, {}, 0, data, 8)
     cache.mkdir()
     held = caching._new(caching.cache_path(identity, cache), identity)
     held.reserve(data.image_ids)

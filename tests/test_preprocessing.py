@@ -163,11 +163,8 @@ def test_every_interpolation_keeps_shape_and_constants(interpolation):
 
 
 def test_unknown_interpolation():
-    for make in (lambda: geometry.resize(noise(9, 9), 4, "nearest"), lambda: Squash("nearest")):
-        with pytest.raises(ParameterError, match=r"interpolation='nearest'.*'bilinear'"):
-            make()
-    with pytest.raises(ParameterError, match="crop=300 does not fit resized=256"):
-        ResizeAndCrop(crop=300)
+    with pytest.raises(ParameterError, match=r"interpolation='nearest'.*'bilinear'"):
+        Squash("nearest").image(noise(9, 9), 4)
 
 
 # One transform for pixels, masks and boxes
@@ -309,8 +306,6 @@ def test_levels():
     torch.testing.assert_close(got, torch.tensor([[0, 0, 0.5, 1, 1]]))
     assert torch.equal(Levels(0, 1)(got), got)
     assert Levels(0.3, 0.3)(image).sum() == 0
-    with pytest.raises(ParameterError, match=r"low=0.9, high=0.2"):
-        Levels(0.9, 0.2)
 
 
 def test_percentiles_of_each_image():
@@ -320,8 +315,6 @@ def test_percentiles_of_each_image():
         low, high = np.percentile(image, [5, 90])
         np.testing.assert_allclose(one, (image.clip(low, high) - low) / (high - low), atol=1e-5)
     assert Percentiles()(torch.full((1, 4, 4), 0.5)).sum() == 0
-    with pytest.raises(ParameterError, match="0 <= low <= high <= 100"):
-        Percentiles(5, 101)
 
 
 def test_black_bands_move_the_percentiles_unless_corrected():
@@ -358,7 +351,7 @@ def test_eight_bits_between_extremes():
 # Names
 
 
-@pytest.mark.parametrize("name", preprocessing_module._NAMED)
+@pytest.mark.parametrize("name", preprocessing_module.named())
 @pytest.mark.parametrize("protocol", ["paper", "authors", "corrected"])
 def test_every_name_works(name, protocol):
     change = preprocessing(name, protocol=protocol)

@@ -145,35 +145,31 @@ class Dataset(torch.utils.data.Dataset):
         self.name = name
         self.labels = tuple(labels)
         self.table = table.reset_index(drop=True)
-        self.boxes = _box_table(boxes)
+        self.boxes = pd.DataFrame(columns=list(BOX_COLUMNS)) if boxes is None else boxes.reset_index(drop=True)
         self.renderer = renderer
         self.size = int(size)
         self.hierarchy = dict(hierarchy or {})
         self.preprocessing = preprocessing
-        self._check_table()
-        self.frames = self._check_frames(frames)
+        self._check_table(() if frames is not None else ("orig_width", "orig_height"))
+        frames = self.table[["orig_width", "orig_height"]] if frames is None else frames
+        self.frames = np.asarray(frames, dtype=np.float64)
+        if self.frames.shape != (len(self.table), 2):
+            raise DataError(f"{self.name}: frames have shape {self.frames.shape}, expected ({len(self.table)}, 2)")
         self._rows = np.arange(len(self.table))
         self._index()
 
-    def _check_table(self) -> None:
+    def _check_table(self, sides: tuple[str, ...]) -> None:
         if len(set(self.labels)) != len(self.labels):
             raise DataError(f"{self.name}: the labels {list(self.labels)} hold a name twice")
-        missing = [c for c in ("image_id", "patient_id", "path", *self.labels) if c not in self.table.columns]
+        missing = [c for c in ("image_id", "patient_id", "path", *sides, *self.labels) if c not in self.table.columns]
         if missing:
             raise DataError(f"{self.name}: the table lacks {missing}; it has {list(self.table.columns)}")
         twice = self.table["image_id"][self.table["image_id"].astype(str).duplicated()]
         if len(twice):
             raise DataError(f"{self.name}: image_id {twice.iloc[0]!r} occurs twice; it must be unique")
-
-    def _check_frames(self, frames: np.ndarray | None) -> np.ndarray:
-        if frames is None:
-            if not {"orig_width", "orig_height"} <= set(self.table.columns):
-                raise DataError(f"{self.name}: give frames, or the columns orig_width and orig_height")
-            frames = self.table[["orig_width", "orig_height"]].to_numpy()
-        frames = np.asarray(frames, dtype=np.float64)
-        if frames.shape != (len(self.table), 2):
-            raise DataError(f"{self.name}: frames have shape {frames.shape}, expected ({len(self.table)}, 2)")
-        return frames
+        missing = [column for column in BOX_COLUMNS if column not in self.boxes.columns]
+        if missing:
+            raise DataError(f"the boxes lack the columns {missing}; they have {list(self.boxes.columns)}")
 
     def _index(self) -> None:
         """Arrays that __getitem__ reads, so that drawing a sample never searches a DataFrame."""
@@ -276,21 +272,14 @@ class Dataset(torch.utils.data.Dataset):
 
     def select(self, rows: Sequence[int] | Sequence[bool] | np.ndarray | slice) -> Dataset:
         """The images at ``rows`` alone: positions in the order wanted, a mask of length N, or a slice."""
-        if isinstance(rows, slice):
-            rows = np.arange(len(self))[rows]
-        rows = np.asarray(rows)
-        if rows.dtype == bool:
-            if rows.shape != (len(self),):
-                raise ParameterError(f"rows: a mask must have length {len(self)}, got shape {rows.shape}")
-            rows = np.flatnonzero(rows)
-        if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
-            raise ParameterError("rows: give whole numbers, a mask or a slice")
-        rows = rows.astype(int)
-        if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
-            raise ParameterError(f"rows: positions must lie in 0 .. {len(self) - 1}")
-        rows = rows % max(len(self), 1)
-        if len(np.unique(rows)) != len(rows):
-            raise ParameterError("rows: a position is given twice; each image may occur once")
+        if not isinstance(rows, slice) and not len(rows):
+            rows = slice(0)
+        try:
+            rows = np.arange(len(self))[rows if isinstance(rows, slice) else np.array(rows, ndmin=1)]
+        except IndexError as error:
+            raise ParameterError(f"rows: give positions in 0 .. {len(self) - 1}, a mask or a slice ({error})") from None
+        if rows.ndim != 1 or len(np.unique(rows)) != len(rows):
+            raise ParameterError("rows: give a list of positions, each of them once")
         part = self._copy()
         part.table = self.table.iloc[rows].reset_index(drop=True)
         part.boxes = self.boxes[self.boxes["image_id"].isin(part.table["image_id"])].reset_index(drop=True)
@@ -346,12 +335,3 @@ def _coded(column: pd.Series) -> np.ndarray:
     """A column of names as UTF-8 of fixed width: bytes ``[N]``."""
     # As objects first: to step through a column of text as pandas holds it takes several times as long.
     return np.array([str(value).encode() for value in column.to_numpy(dtype=object)], dtype=np.bytes_)
-
-
-def _box_table(boxes: pd.DataFrame | None) -> pd.DataFrame:
-    if boxes is None:
-        boxes = pd.DataFrame({column: [] for column in BOX_COLUMNS})
-    missing = [column for column in BOX_COLUMNS if column not in boxes.columns]
-    if missing:
-        raise DataError(f"the boxes lack the columns {missing}; they have {list(boxes.columns)}")
-    return boxes.reset_index(drop=True)

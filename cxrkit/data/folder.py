@@ -156,26 +156,16 @@ def _sound_images(path: Path, root: Path, images: pd.DataFrame) -> pd.DataFrame:
 
 def _there(root: Path, files: pd.Series) -> pd.Series:
     """Whether each file is there; each folder is listed once, since asking for every file takes long on a network."""
-    listed: dict[str, set[str]] = {}
-    parts = [file.rpartition("/") for file in files]
-    for folder in {folder for folder, _, _ in parts}:
-        try:
-            with os.scandir(os.path.join(root, folder)) as entries:
-                listed[folder] = {entry.name for entry in entries if entry.is_file()}
-        except (OSError, ValueError):
-            listed[folder] = set()
-    # Where letter case or form does not count, a name may differ from the one listed.
-    there = [name in listed[folder] or os.path.isfile(os.path.join(root, folder, name)) for folder, _, name in parts]
+    folders = {os.path.dirname(file) for file in files}
+    listed = {folder: set(os.listdir(root / folder)) if os.path.isdir(root / folder) else set() for folder in folders}
+    there = [os.path.basename(file) in listed[os.path.dirname(file)] for file in files]
     return pd.Series(there, index=files.index, dtype=bool)
 
 
 def _alike(root: Path, file: str) -> str:
     """A file of the same name but for case or ending, to tell beside one that isn't there."""
-    folder, _, name = file.rpartition("/")
-    try:
-        held = sorted(entry.name for entry in os.scandir(os.path.join(root, folder)) if entry.is_file())
-    except (OSError, ValueError):
-        return ""
+    folder, name = os.path.split(file)
+    held = sorted(os.listdir(root / folder)) if os.path.isdir(root / folder) else []
     stem = os.path.splitext(name)[0].casefold()
     close = [one for one in held if os.path.splitext(one)[0].casefold() == stem]
     return f" (there is {os.path.join(folder, close[0])!r})" if close else ""

@@ -7,17 +7,20 @@ are frozen, and their ``repr`` says everything about them, so that it may serve 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from cxrkit.data.geometry import INTERPOLATIONS, resize, scale_boxes
+from cxrkit.data.geometry import resize, scale_boxes
 from cxrkit.data.intensity import EightBit, Levels, Percentiles
 from cxrkit.errors import ParameterError
+from cxrkit.project import project_folder
+from cxrkit.yaml_files import read_yaml
 
 __all__ = [
     "SQUASH",
@@ -30,6 +33,7 @@ __all__ = [
     "Squash",
     "Toned",
     "Wrapped",
+    "named",
     "preprocessing",
 ]
 
@@ -70,10 +74,6 @@ class _Placed(ABC):
     """Pixels, masks and boxes by :meth:`place`, so that they can't disagree."""
 
     interpolation: str
-
-    def __post_init__(self):
-        if self.interpolation not in INTERPOLATIONS:
-            raise ParameterError(f"interpolation={self.interpolation!r} is unknown; use one of {list(INTERPOLATIONS)}")
 
     @abstractmethod
     def place(self, frame: Frame, size: int) -> Place:
@@ -123,13 +123,6 @@ class ResizeAndCrop(_Placed):
     resized: int = 256
     crop: int = 224
     interpolation: str = "bilinear"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 1 <= self.crop <= self.resized:
-            raise ParameterError(
-                f"crop={self.crop} does not fit resized={self.resized}; 1 <= crop <= resized is needed"
-            )
 
     def place(self, frame: Frame, size: int) -> Place:
         width, height = frame
@@ -218,58 +211,46 @@ class ForgottenCrop(Wrapped):
 
 
 SQUASH = Squash()
-_CROP = ResizeAndCrop()
-_VINBIGDATA = Chain(Squash("gaussian"), _CROP, at=224)
-
-
-def _same(one: Preprocessing) -> dict[str, Preprocessing]:
-    return dict.fromkeys(PROTOCOLS, one)
-
-
-_NAMED: dict[str, dict[str, Preprocessing]] = {
-    "squash": _same(SQUASH),
-    "bcos/rsna": _same(_CROP) | {"authors": ForgottenCrop(_CROP)},
-    "bcos/rsna/baseline": _same(SQUASH),
-    "bcos/vinbigdata": _same(Toned(_VINBIGDATA, before=EightBit()))
-    | {"authors": Toned(ForgottenCrop(_VINBIGDATA, whole_pixels=True), before=EightBit())},
-    "bcos/vinbigdata/baseline": _same(Toned(Squash("gaussian"), before=EightBit()))
-    | {"authors": Toned(ForgottenCrop(Squash("gaussian"), whole_pixels=True), before=EightBit())},
-    "normgrad": _same(Squash("lanczos")),
-    "covid": {
-        "paper": Toned(PadToSquare(), after=Percentiles(1, 95)),
-        "authors": Toned(PadToSquare(), after=Levels(0, 207 / 255)),
-        "corrected": Toned(PadToSquare(), before=Percentiles(1, 95)),
-    },
-    "path": _same(SQUASH) | {"authors": Squash("aliased")},
-    "relevance": _same(_CROP),
-    "relevance/maps": _same(SQUASH),
+_STEPS = {
+    step.__name__: step
+    for step in (Squash, ResizeAndCrop, PadToSquare, Chain, Toned, ForgottenCrop, EightBit, Levels, Percentiles)
 }
 
 
+def named() -> dict[str, Mapping]:
+    """All pre-processing by name: "squash", and PAPER/NAME of ``notebooks/papers/PAPER/settings.yaml``.
+
+    There each has the key ``corrected`` and, where a paper's text or code differ, ``paper`` and ``authors``: a step as
+    {step: CLASS, PARAMETER: VALUE}, of the classes in this module and in :mod:`cxrkit.data.intensity`.
+    """
+    found: dict[str, Mapping] = {"squash": {"corrected": {"step": "Squash"}}}
+    for folder in (project_folder(), Path(__file__).parents[2]):
+        for path in sorted(folder.glob("notebooks/papers/*/settings.yaml")):
+            own = read_yaml(path).get("preprocessing") or {}
+            found = {f"{path.parent.name}/{name}".removesuffix("/all"): given for name, given in own.items()} | found
+    return found
+
+
 def preprocessing(name: str, protocol: str | None = None) -> Preprocessing:
-    """A paper's pre-processing by name, such as ``"bcos/rsna"`` or, with its protocol, ``"bcos/rsna/authors"``.
+    """A pre-processing by name, such as ``"squash"`` or a paper's ``"bcos/rsna"``, ``"bcos/rsna/authors"``.
 
     Where text and code of a paper differ, ``protocol`` picks one: ``"paper"``, ``"authors"`` or ``"corrected"`` (the
-    default). Target sizes are not part of it: the papers use 224, and 225 (`path`), 512 (`covid`), 600 (`normgrad`).
-
-    - ``squash``: bilinear to a square.
-    - ``bcos/rsna``: 256, then the central 224; the authors' boxes forget the crop. ``bcos/rsna/baseline``: squash.
-    - ``bcos/vinbigdata``: each image to 8 bits between its extremes, blurred and squashed to 224, then as above; the
-      authors' boxes are rounded as well. ``bcos/vinbigdata/baseline``: without the crop.
-    - ``normgrad``: squash, Lanczos.
-    - ``covid``: padded to a square, bicubic; grey values clipped to the image's 1st and 95th percentiles (paper: with
-      the black bands counted; corrected: without), or to 0 and 207 of 255 for every image (authors).
-    - ``path``: squash; the authors' has no anti-aliasing.
-    - ``relevance``: 256, then the central 224, as CheXNet; ``relevance/maps``: squash.
-
-    Raises ParameterError for other names and protocols.
+    default). The papers' settings say what each does. Raises ParameterError for other names and protocols.
     """
     stem, _, last = name.rpartition("/")
     if protocol is None and last in PROTOCOLS:
         name, protocol = stem, last
     protocol = "corrected" if protocol is None else protocol
-    if name not in _NAMED:
-        raise ParameterError(f"preprocessing={name!r} is unknown; use one of {list(_NAMED)}")
+    known = named()
+    if name not in known:
+        raise ParameterError(f"preprocessing={name!r} is unknown; use one of {list(known)}")
     if protocol not in PROTOCOLS:
         raise ParameterError(f"protocol={protocol!r} is unknown; use one of {list(PROTOCOLS)}")
-    return _NAMED[name][protocol]
+    return _built(known[name].get(protocol, known[name]["corrected"]))
+
+
+def _built(given: object) -> Any:
+    if not isinstance(given, Mapping):
+        return given
+    fields = {name: _built(value) for name, value in given.items() if name != "step"}
+    return _STEPS[given["step"]](**fields)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -18,7 +17,8 @@ from cxrkit.data.dataset import SPLITS, Dataset
 from cxrkit.data.preprocessing import Preprocessing
 from cxrkit.data.preprocessing import preprocessing as named_preprocessing
 from cxrkit.data.splits import FOLDS, fold_split, patient_overlap, refuse_shared_patients
-from cxrkit.errors import CxrkitError, DataError, ParameterError
+from cxrkit.errors import CxrkitError, DataError, ParameterError, meant
+from cxrkit.yaml_files import read_yaml
 
 __all__ = ["load", "prepare", "sources"]
 
@@ -55,13 +55,6 @@ class Source:
         """Names of the options that the loader knows besides those of :func:`load`."""
         return tuple(name for name in self.parameters() if name not in _COMMON)
 
-    def cache_identity(
-        self, name: str, root: str | Path | None, options: Mapping[str, Any], seed: int, dataset: Dataset, bits: int
-    ) -> dict[str, Any]:
-        """Everything that decides on the pixels of a cache: see :func:`cxrkit.data.cache.cache_identity`."""
-        seed = None if self.needs_root else seed
-        return cache_identity(name, root, options, seed, self.module, dataset, bits)
-
 
 SOURCES = {
     "phantom": Source("Synthetic frontal chest radiographs", "cxrkit.phantom.source", "load_phantom", False),
@@ -97,11 +90,7 @@ def sources() -> dict[str, dict[str, Any]]:
 def manifest(name: str) -> dict[str, Any]:
     """The manifest of one source; empty where the folder of manifests is not at hand."""
     path = MANIFESTS / f"{name}.yaml"
-    if not path.is_file():
-        return {}
-    from cxrkit.yaml_files import read_yaml
-
-    return read_yaml(path)
+    return read_yaml(path) if path.is_file() else {}
 
 
 def load(
@@ -132,7 +121,7 @@ def load(
     """
     dataset = read(name, root, fold, size, seed, preprocessing, split, **options)
     if cache is not None:
-        dataset = cached(dataset, SOURCES[name].cache_identity(name, root, options, seed, dataset, cache_bits), cache)
+        dataset = cached(dataset, identity_of(name, root, options, seed, dataset, cache_bits), cache)
     dataset = _assign_split(dataset, split, fold, seed, "fold" in SOURCES[name].parameters())
     _refuse_shared_patients(dataset)
     if split is None:
@@ -169,8 +158,16 @@ def prepare(
     Raises ParameterError as ``load`` does, DataError for a source that can't be read or a disk that is full.
     """
     dataset = read(name, root, size=size, seed=seed, preprocessing=preprocessing, **options)
-    identity = SOURCES[name].cache_identity(name, root, options, seed, dataset, bits)
+    identity = identity_of(name, root, options, seed, dataset, bits)
     return prepare_dataset(dataset, identity, cache, workers, progress)
+
+
+def identity_of(
+    name: str, root: str | os.PathLike | None, options: Mapping[str, Any], seed: int, dataset: Dataset, bits: int
+) -> dict[str, Any]:
+    """Everything that decides on the pixels of a source's cache: see :func:`cxrkit.data.cache.cache_identity`."""
+    source = SOURCES[name]
+    return cache_identity(name, root, options, None if source.needs_root else seed, source.module, dataset, bits)
 
 
 def read(
@@ -190,7 +187,10 @@ def read(
     if "fold" in source.parameters():
         own["fold"] = fold
     if preprocessing is not None:
-        own["preprocessing"] = _chosen(name, source, preprocessing)
+        if "preprocessing" not in source.parameters():
+            raise ParameterError(f"source {name!r} takes no preprocessing: it draws its images at the size wanted")
+        chosen = named_preprocessing(preprocessing) if isinstance(preprocessing, str) else preprocessing
+        own["preprocessing"] = chosen
     try:
         return source.loader()(**own, size=size, seed=seed, **options)
     except CxrkitError:
@@ -200,12 +200,6 @@ def read(
         if not source.needs_root:
             raise
         raise DataError(f"{root}: can't be read as source {name!r} ({type(error).__name__}: {error})") from error
-
-
-def _chosen(name: str, source: Source, preprocessing: str | Preprocessing) -> Preprocessing:
-    if "preprocessing" not in source.parameters():
-        raise ParameterError(f"source {name!r} takes no preprocessing: it draws its images at the size that is wanted")
-    return named_preprocessing(preprocessing) if isinstance(preprocessing, str) else preprocessing
 
 
 def _assign_split(dataset: Dataset, split: str | None, fold: int, seed: int, brings_folds: bool) -> Dataset:
@@ -227,12 +221,10 @@ def _refuse_shared_patients(dataset: Dataset) -> None:
     """Refuse a split that shares patients; warn where the source was asked for a split that is known to."""
     if "split" not in dataset.table.columns:
         return
-    try:
+    counts = patient_overlap(dataset.table["patient_id"], dataset.table["split"])
+    if not dataset.leak:
         refuse_shared_patients(dataset.name, dataset.table)
-    except DataError:
-        if not dataset.leak:
-            raise
-        counts = patient_overlap(dataset.table["patient_id"], dataset.table["split"])
+    elif counts["images"]:
         warnings.warn(
             f"{dataset.name}: {dataset.leak} Of the test images, {counts['images']} ({counts['share']:.0%}) are of "
             "patients in the training part.",
@@ -250,17 +242,13 @@ def _check(name: str, root: str | Path | None, split: str | None, fold: int, siz
         raise ParameterError(f"source {name!r} takes no root: nothing is read from disk")
     if split is not None and split not in SPLITS:
         raise ParameterError(f"split={split!r} is unknown; use one of {list(SPLITS)}, or None for all")
-    _check_integer("fold", fold, 0, FOLDS - 1)
-    _check_integer("size", size, SMALLEST_SIZE, None)
-    _check_integer("seed", seed, 0, None)
+    limits = {"fold": (fold, 0, FOLDS - 1), "size": (size, SMALLEST_SIZE, None), "seed": (seed, 0, None)}
+    for option, (value, low, high) in limits.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or value < low or (high is not None and value > high):
+            wanted = f"from {low} to {high}" if high is not None else f"of at least {low}"
+            raise ParameterError(f"{option}={value!r} is out of range; use an integer {wanted}")
     return source
-
-
-def _check_integer(name: str, value: int, low: int, high: int | None) -> None:
-    fits = isinstance(value, Integral) and not isinstance(value, bool) and value >= low
-    if not fits or (high is not None and value > high):
-        wanted = f"from {low} to {high}" if high is not None else f"of at least {low}"
-        raise ParameterError(f"{name}={value!r} is out of range; use an integer {wanted}")
 
 
 def check_options(name: str, known: Collection[str], options: Mapping[str, Any]) -> None:
@@ -268,11 +256,7 @@ def check_options(name: str, known: Collection[str], options: Mapping[str, Any])
     signature = SOURCES[name].parameters()
     for option, value in options.items():
         if option not in known:
-            close = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ParameterError(
-                f"option {option!r} is unknown to source {name!r}; {hint}the options are {sorted(known)}"
-            )
+            raise ParameterError(f"option {option!r} is unknown to source {name!r}; {meant(option, sorted(known))}")
         # "no" and "off" are text in YAML, and text counts as true.
         if option in signature and isinstance(signature[option].default, bool) and not isinstance(value, bool):
             raise ParameterError(f"option {option}={value!r} of source {name!r}: use true or false")

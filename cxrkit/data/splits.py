@@ -16,7 +16,6 @@ __all__ = [
     "FOLDS",
     "fold_split",
     "image_folds",
-    "patient_folds",
     "patient_overlap",
     "refuse_shared_patients",
     "with_validation",
@@ -29,29 +28,17 @@ _VALIDATION_PARTS = 8
 _SHOWN = 3
 
 
-def patient_folds(patients: Sequence[str], targets: np.ndarray, folds: int = FOLDS, seed: int = 0) -> np.ndarray:
-    """The fold, 0 to ``folds - 1``, in which each image is tested: int ``[N]``.
-
-    ``patients``: N patient ids; ``targets``: ``[N, L]`` of 0, 1 or NaN (unknown, counted as 0). A patient
-    counts as positive for a label when one of the images is. All images of a patient share a fold; labels are
-    spread over the folds by iterative stratification (Sechidis et al., 2011). The order of the rows does not
-    matter. Raises DataError for fewer patients than folds. Source: paper `bcos` (five folds), with patients
-    in place of images.
-    """
-    names, of_image, positive = _by_patient(patients, targets)
-    if len(names) < folds:
-        raise DataError(f"{len(names)} patients can't be spread over {folds} folds; at least {folds} are needed")
-    return _stratify(positive, folds, seed)[of_image]
-
-
 def fold_split(
     patients: Sequence[str], targets: np.ndarray, fold: int = 0, folds: int = FOLDS, seed: int = 0
 ) -> np.ndarray:
     """``"train"``, ``"validation"`` or ``"test"`` for each image: ``[N]``.
 
-    The images of ``fold`` (see :func:`patient_folds`) are the test part; one eighth of the other patients,
-    and at least one of them, is the validation part. Raises ParameterError for a fold that does not exist,
-    DataError for fewer patients than folds or than three.
+    ``patients``: N patient ids; ``targets``: ``[N, L]`` of 0, 1 or NaN (unknown, counted as 0). The images of ``fold``
+    are the test part; one eighth of the other patients, and at least one of them, is the validation part. All images of
+    a patient share a part; a patient is positive for a label when one of the images is, and labels are spread by
+    iterative stratification (Sechidis et al., 2011). The order of the rows does not matter. Raises ParameterError for a
+    fold that does not exist, DataError for fewer patients than folds or than three. Source: paper `bcos` (five folds),
+    with patients in place of images.
     """
     if not 0 <= fold < folds:
         raise ParameterError(f"fold={fold} does not exist; use 0 .. {folds - 1}")
@@ -163,19 +150,14 @@ def refuse_shared_patients(name: str, table: pd.DataFrame) -> None:
     """
     rows = table.loc[table["split"].isin(SPLITS), ["image_id", "patient_id", "split"]]
     rows = rows.assign(patient_id=rows["patient_id"].astype(str).str.strip())
-    both = rows[["patient_id", "split"]].drop_duplicates()["patient_id"]
-    leaking = rows[rows["patient_id"].isin(both[both.duplicated()])].sort_values("patient_id", kind="stable")
+    leaking = rows[rows.groupby("patient_id")["split"].transform("nunique") > 1]
     if leaking.empty:
         return
     shown = []
-    for patient, images in list(leaking.groupby("patient_id", sort=False))[:_SHOWN]:
-        pair = images.drop_duplicates("split").head(2)
-        where = " and ".join(
-            f"{image!r} in {part}" for image, part in zip(pair["image_id"], pair["split"], strict=True)
-        )
-        more = f", {len(images) - 2} more images" if len(images) > 2 else ""
-        shown.append(f"{patient!r} ({where}{more})")
-    count = leaking["patient_id"].nunique()
+    for patient, images in list(leaking.groupby("patient_id"))[:_SHOWN]:
+        pair = images.drop_duplicates("split")[:2]
+        where = " and ".join(f"{image!r} in {part}" for image, part in pair[["image_id", "split"]].to_numpy())
+        shown.append(f"{patient!r} ({where}" + (f", {len(images) - 2} more images)" if len(images) > 2 else ")"))
+    count, parts = leaking["patient_id"].nunique(), " and ".join(leaking["split"].unique())
     more = f"; and {count - _SHOWN} more" if count > _SHOWN else ""
-    parts = " and ".join(leaking["split"].unique())
     raise DataError(f"{name}: {parts} share patients ({count}): {'; '.join(shown)}{more}")

@@ -143,44 +143,20 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     named = [column for column in header if column]
     if len(set(named)) != len(named):
         raise DataError(f"{path}: a column name occurs twice in {header}")
-    width = len(header)
     least = max(place for place, column in enumerate(header, 1) if column)
-    uneven = [len(row) < least or any(row[width:]) for row in rows]
-    where = [
-        (line, f"{len(row)} cells, not {least}") for line, row, odd in zip(lines, rows, uneven, strict=True) if odd
-    ]
-    refuse(path, "the number of cells differs from the header's", where)
-    rows = [(row + [""] * width)[:width] for row, odd in zip(rows, uneven, strict=True) if not odd]
-    lines = [line for line, odd in zip(lines, uneven, strict=True) if not odd]
-    columns = [column or f"column {place}" for place, column in enumerate(header, 1)]
+    even = [len(row) >= least and not any(row[len(header) :]) for row in rows]
+    cells = [f"{len(row)} cells, not {least}" for row in rows]
+    wrong = [place for place, fits in enumerate(even) if not fits]
+    refuse(path, "the number of cells differs from the header's", [(lines[place], cells[place]) for place in wrong])
     # As Python's own text: pandas steps through its own several times as slowly.
-    table = pd.DataFrame(rows, index=lines, columns=columns, dtype=object)
-    unnamed = [name for name, column in zip(columns, header, strict=True) if not column]
-    return table.drop(columns=[name for name in unnamed if not any(table[name])])
+    rows = [(row + [""] * len(header))[: len(header)] for row in rows]
+    columns = [column or f"column {place}" for place, column in enumerate(header, 1)]
+    table = pd.DataFrame(rows, lines, columns, dtype=object)[even]
+    return table.drop(columns=[name for name in columns if name not in header and not any(table[name])])
 
 
 def _rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[list[str]], list[int]]:
     """The header, the rows below it, and the line on which each of these ends."""
-    text = _text(path)
-    first = next((line for line in io.StringIO(text) if line.strip()), "")
-    told = re.fullmatch(r"sep=(.)\s*", first)  # what a spreadsheet puts above the header
-    delimiter = told[1] if told else _delimiter(first, required)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    rows, lines = [], []
-    try:
-        for row in reader:
-            if any(row):
-                rows.append(list(map(str.strip, row)))
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        raise DataError(f"{path}: is not a comma-separated table ({error})") from None
-    above = 1 if told else 0
-    if len(rows) <= above:
-        raise DataError(f"{path}: is empty; expected a header with {', '.join(required)}")
-    return rows[above], rows[above + 1 :], lines[above + 1 :]
-
-
-def _text(path: Path) -> str:
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
@@ -188,13 +164,24 @@ def _text(path: Path) -> str:
         else:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 content = file.read()
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: is not UTF-8 text (byte {error.start} can't be read); save it as CSV in UTF-8"
-        ) from None
+        where = f"byte {error.start} can't be read"
+        raise DataError(f"{path}: is not UTF-8 text ({where}); save it as CSV in UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: can't be opened ({error.strerror})") from None
+    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    told = re.fullmatch(r"sep=(.)\s*", first)  # what a spreadsheet puts above the header
+    reader = csv.reader(
+        io.StringIO(text, newline=""), strict=True, delimiter=told[1] if told else _delimiter(first, required)
+    )
+    try:
+        rows = [(list(map(str.strip, row)), reader.line_num) for row in reader if any(row)][1 if told else 0 :]
+    except csv.Error as error:
+        raise DataError(f"{path}: is not a comma-separated table ({error})") from None
+    if not rows:
+        raise DataError(f"{path}: is empty; expected a header with {', '.join(required)}")
+    return rows[0][0], [row for row, _ in rows[1:]], [line for _, line in rows[1:]]
 
 
 def _letters(name: str) -> str:
@@ -214,11 +201,10 @@ def _cure(missing: list[str], header: list[str]) -> str:
     if set(missing) & set(EDGES) and {"w", "width"} & set(map(_letters, header)):
         return "; from a corner and a size make x_min = x, y_min = y, x_max = x + width, y_max = y + height"
     told = ""
-    for name, wanted in zip(missing, map(_letters, missing), strict=True):
-        letters = {column: _letters(column) for column in header}
-        like = [column for column, of in letters.items() if wanted in of or (len(of) > 3 and of in wanted)]
-        near = difflib.get_close_matches(wanted, letters.values(), n=1, cutoff=0.7)
-        like += [column for column, of in letters.items() if of in near]
+    for name in missing:
+        wanted, letters = _letters(name), {_letters(column): column for column in header}
+        like = [column for of, column in letters.items() if wanted in of or (len(of) > 3 and of in wanted)]
+        like += [letters[of] for of in difflib.get_close_matches(wanted, letters, n=1, cutoff=0.7)]
         told += f"; is {like[0]!r} meant to be {name!r}?" if like else ""
     return told
 
@@ -284,24 +270,28 @@ def whole_boxes(
     collected, refused boxes are left out.
     """
     low, high = boxes[["x_min", "y_min"]].to_numpy(), boxes[["x_max", "y_max"]].to_numpy()
+
+    def inside(frame: np.ndarray) -> np.ndarray:
+        return ((low >= -OVERSHOOT) & (high <= frame + OVERSHOOT)).all(axis=1)
+
     shares = (high <= SHARE).all(axis=1) & (low >= -SHARE).all(axis=1) & (limits > _SMALL).all(axis=1)
+    outside = ~shares & ~inside(limits)
+    clipped = low.clip(0, limits), high.clip(0, limits)
+    empty = ~shares & ~outside & ~(clipped[1] > clipped[0]).all(axis=1)
+    frames = {"x and y seem swapped": limits[:, ::-1], "it seems to be in original pixels": originals}
+    fits = [words for words, frame in frames.items() if frame is not None and inside(frame)[outside].all()]
+    sums = (clipped[0] + clipped[1])[empty]
+    sizes = (sums <= limits[empty] + OVERSHOOT).all() and (clipped[1][empty] > 0).all()
+    ends = "x_max and y_max may be width and height, or the ends swapped" if sizes else "its ends may be swapped"
     cure = "pixels are wanted; for shares of the image multiply x by the width and y by the height"
-    refuse(path, f"the box holds no whole pixel; {cure}", _box_places(boxes, limits, shares))
-    outside = ~shares & ~((low >= -OVERSHOOT) & (high <= limits + OVERSHOOT)).all(axis=1)
-    hint = ""
-    for frame, words in ((limits[:, ::-1], "x and y seem swapped"), (originals, "it seems to be in original pixels")):
-        if not hint and frame is not None and outside.any():
-            fits = ((low >= -OVERSHOOT) & (high <= frame + OVERSHOOT))[outside].all()
-            hint = f"; {words}" if fits else ""
-    refuse(path, f"the box lies outside its image{hint}", _box_places(boxes, limits, outside))
-    low, high = low.clip(0, limits), high.clip(0, limits)
-    empty = ~shares & ~outside & ~(high > low).all(axis=1)
-    sizes = empty.any() and (low + high <= limits + OVERSHOOT)[empty].all() and (high > 0)[empty].all()
-    hint = "; x_max and y_max may be width and height, or the ends swapped" if sizes else "; its ends may be swapped"
-    needed = f"the box has no area (x_min < x_max and y_min < y_max are needed{hint})"
-    refuse(path, needed, _box_places(boxes, limits, empty))
+    for problem, wrong in (
+        (f"the box holds no whole pixel; {cure}", shares),
+        ("the box lies outside its image" + (f"; {fits[0]}" if fits else ""), outside),
+        (f"the box has no area (x_min < x_max and y_min < y_max are needed; {ends})", empty),
+    ):
+        refuse(path, problem, _box_places(boxes, limits, wrong))
     boxes = boxes.copy()
-    boxes[["x_min", "y_min"]], boxes[["x_max", "y_max"]] = low, high
+    boxes[["x_min", "y_min"]], boxes[["x_max", "y_max"]] = clipped
     return boxes[~shares & ~outside & ~empty]
 
 
@@ -313,17 +303,16 @@ def counted_from(boxes: pd.DataFrame, limits: np.ndarray) -> str:
     low, high = boxes[["x_min", "y_min"]].to_numpy(), boxes[["x_max", "y_max"]].to_numpy()
     if not len(boxes) or (low % 1).any() or (high % 1).any():
         return ""
-    cure = "boxes are half-open and counted from 0: x_min = 0 and x_max = width cover the whole image"
-    if (beyond := (high == limits + 1).any(axis=1)).any():
-        told = f"{beyond.sum()} of {len(boxes)} boxes end one pixel beyond their image and are clipped"
-        return f"{told}, as if counted from 1; {cure}"
-    if (low == 1).any() and not (low == 0).any() and (touch := (high == limits).any(axis=1)).any():
-        return f"no box begins at 0, some at 1, and {touch.sum()} end at the border, as if counted from 1; {cure}"
-    last = (high == limits - 1).any(axis=1)
-    if last.any() and not (high >= limits).any():
-        told = f"{last.sum()} of {len(boxes)} boxes end at the last pixel, none at the border"
-        return f"{told}, as if they included it; {cure}"
-    return ""
+    beyond, last, touch = ((high == limits + more).any(axis=1).sum() for more in (1, -1, 0))
+    if beyond:
+        sign = f"{beyond} of {len(boxes)} boxes end one pixel beyond their image and are clipped, as if counted from 1"
+    elif touch and (low == 1).any() and not (low == 0).any():
+        sign = f"no box begins at 0, some at 1, and {touch} end at the border, as if counted from 1"
+    elif last and not (high >= limits).any():
+        sign = f"{last} of {len(boxes)} boxes end at the last pixel, none at the border, as if they included it"
+    else:
+        return ""
+    return f"{sign}; boxes are half-open and counted from 0: x_min = 0 and x_max = width cover the whole image"
 
 
 def _box_places(boxes: pd.DataFrame, limits: np.ndarray, wrong: np.ndarray) -> list[tuple[int, str]]:

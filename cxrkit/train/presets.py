@@ -31,7 +31,7 @@ def _settings() -> dict[str, dict[str, Any]]:
 
 def names() -> list[str]:
     """All presets, as paper/data set/network."""
-    return [f"{group}/{network}" for group, entry in _settings().items() for network in entry["networks"]]
+    return [f"{group}/{network}" for group, entry in _settings().items() for network in entry.get("networks", ())]
 
 
 def values(name: str, protocol: str = "corrected") -> dict[str, Any]:

@@ -197,3 +197,8 @@ def test_each_step_agrees_with_torchvision_affine(change, arguments):
     moved = warp(image, change.homographies(image, fixed(uniform=1, normal=1)))
     theirs = functional.affine(image, **arguments, interpolation=functional.InterpolationMode.BILINEAR)
     torch.testing.assert_close(moved, theirs, atol=1e-3, rtol=0)
+
+
+def test_images_of_another_shape_are_refused():
+    with pytest.raises(ParameterError, match=r"float \[B, C, H, W\]"):
+        Augmentation()(torch.zeros(3, 3), seeded())

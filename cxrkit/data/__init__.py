@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cxrkit.data.dataset import Batch, Dataset, Sample, collate
+from cxrkit.data.files import region
 from cxrkit.data.readers import image_tensor, read_image
-from cxrkit.data.regions import region
 from cxrkit.data.sources import load, prepare, sources
 
 __all__ = [

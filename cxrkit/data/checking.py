@@ -5,7 +5,6 @@ Also the counts of what was loaded beside those that were published.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from cxrkit.data.size_limits import MOST_BYTES
 from cxrkit.data.sources import SOURCES, manifest, read
 from cxrkit.data.tables import collecting
 from cxrkit.errors import CxrkitError
+from cxrkit.files import checksum
 
 __all__ = ["KINDS", "check", "counts"]
 
@@ -88,16 +88,17 @@ def _tables(
     name: str, root: str | os.PathLike | None, options: Mapping[str, Any], found: list[tuple]
 ) -> Dataset | None:
     """The dataset as far as it can be read; problems of the tables are added to ``found``."""
-    dataset = None
-    with warnings.catch_warnings(), collecting() as problems:
-        warnings.simplefilter("ignore", UserWarning)
-        dataset = read(name, root, size=_SIZE, **options)
-    found += [(p.kind, p.file, p.line, p.problem, p.value) for p in problems]
-    if dataset is None and "missing" in SOURCES[name].options() and "missing" not in options:
-        # Files that are not there have been told; the others are worth a look all the same.
-        with warnings.catch_warnings(), collecting():
+    # Files that are not there are told; the others are worth a look all the same.
+    lenient = "missing" in SOURCES[name].options() and "missing" not in options
+    for more in ({}, {"missing": "leave_out"})[: 1 + lenient]:
+        dataset = None
+        with warnings.catch_warnings(), collecting() as problems:
             warnings.simplefilter("ignore", UserWarning)
-            dataset = read(name, root, size=_SIZE, missing="leave_out", **options)
+            dataset = read(name, root, size=_SIZE, **options, **more)
+        if not more:
+            found += [(p.kind, p.file, p.line, p.problem, p.value) for p in problems]
+        if dataset is not None:
+            break
     return dataset
 
 
@@ -118,15 +119,12 @@ class _Look:
             kind, problem = "notice", "; ".join(notices)
         except CxrkitError as error:
             kind, problem = "image", str(error.__cause__ or error).removeprefix(f"{path}: ")
-        return kind if os.path.exists(path) else "missing", problem, _digest(path, "sha256")
+        return kind if os.path.exists(path) else "missing", problem, _digest(path)
 
 
-def _digest(path: str | Path, algorithm: str) -> str:
+def _digest(path: str) -> str:
     try:
-        if not os.path.isfile(path) or os.path.getsize(path) > MOST_BYTES:
-            return ""
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, algorithm).hexdigest()
+        return checksum(path) if os.path.isfile(path) and os.path.getsize(path) <= MOST_BYTES else ""
     except (OSError, ValueError):
         return ""
 
@@ -139,17 +137,16 @@ def _pictures(root: str | os.PathLike) -> Iterator[str]:
 
 
 def _published(listed: list[Entry], root: Path) -> Iterator[tuple]:
-    named = [entry for entry in listed if not entry.pattern]
-    # Unzipped one level deeper, they are no less the published ones.
-    for entry, path in [(one, path) for one in named for path in (root / one.path, *root.glob(f"*/{one.path}"))]:
-        if not path.is_file():
-            if os.path.lexists(path):
-                yield "table", str(path), None, "is a folder or no ordinary file, expected a file", ""
-            continue
-        if entry.bytes is not None and path.stat().st_size != entry.bytes:
-            yield "checksum", str(path), None, f"has {path.stat().st_size} bytes, published are {entry.bytes}", ""
-        elif entry.algorithm and not entry.matches(path):
-            yield "checksum", str(path), None, f"the {entry.algorithm} differs from the published one", ""
+    for entry in (one for one in listed if not one.pattern):
+        # Unzipped one level deeper, they are no less the published ones.
+        for path in (root / entry.path, *root.glob(f"*/{entry.path}")):
+            if not path.is_file():
+                if os.path.lexists(path):
+                    yield "table", str(path), None, "is a folder or no ordinary file, expected a file", ""
+            elif entry.bytes is not None and path.stat().st_size != entry.bytes:
+                yield "checksum", str(path), None, f"has {path.stat().st_size} bytes, published are {entry.bytes}", ""
+            elif entry.algorithm and not entry.matches(path):
+                yield "checksum", str(path), None, f"the {entry.algorithm} differs from the published one", ""
 
 
 def _unexpected(listed: list[Entry], root: Path, dataset: Dataset | None, paths: list[str]) -> Iterator[tuple]:

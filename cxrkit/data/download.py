@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cxrkit.data.sources import SOURCES, sources
 from cxrkit.data.tables import leaves_folder
@@ -18,28 +18,38 @@ from cxrkit.files import checksum
 
 __all__ = ["Entry", "entries", "get"]
 
-_DIGITS = {"sha256": 64, "md5": 32}
 
-
-@dataclass(frozen=True)
-class Entry:
+class Entry(BaseModel, frozen=True):
     """One entry of ``files`` in a manifest: a file that the folder must hold, or a pattern of several.
 
-    ``url`` is given where no account is needed; ``algorithm`` ("sha256", "md5" or "") and ``checksum`` then are too.
+    ``url`` is given where no account is needed, with ``sha256`` or ``md5``; ``bytes``: the file's length.
     """
 
-    path: str
+    path: str = Field(min_length=1)
     what: str = ""
     optional: bool = False
-    url: str = ""
-    algorithm: str = ""
-    checksum: str = ""
-    bytes: int | None = None
+    url: str = Field("", pattern=r"^(https?://.+)?$")
+    sha256: str = Field("", pattern=r"^([0-9a-fA-F]{64})?$")
+    md5: str = Field("", pattern=r"^([0-9a-fA-F]{32})?$")
+    bytes: int | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _can_be_right(self) -> Entry:
+        if leaves_folder(self.path):
+            raise ValueError("the path leaves the folder")
+        if self.url and (self.pattern or not self.algorithm):
+            raise ValueError("what has a url must be one file, with sha256 or md5")
+        return self
 
     @property
     def pattern(self) -> bool:
         """Whether it stands for several files."""
         return any(sign in self.path for sign in "*?[")
+
+    @property
+    def algorithm(self) -> str:
+        """The checksum that is published: "sha256", "md5" or ""."""
+        return "sha256" if self.sha256 else "md5" if self.md5 else ""
 
     def covers(self, inside: Path) -> bool:
         """Whether it stands for a path inside the folder, or inside a folder within that."""
@@ -48,45 +58,24 @@ class Entry:
 
     def matches(self, path: Path) -> bool:
         """Whether a file has the published checksum."""
-        return checksum(path, self.algorithm) == self.checksum
+        return checksum(path, self.algorithm) == getattr(self, self.algorithm).lower()
 
 
 def entries(name: str, manifest: Mapping[str, Any]) -> list[Entry]:
-    """The entries of ``files`` in a manifest (see data_manifests/README.md); a plain string is an entry's path.
+    """The entries of ``files`` in a manifest (see data_manifests/README.md).
 
     Raises DataError, naming source and entry, for one that can't be right: a download without a checksum, a checksum
     of another length, a path that leaves the folder.
     """
-    listed = manifest.get("files") or []
-    if isinstance(listed, str):
-        listed = [listed]
-    if isinstance(listed, Mapping):
-        listed = [{"path": path, "what": str(what)} for path, what in listed.items()]
-    return [_entry(name, {"path": item} if isinstance(item, str) else item) for item in listed]
-
-
-def _entry(name: str, item: Mapping[str, Any]) -> Entry:
-    def wrong(why: str) -> DataError:
-        return DataError(f"manifest of {name}, files, {item.get('path', item)!r}: {why}")
-
-    if not isinstance(item, Mapping) or not isinstance(item.get("path"), str) or not item["path"]:
-        raise DataError(f"manifest of {name}, files, {item!r}: needs a path")
-    if leaves_folder(item["path"]):
-        raise wrong("the path leaves the folder")
-    algorithm = next((algorithm for algorithm in _DIGITS if item.get(algorithm)), "")
-    checksum = str(item.get(algorithm, "")).lower()
-    if algorithm and not re.fullmatch(rf"[0-9a-f]{{{_DIGITS[algorithm]}}}", checksum):
-        raise wrong(f"{algorithm} must be {_DIGITS[algorithm]} hexadecimal digits")
-    size = item.get("bytes")
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise wrong("bytes must be a positive whole number")
-    what, url, optional = str(item.get("what", "")), str(item.get("url", "")), bool(item.get("optional"))
-    entry = Entry(item["path"], what, optional, url, algorithm, checksum, size)
-    if entry.url and not re.match(r"https?://", entry.url):
-        raise wrong("url must begin with http:// or https://")
-    if entry.url and (entry.pattern or not algorithm):
-        raise wrong("what has a url must be one file, with sha256 or md5")
-    return entry
+    listed = []
+    for item in manifest.get("files") or []:
+        try:
+            listed.append(Entry.model_validate(item, strict=True))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise DataError(f"manifest of {name}, files, {item!r}: {where} {first['msg']}") from None
+    return listed
 
 
 def get(name: str, to: str | os.PathLike, progress: bool = True) -> list[Path]:
@@ -115,7 +104,7 @@ def fetch(entry: Entry, folder: Path, progress: bool = True) -> Path:
         raise DataError(f"{path}: is there, but its {entry.algorithm} differs from the published one; move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
     pooch.get_logger().setLevel("WARNING")
-    known = f"{entry.algorithm}:{entry.checksum}"
+    known = f"{entry.algorithm}:{getattr(entry, entry.algorithm).lower()}"
     shown = progress and sys.stderr.isatty()
     try:
         pooch.retrieve(entry.url, known, fname=path.name, path=path.parent, progressbar=shown)

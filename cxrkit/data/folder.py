@@ -7,8 +7,8 @@ boxes.csv: ``image_id, label, x_min, y_min, x_max, y_max`` in pixels of the file
 
 from __future__ import annotations
 
-import hashlib
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,20 +16,45 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxrkit.data.boxes import box_rows, denied, id_number, keep_readers, left_out, maskless, placed, to_original
-from cxrkit.data.dataset import SPLITS, Dataset
+from cxrkit.data.dataset import BOX_COLUMNS, SPLITS, Dataset
 from cxrkit.data.files import file_dataset
-from cxrkit.data.labels import ImageLabels, as_label_map, check_known, doubtful, read_labels
+from cxrkit.data.labels import (
+    ImageLabels,
+    as_label_map,
+    check_known,
+    clean,
+    doubtful,
+    is_blank,
+    is_none,
+    nearest,
+    read_labels,
+    spelling,
+)
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.readers import image_size, read_image
-from cxrkit.data.tables import MISSING, leaves_folder, lengths, notify, places, read_table, refuse
+from cxrkit.data.tables import (
+    EDGES,
+    MISSING,
+    counted_from,
+    leaves_folder,
+    lengths,
+    notify,
+    numbers,
+    places,
+    read_table,
+    refuse,
+    whole_boxes,
+)
 from cxrkit.errors import DataError, ParameterError
+from cxrkit.files import checksum
 
 __all__ = ["load_folder"]
 
 IMAGE_COLUMNS = ("image_id", "file", "patient_id", "labels")
 _OPTIONAL = ("split", "width", "height", "orig_width", "orig_height", "sha256")
 _SHOWN = 3
+# Labels that a message lists.
+_LABELS_SHOWN = 8
 
 
 def load_folder(
@@ -61,40 +86,35 @@ def load_folder(
     ParameterError for a label, reader or key of ``label_map`` that no table holds.
     """
     root = Path(root)
-    images_csv, boxes_csv = _images_csv(root), root / "boxes.csv"
+    images_csv = _images_csv(root)
     images, named = _read_images(images_csv, root, verify)
     sides = _sides(images_csv, root, images)
-    rows = box_rows(boxes_csv, named)
+    rows = _box_rows(root / "boxes.csv", named)
     written, rename = set(rows["label"]), as_label_map(label_map)
     found = read_labels(images_csv, images["labels"], written, rename, hierarchy_separator, label_separator)
     check_known("label_map", rename, found.written | written)
-    boxes, notices = placed(boxes_csv, rows, rename, images["image_id"], sides)
-    notices = [*_image_notices(images), *(f"images.csv: {text}" for text in found.notices), *notices]
-    boxes, asked = keep_readers(boxes, readers, set(rows["reader"]))
-    counts, chosen = found.counts(), labels is not None
-    labels = _choose_labels(labels, counts, set(boxes["label"]), readers)
-    if chosen:
-        asked += left_out(boxes, labels, counts)
-    else:
-        notices += [f"images.csv: {text}" for text in doubtful(counts, found, rename)]
-    notices += maskless(boxes, labels, chosen)
-    table = _table(images_csv, root, images, labels, _targets(images, found, labels, boxes)).assign(**sides)
+    boxes, of_boxes = _placed(root / "boxes.csv", rows, rename, images["image_id"], sides)
+    boxes, asked = _of_readers(boxes, readers, set(rows["reader"]))
+    chosen = _choose_labels(labels, found.counts(), set(boxes["label"]), readers)
+    table = _table(images_csv, root, images, chosen, _targets(images, found, chosen, boxes)).assign(**sides)
     dataset = file_dataset(
         "folder",
-        labels,
+        chosen,
         table,
-        to_original(boxes, table),
+        _to_original(boxes, table),
         size,
         preprocessing,
         sizes=list(zip(sides["width"], sides["height"], strict=True)),
         frames=table[["orig_width", "orig_height"]].to_numpy(),
-        hierarchy={child: parent for child, parent in found.parents.items() if {child, parent} <= set(labels)},
+        hierarchy={child: parent for child, parent in found.parents.items() if {child, parent} <= set(chosen)},
         read=partial(read_image, window=window, depth=depth),
         promise="images.csv",
     )
-    notices += denied(dataset.denied_boxes, len(boxes))
-    notify("folder", root, notices)
-    dataset.notices = (*notices, *asked)
+    told = [*_image_notices(images), *found.notices, *(doubtful(found, rename) if labels is None else ())]
+    told = [f"images.csv: {text}" for text in told]
+    told += [f"boxes.csv: {text}" for text in (*of_boxes, *_maskless(boxes, chosen, labels is None), *_denied(dataset))]
+    notify("folder", root, told)
+    dataset.notices = (*told, *asked, *([] if labels is None else _left_out(boxes, chosen, found.counts())))
     return dataset
 
 
@@ -102,10 +122,9 @@ def load_folder(
 
 
 def _images_csv(root: Path) -> Path:
-    if not root.exists():
-        raise DataError(f"{root}: no such folder")
     if not root.is_dir():
-        raise DataError(f"{root}: is a file, expected a folder with images.csv")
+        state = "is a file, expected a folder with images.csv" if root.exists() else "no such folder"
+        raise DataError(f"{root}: {state}")
     path = root / "images.csv"
     if not path.is_file():
         state = "holds no images.csv" if any(root.iterdir()) else "is empty; expected images.csv in it"
@@ -174,12 +193,8 @@ def _alike(root: Path, file: str) -> str:
 def _check_sums(path: Path, root: Path, images: pd.DataFrame) -> None:
     if "sha256" not in images.columns:
         raise DataError(f"{path}: verify=True needs the column sha256; it has {list(images.columns)}")
-    wrong = []
-    for line, file, expected in images[["file", "sha256"]].itertuples(name=None):
-        with (root / file).open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != expected.lower():
-                wrong.append((line, repr(file)))
-    refuse(path, "the sha256 of file differs", wrong)
+    wrong = [checksum(root / file) != expected.lower() for file, expected in images[["file", "sha256"]].to_numpy()]
+    refuse(path, "the sha256 of file differs", places(images["file"], wrong))
 
 
 def _sides(path: Path, root: Path, images: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -198,22 +213,20 @@ def _image_notices(images: pd.DataFrame) -> list[str]:
     """Ids that a spreadsheet may have changed, and files that several patients share."""
     notices = []
     for column in ("image_id", "patient_id"):
-        short = images[column].str.fullmatch(r"\d(\.\d+)?E\+?\d+")
-        if short.any():
-            value, line = images[column][short].iloc[0], images.index[short][0]
-            notices.append(f"{short.sum()} cells of {column} are shortened numbers, such as {value!r} on line {line}")
+        short = images[column][images[column].str.fullmatch(r"\d(\.\d+)?E\+?\d+")]
+        if len(short):
+            first = f"{short.iloc[0]!r} on line {short.index[0]}"
+            notices.append(f"{len(short)} cells of {column} are shortened numbers, such as {first}")
     spelt: dict[str, str] = {}
     for line, patient in images["patient_id"].drop_duplicates().items():
-        if (first := spelt.setdefault(id_number(patient), patient)) != patient:
+        if (first := spelt.setdefault(_id_number(patient), patient)) != patient:
             notices.append(f"patient_id {patient!r}, on line {line}, may be {first!r}, but counts as another patient")
-    shared = images["file"].duplicated(keep=False)
-    shared[shared] = images[shared].groupby("file")["patient_id"].transform("nunique") > 1
-    if shared.any():
-        file, line = images["file"][shared].iloc[0], images.index[shared][0]
-        notices.append(f"{shared.sum()} rows share a file with another patient's, such as {file!r} on line {line}")
-    return [f"images.csv: {text}" for text in notices[:_SHOWN]] + (
-        [f"images.csv: and {len(notices) - _SHOWN} more of such kinds"] if len(notices) > _SHOWN else []
-    )
+    shared = images["file"][images.groupby("file")["patient_id"].transform("nunique") > 1]
+    if len(shared):
+        first = f"{shared.iloc[0]!r} on line {shared.index[0]}"
+        notices.append(f"{len(shared)} rows share a file with another patient's, such as {first}")
+    more = [f"and {len(notices) - _SHOWN} more of such kinds"] if len(notices) > _SHOWN else []
+    return notices[:_SHOWN] + more
 
 
 # Labels
@@ -258,8 +271,120 @@ def _table(path: Path, root: Path, images: pd.DataFrame, labels: Sequence[str], 
 def _inferred(column: pd.Series) -> pd.Series:
     """Numbers where all filled cells are numbers; text otherwise."""
     filled = column.where(column != "")
-    some = filled.dropna()
-    if len(some) and pd.isna(pd.to_numeric(some.iloc[:1], errors="coerce")).all():
-        return filled  # the others need not be tried
-    numbers = pd.to_numeric(filled, errors="coerce")
-    return numbers if numbers.notna().sum() == filled.notna().sum() > 0 else filled
+    try:
+        return pd.to_numeric(filled) if filled.notna().any() else filled
+    except ValueError:
+        return filled
+
+
+# Boxes
+
+
+def _box_rows(path: Path, named: pd.Index) -> pd.DataFrame:
+    """The rows of boxes.csv as text; ``named`` are all images of the table, sound or not."""
+    rows = read_table(path, ("image_id", "label", *EDGES), ("reader",)) if path.exists() else []
+    if not len(rows):
+        return pd.DataFrame({column: [] for column in BOX_COLUMNS}, dtype=object)
+    if "reader" not in rows.columns:
+        rows["reader"] = "unknown"
+    rows["label"] = rows["label"].map(clean)
+    strange = ~rows["image_id"].isin(named)
+    hint = ""
+    if strange.any():
+        known = {_id_number(value): value for value in named}
+        stems = rows["image_id"][strange].str.replace(r".*[/\\]|\.(png|jpe?g|dcm|dicom)$", "", regex=True, case=False)
+        alike = [known[number] for number in map(_id_number, stems) if number in known]
+        hint = f"; did you mean {alike[0]!r}? {len(alike)} differ in zeros, case or ending" if alike else ""
+    refuse(path, f"image_id is not in images.csv{hint}", places(rows["image_id"], strange))
+    return rows
+
+
+def _id_number(value: str) -> str:
+    """An id in lower case, without leading zeros and decimals, which spreadsheets add and remove."""
+    match = re.fullmatch(r"0*(\d+)(\.0*)?", value)
+    return match[1] if match else value.casefold()
+
+
+def _placed(
+    path: Path, rows: pd.DataFrame, rename: Mapping[str, str], image_ids: pd.Series, sides: Mapping[str, np.ndarray]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Boxes in pixels of the files, clipped to them, under new names; and notices about them."""
+    rows = rows.assign(label=rows["label"].map(lambda label: rename.get(label, label)))
+    hollow = rows[list(EDGES)].isin(MISSING).all(axis=1)
+    blank = rows["label"].map(is_blank) & ~rows["label"].isin(rename.values())
+    none = rows["label"].map(is_none) | (blank & hollow)
+    told = f"{none.sum()} of {len(rows)} rows say that there is no finding, so they hold no box"
+    notices = [told] if none.any() else []
+    refuse(path, "label is empty", places(rows["label"], blank & ~none))
+    rows = rows[~none].copy()
+    for edge in EDGES:
+        rows[edge] = numbers(path, rows, edge)
+    order = pd.Index(image_ids).get_indexer(rows["image_id"])
+    usable = (order >= 0) & np.isfinite(rows[list(EDGES)].to_numpy(dtype=float)).all(axis=1)
+    rows, order = rows[usable].copy(), order[usable]
+    limits, originals = (np.column_stack([sides[f"{of}width"], sides[f"{of}height"]])[order] for of in ("", "orig_"))
+    boxes = whole_boxes(path, rows, limits, originals)
+    if text := counted_from(rows, limits):
+        notices.append(text)
+    if (again := boxes.duplicated().sum()) > 0:
+        notices.append(f"{again} of {len(boxes)} boxes repeat another, and count twice")
+    return boxes, notices
+
+
+def _of_readers(
+    boxes: pd.DataFrame, readers: Sequence[str] | None, known: Collection[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """The boxes of these readers, and how many that leaves out; ``known``: all readers, also those without a box."""
+    if readers is None:
+        return boxes, []
+    readers = [readers] if isinstance(readers, str) else list(readers)
+    if unknown := [reader for reader in readers if reader not in known]:
+        raise ParameterError(f"readers {unknown} are not in the column reader of boxes.csv; known: {sorted(known)}")
+    kept = boxes["reader"].isin(readers)
+    return boxes[kept].copy(), [f"readers= leaves out {(~kept).sum()} of {len(boxes)} boxes"]
+
+
+def _left_out(boxes: pd.DataFrame, labels: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+    """Notices about labels and boxes that the option ``labels`` leaves out."""
+    others, beside = sorted(set(counts) - set(labels)), ~boxes["label"].isin(labels)
+    told = [f"labels= leaves out {len(others)} labels of images.csv: {', '.join(others)}"] if others else []
+    return told + ([f"labels= leaves {beside.sum()} of {len(boxes)} boxes without a mask"] if beside.any() else [])
+
+
+def _maskless(boxes: pd.DataFrame, labels: Sequence[str], every: bool) -> list[str]:
+    """A notice about boxes whose label no image carries; unless ``labels`` are ``every`` one, about misspelt ones."""
+    counts = boxes["label"][~boxes["label"].isin(labels)].value_counts()
+    if not every:
+        counts = counts[counts.index.map(spelling).isin([spelling(label) for label in labels])]
+    if counts.empty:
+        return []
+    close = {label: like for label in counts.index if (like := nearest(label, labels))}
+    hints = {label: f"; images.csv has {like!r}" for label, like in close.items()}
+    told = [f"{label!r} ({count}{hints.get(label, '')})" for label, count in counts[:_LABELS_SHOWN].items()]
+    more = f" and {len(counts) - _LABELS_SHOWN} labels more" if len(counts) > _LABELS_SHOWN else ""
+    own = next((label for label in counts.index if label not in close), counts.index[0])
+    return [
+        f"{counts.sum()} of {len(boxes)} boxes make no mask, as no image carries their label: {', '.join(told)}{more}. "
+        f"Rename one with label_map={close or {own: 'NAME'}}, or list it in labels=[..., {own!r}] as a label of its "
+        "own, unknown where there is no box"
+    ]
+
+
+def _denied(dataset: Dataset) -> list[str]:
+    """A notice about boxes of a label that their image lacks."""
+    return [
+        f"{len(dataset.denied_boxes)} of {len(dataset.boxes)} boxes are of a label that images.csv denies their image, "
+        f"such as {first['label']!r} of {first['image_id']!r}; their masks aren't scored unless it is added there"
+        for first in dataset.denied_boxes[:1].to_dict("records")
+    ]
+
+
+def _to_original(boxes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Boxes from pixels of the file to original pixels, as ``Dataset.boxes`` wants them."""
+    boxes = boxes.reset_index(drop=True)
+    frame = table.iloc[pd.Index(table["image_id"]).get_indexer(boxes["image_id"])]
+    for axis, side in (("x", "width"), ("y", "height")):
+        for end in ("min", "max"):
+            scaled = boxes[f"{axis}_{end}"].to_numpy() * frame[f"orig_{side}"].to_numpy() / frame[side].to_numpy()
+            boxes[f"{axis}_{end}"] = scaled
+    return boxes[[*BOX_COLUMNS, *(column for column in boxes.columns if column not in BOX_COLUMNS)]]

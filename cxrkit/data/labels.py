@@ -224,8 +224,9 @@ def _refuse_two_spellings(path: Path, column: pd.Series, labels: ImageLabels) ->
             refuse(path, problem + repr(dict.fromkeys(others, first)) + " merges them", _rows(column, labels, rows))
 
 
-def doubtful(counts: Mapping[str, int], labels: ImageLabels, rename: Mapping[str, str]) -> Iterator[str]:
-    """Notices about labels that may mean none, several, or numbers. ``counts``: of ``labels``."""
+def doubtful(labels: ImageLabels, rename: Mapping[str, str]) -> Iterator[str]:
+    """Notices about labels that may mean none, several, or numbers."""
+    counts = labels.counts()
     for name in sorted(set(counts).difference(rename.values())):
         # A name with a slash, such as RSNA's "No Lung Opacity / Not Normal", is read as a parent and its child.
         family = {name, labels.parents.get(name), *(one for one, parent in labels.parents.items() if parent == name)}

@@ -60,7 +60,7 @@ def load_covid_cohen(
     "Pneumonia/Viral/COVID-19"), in order of name; findings joined by commas, as the table had them in 2020, become
     the same paths. "No Finding" is 0 everywhere, "todo" and "Unknown" are NaN everywhere. ``views``: which to keep;
     CT slices and lateral views have others. ``table`` keeps finding, offset (days), sex, age, view, licence and
-    more; ``lung_mask`` where the repository holds one (see :func:`cxrkit.data.regions.region`). Boxes are of the
+    more; ``lung_mask`` where the repository holds one (see :func:`cxrkit.data.region`). Boxes are of the
     lungs, which are no labels. ``missing``: "refuse", or "leave_out" for a partial download. ``seed`` is not used.
     Raises DataError naming file and line. Source: paper `covid`, section on data.
     """

@@ -36,7 +36,7 @@ def load_covid_radiography(
     """COVID-19_Radiography_Dataset: the folders COVID, Lung_Opacity, Normal, Viral Pneumonia, each with images, masks.
 
     ``classes``: the labels, of which each image has one; paper `path` takes ("COVID", "Lung_Opacity", "Normal").
-    ``table`` holds ``lung_mask``, the path of the mask (see :func:`cxrkit.data.regions.region`), and ``url``, the
+    ``table`` holds ``lung_mask``, the path of the mask (see :func:`cxrkit.data.region`), and ``url``, the
     origin that the spreadsheets give. ``without_rsna`` leaves out the images taken from the RSNA challenge, which the
     ``url`` tells: all of Lung_Opacity, most of Normal. Patients are not published: each image counts as one.
     ``missing``: "refuse" wants images and masks of every class, "leave_out" takes the classes that are there.

@@ -136,7 +136,7 @@ def load_unsized(*, size=224, seed=0, factor=None):
 
 @pytest.fixture
 def unsized(monkeypatch):
-    monkeypatch.setitem(SOURCES, "unsized", Source("Unsized", __name__, "load_unsized", False))
+    monkeypatch.setitem(SOURCES, "unsized", Source(__name__, "load_unsized", False))
 
 
 def test_sizes_that_only_drawing_tells(unsized, tmp_path, prepare):

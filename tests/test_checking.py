@@ -125,7 +125,7 @@ def test_missing_files_do_not_hide_the_rest(root, monkeypatch, tmp_path):
         return folder.load_folder(root, size=size)
 
     monkeypatch.setattr(folder, "load_partial", load_partial, raising=False)
-    monkeypatch.setitem(SOURCES, "partial", Source("Partial", "cxrkit.data.folder", "load_partial", True))
+    monkeypatch.setitem(SOURCES, "partial", Source("cxrkit.data.folder", "load_partial"))
     (root / "x" / "1.png").write_bytes(b"no image")
     found = check("partial", root, workers=0, progress=False)
     assert calls == ["refuse", "leave_out"]

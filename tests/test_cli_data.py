@@ -122,7 +122,7 @@ def test_prepare(run, root, tmp_path):
     assert status == 1
     assert "i1: folder, image 'i1'" in out
     assert "1 images can't be read" in out
-    assert len(list((tmp_path / "here").glob("*.sqlite"))) == 1
+    assert len(list((tmp_path / "here").glob("*.npy"))) == 1
 
 
 def test_get(run, tmp_path, monkeypatch):

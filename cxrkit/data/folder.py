@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cxrkit.data import tables
 from cxrkit.data.dataset import BOX_COLUMNS, SPLITS, Dataset
 from cxrkit.data.files import file_dataset
 from cxrkit.data.labels import (
@@ -32,19 +33,6 @@ from cxrkit.data.labels import (
 )
 from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.readers import image_size, read_image
-from cxrkit.data.tables import (
-    EDGES,
-    MISSING,
-    counted_from,
-    leaves_folder,
-    lengths,
-    notify,
-    numbers,
-    places,
-    read_table,
-    refuse,
-    whole_boxes,
-)
 from cxrkit.errors import DataError, ParameterError
 from cxrkit.files import checksum
 
@@ -113,7 +101,7 @@ def load_folder(
     told = [*_image_notices(images), *found.notices, *(doubtful(found, rename) if labels is None else ())]
     told = [f"images.csv: {text}" for text in told]
     told += [f"boxes.csv: {text}" for text in (*of_boxes, *_maskless(boxes, chosen, labels is None), *_denied(dataset))]
-    notify("folder", root, told)
+    tables.notify("folder", root, told)
     dataset.notices = (*told, *asked, *([] if labels is None else _left_out(boxes, chosen, found.counts())))
     return dataset
 
@@ -133,44 +121,32 @@ def _images_csv(root: Path) -> Path:
 
 
 def _read_images(path: Path, root: Path, verify: bool) -> tuple[pd.DataFrame, pd.Index]:
-    """The rows of images.csv that can be used, and the ids of all."""
-    images = read_table(path, IMAGE_COLUMNS, _OPTIONAL)
+    """The rows of images.csv that can be used (all, unless problems are collected), and the ids of all."""
+    images = tables.read_table(path, IMAGE_COLUMNS, _OPTIONAL)
     if images.empty:
         raise DataError(f"{path}: holds a header but no row")
-    named = pd.Index(images["image_id"])
-    images = _sound_images(path, root, images)
+    ids, file, patient = images["image_id"], images["file"], images["patient_id"]
+    empty = {name: images[name].isin(tables.MISSING) for name in ("image_id", "file", "patient_id")}
+    odd = file.str.contains(r"\.\.|:|\\|^/", regex=True)
+    outside = file.isin({name for name in file[odd] if tables.leaves_folder(name)})
+    # As Windows writes them.
+    file = file.where(outside | _there(root, file), file.str.replace("\\", "/"))
+    absent = ~outside & ~empty["file"] & ~_there(root, file)
+    hint = next(filter(None, (_alike(root, name) for name in file[absent][:_SHOWN])), "")
+    problems = {f"{name} is empty": (images[name], wrong) for name, wrong in empty.items()} | {
+        "image_id occurs twice (an image has one row, which holds all its labels)": (ids, ids.duplicated()),
+        "file leaves the folder": (file, outside),
+        f"file does not exist{hint}": (file, absent),
+    }
+    if "split" in images.columns:
+        split = images["split"]
+        problems[f"split is none of {', '.join(SPLITS)}"] = split, ~split.isin(SPLITS)
+        several = images.groupby("patient_id")["split"].transform("nunique") > 1
+        problems["patient_id is in more than one split"] = patient, several
+    images = tables.sound_rows(path, images.assign(file=file), problems)
     if verify:
         _check_sums(path, root, images)
-    return images, named
-
-
-def _sound_images(path: Path, root: Path, images: pd.DataFrame) -> pd.DataFrame:
-    """The rows that can be used: all of them, unless problems are collected."""
-    wrong = pd.Series(False, images.index)
-
-    def check(problem: str, column: str, found: pd.Series) -> None:
-        refuse(path, problem, places(images[column], found))
-        wrong[found] = True
-
-    for column in ("image_id", "file", "patient_id"):
-        check(f"{column} is empty", column, images[column].isin(MISSING))
-    again = images["image_id"].duplicated() & ~wrong
-    check("image_id occurs twice (an image has one row, which holds all its labels)", "image_id", again)
-    odd = images["file"].str.contains(r"\.\.|:|\\|^/", regex=True)
-    outside = {file for file in images["file"][odd] if leaves_folder(file)}
-    check("file leaves the folder", "file", images["file"].isin(outside))
-    if (windows := images["file"].str.contains("\\", regex=False) & ~wrong).any():
-        images["file"] = images["file"].mask(
-            windows & ~_there(root, images["file"]), images["file"].str.replace("\\", "/")
-        )
-    absent = ~_there(root, images["file"]) & ~wrong
-    hint = next(filter(None, (_alike(root, file) for file in images["file"][absent][:_SHOWN])), "")
-    check(f"file does not exist{hint}", "file", absent)
-    if "split" in images.columns:
-        check(f"split is none of {', '.join(SPLITS)}", "split", ~images["split"].isin(SPLITS))
-        splits = images.groupby("patient_id")["split"].transform("nunique")
-        refuse(path, "patient_id is in more than one split", places(images["patient_id"], splits > 1))
-    return images[~wrong]
+    return images, pd.Index(ids)
 
 
 def _there(root: Path, files: pd.Series) -> pd.Series:
@@ -194,19 +170,19 @@ def _check_sums(path: Path, root: Path, images: pd.DataFrame) -> None:
     if "sha256" not in images.columns:
         raise DataError(f"{path}: verify=True needs the column sha256; it has {list(images.columns)}")
     wrong = [checksum(root / file) != expected.lower() for file, expected in images[["file", "sha256"]].to_numpy()]
-    refuse(path, "the sha256 of file differs", places(images["file"], wrong))
+    tables.refuse(path, "the sha256 of file differs", tables.places(images["file"], wrong))
 
 
 def _sides(path: Path, root: Path, images: pd.DataFrame) -> dict[str, np.ndarray]:
     """Width and height of every file, from the table or else from the file itself, and those of the originals."""
     if {"width", "height"} <= set(images.columns):
-        width, height = (lengths(path, images, column) for column in ("width", "height"))
+        width, height = (tables.lengths(path, images, column) for column in ("width", "height"))
     else:
         sizes = np.array([image_size(root / file) for file in images["file"]])
         width, height = sizes[:, 0].astype(int), sizes[:, 1].astype(int)
     sides = {"width": width, "height": height, "orig_width": width, "orig_height": height}
     told = [name for name in ("orig_width", "orig_height") if name in images.columns]
-    return sides | {name: lengths(path, images, name) for name in told}
+    return sides | {name: tables.lengths(path, images, name) for name in told}
 
 
 def _image_notices(images: pd.DataFrame) -> list[str]:
@@ -282,7 +258,7 @@ def _inferred(column: pd.Series) -> pd.Series:
 
 def _box_rows(path: Path, named: pd.Index) -> pd.DataFrame:
     """The rows of boxes.csv as text; ``named`` are all images of the table, sound or not."""
-    rows = read_table(path, ("image_id", "label", *EDGES), ("reader",)) if path.exists() else []
+    rows = tables.read_table(path, ("image_id", "label", *tables.EDGES), ("reader",)) if path.exists() else []
     if not len(rows):
         return pd.DataFrame({column: [] for column in BOX_COLUMNS}, dtype=object)
     if "reader" not in rows.columns:
@@ -295,7 +271,7 @@ def _box_rows(path: Path, named: pd.Index) -> pd.DataFrame:
         stems = rows["image_id"][strange].str.replace(r".*[/\\]|\.(png|jpe?g|dcm|dicom)$", "", regex=True, case=False)
         alike = [known[number] for number in map(_id_number, stems) if number in known]
         hint = f"; did you mean {alike[0]!r}? {len(alike)} differ in zeros, case or ending" if alike else ""
-    refuse(path, f"image_id is not in images.csv{hint}", places(rows["image_id"], strange))
+    tables.refuse(path, f"image_id is not in images.csv{hint}", tables.places(rows["image_id"], strange))
     return rows
 
 
@@ -310,21 +286,21 @@ def _placed(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Boxes in pixels of the files, clipped to them, under new names; and notices about them."""
     rows = rows.assign(label=rows["label"].map(lambda label: rename.get(label, label)))
-    hollow = rows[list(EDGES)].isin(MISSING).all(axis=1)
+    hollow = rows[list(tables.EDGES)].isin(tables.MISSING).all(axis=1)
     blank = rows["label"].map(is_blank) & ~rows["label"].isin(rename.values())
     none = rows["label"].map(is_none) | (blank & hollow)
     told = f"{none.sum()} of {len(rows)} rows say that there is no finding, so they hold no box"
     notices = [told] if none.any() else []
-    refuse(path, "label is empty", places(rows["label"], blank & ~none))
+    tables.refuse(path, "label is empty", tables.places(rows["label"], blank & ~none))
     rows = rows[~none].copy()
-    for edge in EDGES:
-        rows[edge] = numbers(path, rows, edge)
+    for edge in tables.EDGES:
+        rows[edge] = tables.numbers(path, rows, edge)
     order = pd.Index(image_ids).get_indexer(rows["image_id"])
-    usable = (order >= 0) & np.isfinite(rows[list(EDGES)].to_numpy(dtype=float)).all(axis=1)
+    usable = (order >= 0) & np.isfinite(rows[list(tables.EDGES)].to_numpy(dtype=float)).all(axis=1)
     rows, order = rows[usable].copy(), order[usable]
     limits, originals = (np.column_stack([sides[f"{of}width"], sides[f"{of}height"]])[order] for of in ("", "orig_"))
-    boxes = whole_boxes(path, rows, limits, originals)
-    if text := counted_from(rows, limits):
+    boxes = tables.whole_boxes(path, rows, limits, originals)
+    if text := tables.counted_from(rows, limits):
         notices.append(text)
     if (again := boxes.duplicated().sum()) > 0:
         notices.append(f"{again} of {len(boxes)} boxes repeat another, and count twice")

@@ -10,13 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from cxrkit.data.geometry import resize, scale_boxes
+from cxrkit.data.geometry import resize
 from cxrkit.data.intensity import EightBit, Levels, Percentiles
 from cxrkit.errors import ParameterError
 from cxrkit.project import project_folder
@@ -32,7 +32,6 @@ __all__ = [
     "ResizeAndCrop",
     "Squash",
     "Toned",
-    "Wrapped",
     "named",
     "preprocessing",
 ]
@@ -41,20 +40,25 @@ Frame = tuple[float, float]
 PROTOCOLS = ("paper", "authors", "corrected")
 
 
-class Preprocessing(Protocol):
-    """The steps from an image as read to the square that networks take: one geometry for pixels, masks and boxes."""
+class Preprocessing:
+    """The steps from an image as read to the square that networks take: one geometry for pixels, masks and boxes.
+
+    A subclass changes what it does otherwise than its ``geometry``.
+    """
+
+    geometry: Preprocessing
 
     def image(self, pixels: Tensor, size: int) -> Tensor:
         """Float32 ``[H, W]`` in [0, 1] to ``[size, size]`` in [0, 1]."""
-        ...
+        return self.geometry.image(pixels, size)
 
     def masks(self, masks: Tensor, size: int) -> Tensor:
         """Bool ``[L, H, W]`` to ``[L, size, size]``; a pixel stays in when at least half of it was."""
-        ...
+        return self.geometry.masks(masks, size)
 
     def boxes(self, boxes: np.ndarray, frame: Frame, size: int) -> np.ndarray:
         """``[M, 4]`` in pixels of ``frame`` (width, height) to float64 ``[M, 4]`` in target pixels, clipped."""
-        ...
+        return self.geometry.boxes(boxes, frame, size)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Place:
     top: int = 0
 
 
-class _Placed(ABC):
+class _Placed(Preprocessing, ABC):
     """Pixels, masks and boxes by :meth:`place`, so that they can't disagree."""
 
     interpolation: str
@@ -148,7 +152,7 @@ class PadToSquare(_Placed):
 
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(Preprocessing):
     """``first`` to a square of ``at`` pixels, then ``second`` to the target."""
 
     first: Preprocessing
@@ -166,25 +170,10 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Wrapped:
-    """A pre-processing that does as ``geometry`` does, but for what a subclass changes."""
-
-    geometry: Preprocessing
-
-    def image(self, pixels: Tensor, size: int) -> Tensor:
-        return self.geometry.image(pixels, size)
-
-    def masks(self, masks: Tensor, size: int) -> Tensor:
-        return self.geometry.masks(masks, size)
-
-    def boxes(self, boxes: np.ndarray, frame: Frame, size: int) -> np.ndarray:
-        return self.geometry.boxes(boxes, frame, size)
-
-
-@dataclass(frozen=True)
-class Toned(Wrapped):
+class Toned(Preprocessing):
     """A geometry, with a change of grey values ``before`` or ``after`` it; see :mod:`cxrkit.data.intensity`."""
 
+    geometry: Preprocessing
     before: Callable[[Tensor], Tensor] | None = None
     after: Callable[[Tensor], Tensor] | None = None
 
@@ -196,18 +185,19 @@ class Toned(Wrapped):
 
 
 @dataclass(frozen=True)
-class ForgottenCrop(Wrapped):
+class ForgottenCrop(Preprocessing):
     """Images and masks by ``geometry``, but boxes as if it only squashed: they miss their findings near the border.
 
     With 256 pixels cut to 224 a box is off by up to 16 pixels. ``whole_pixels``: boxes are rounded and end at ``size -
     1``. For showing what it does to published numbers. Source: paper `bcos`, code (whole pixels for VinBigData).
     """
 
+    geometry: Preprocessing
     whole_pixels: bool = False
 
     def boxes(self, boxes: np.ndarray, frame: Frame, size: int) -> np.ndarray:
-        moved = scale_boxes(boxes, frame, size)
-        return moved.round().clip(0, size - 1) if self.whole_pixels else moved.clip(0, size)
+        moved = SQUASH.boxes(boxes, frame, size)
+        return moved.round().clip(0, size - 1) if self.whole_pixels else moved
 
 
 SQUASH = Squash()

@@ -34,10 +34,9 @@ class Source:
     ``needs_root``: whether the images are in a folder that the user names.
     """
 
-    title: str
     module: str
     function: str
-    needs_root: bool
+    needs_root: bool = True
 
     def loader(self) -> Callable[..., Dataset]:
         """The loader itself; its module is imported only now."""
@@ -56,35 +55,21 @@ class Source:
         return tuple(name for name in self.parameters() if name not in _COMMON)
 
 
+_PUBLIC = (
+    "rsna vinbigdata nih chestx_det chexpert object_cxr covid_cohen kermany covid covid_radiography brain_mri lvot"
+)
 SOURCES = {
-    "phantom": Source("Synthetic frontal chest radiographs", "cxrkit.phantom.source", "load_phantom", False),
-    "folder": Source("A folder with images.csv and, optionally, boxes.csv", "cxrkit.data.folder", "load_folder", True),
-} | {
-    name: Source(title, f"cxrkit.data.public.{name}", f"load_{name}", True)
-    for name, title in {
-        "rsna": "RSNA Pneumonia Detection Challenge 2018, stage 2",
-        "vinbigdata": "VinBigData Chest X-ray Abnormalities Detection (VinDr-CXR)",
-        "nih": "NIH ChestX-ray14",
-        "chestx_det": "ChestX-Det10 and ChestX-Det: boxes and outlines on NIH images",
-        "chexpert": "CheXpert, with the outlines of CheXlocalize",
-        "object_cxr": "Object-CXR: foreign objects",
-        "covid_cohen": "COVID-19 image data collection (Cohen)",
-        "kermany": "Paediatric pneumonia (Kermany)",
-        "covid": "COVID-19 and other pneumonias: Cohen and Kermany combined",
-        "covid_radiography": "COVID-19 Radiography Database",
-        "brain_mri": "Brain tumour MRI (figshare 1512427)",
-        "lvot": "Left ventricular outflow tract: image quality (private)",
-    }.items()
-}
+    "phantom": Source("cxrkit.phantom.source", "load_phantom", needs_root=False),
+    "folder": Source("cxrkit.data.folder", "load_folder"),
+} | {name: Source(f"cxrkit.data.public.{name}", f"load_{name}") for name in (*_PUBLIC.split(), "lvot")}
 
 
 def sources() -> dict[str, dict[str, Any]]:
     """Every source by name, with its manifest: title, licence, how to get it, options.
 
-    The manifests are the files of ``data_manifests/``; where that folder is not at hand, only the title is
-    given.
+    The manifests are the files of ``data_manifests/``; where that folder is not at hand, the title is the name.
     """
-    return {name: {"title": source.title, **manifest(name)} for name, source in SOURCES.items()}
+    return {name: {"title": name, **manifest(name)} for name in SOURCES}
 
 
 def manifest(name: str) -> dict[str, Any]:

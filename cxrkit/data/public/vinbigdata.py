@@ -17,7 +17,7 @@ import pandas as pd
 from cxrkit.data.dataset import Dataset
 from cxrkit.data.files import file_dataset
 from cxrkit.data.geometry import scale_boxes
-from cxrkit.data.preprocessing import SQUASH, Preprocessing, Wrapped
+from cxrkit.data.preprocessing import SQUASH, Preprocessing
 from cxrkit.data.public.layout import choose, find_folder, stems_in, with_files
 from cxrkit.data.public.xrv_tables import Annotations, table_of
 from cxrkit.data.readers import image_size, read_image
@@ -105,9 +105,10 @@ def load_vinbigdata(
 
 
 @dataclass(frozen=True)
-class Squashed(Wrapped):
+class Squashed(Preprocessing):
     """``geometry`` on files squashed to ``side`` x ``side`` before; boxes, in original pixels, go that way too."""
 
+    geometry: Preprocessing
     side: int
 
     def boxes(self, boxes, frame, size):

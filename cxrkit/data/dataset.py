@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -122,7 +123,8 @@ class Dataset(torch.utils.data.Dataset):
     ``table``. ``size``: images are ``size`` x ``size``. ``hierarchy``: child label -> parent label.
     ``frames``: ``[N, 2]`` original width and height, by default the columns orig_width and orig_height; NaN
     where only the file knows, which the renderer then tells. ``preprocessing``: how boxes get to the square;
-    the same that the renderer gives its images. Raises DataError for a table or boxes that do not fit.
+    the same that the renderer gives its images. ``rows``: int ``[N]``, the position of each image in the source's whole
+    table, which is what the renderer is asked for. Raises DataError for a table or boxes that do not fit.
     """
 
     leak: str = ""
@@ -155,7 +157,7 @@ class Dataset(torch.utils.data.Dataset):
         self.frames = np.asarray(frames, dtype=np.float64)
         if self.frames.shape != (len(self.table), 2):
             raise DataError(f"{self.name}: frames have shape {self.frames.shape}, expected ({len(self.table)}, 2)")
-        self._rows = np.arange(len(self.table))
+        self.rows = np.arange(len(self.table))
         self._index()
 
     def _check_table(self, sides: tuple[str, ...]) -> None:
@@ -189,11 +191,6 @@ class Dataset(torch.utils.data.Dataset):
     def image_ids(self) -> list[str]:
         """The image ids in the order of the table."""
         return [value.decode() for value in self._image_ids]
-
-    @property
-    def rows(self) -> np.ndarray:
-        """The position of each image in the source's whole table, which is what the renderer is asked for: int [N]."""
-        return self._rows
 
     @property
     def maskless_boxes(self) -> pd.DataFrame:
@@ -240,7 +237,7 @@ class Dataset(torch.utils.data.Dataset):
         """Image and exact masks alone, checked; raises DataError, naming the image, when it can't be drawn."""
         image_id = self._image_ids[index].decode()
         try:
-            drawn = self.renderer.render(int(self._rows[index]), self.size)
+            drawn = self.renderer.render(int(self.rows[index]), self.size)
         except CxrkitError as error:
             raise type(error)(f"{self.name}, image {image_id!r}: {error}") from error
         image = drawn.image
@@ -280,11 +277,11 @@ class Dataset(torch.utils.data.Dataset):
             raise ParameterError(f"rows: give positions in 0 .. {len(self) - 1}, a mask or a slice ({error})") from None
         if rows.ndim != 1 or len(np.unique(rows)) != len(rows):
             raise ParameterError("rows: give a list of positions, each of them once")
-        part = self._copy()
+        part = copy.copy(self)
         part.table = self.table.iloc[rows].reset_index(drop=True)
         part.boxes = self.boxes[self.boxes["image_id"].isin(part.table["image_id"])].reset_index(drop=True)
         part.frames = self.frames[rows]
-        part._rows = self._rows[rows]
+        part.rows = self.rows[rows]
         part._index()
         return part
 
@@ -293,27 +290,20 @@ class Dataset(torch.utils.data.Dataset):
         if name not in SPLITS:
             raise ParameterError(f"split {name!r} is unknown; use one of {list(SPLITS)}")
         if "split" not in self.table.columns:
-            raise DataError(
-                f"{self.name}: no split is known; cxrkit.data.load makes one where there are at least 5 patients"
-            )
+            raise DataError(f"{self.name}: no split is known; cxrkit.data.load makes one for at least 5 patients")
         return self.select((self.table["split"] == name).to_numpy())
 
     def with_split(self, split: Sequence[str]) -> Dataset:
         """The same dataset with ``split`` (train, validation or test per row) as its split column."""
-        part = self._copy()
+        part = copy.copy(self)
         part.table = self.table.assign(split=list(split))
         return part
 
     def cached(self) -> Dataset:
         """The same dataset, keeping each image that it has drawn: ``4 * size * size`` bytes, and its exact masks."""
-        part = self._copy()
+        part = copy.copy(self)
         part.renderer = _CachedRenderer(self.renderer)
         return part
-
-    def _copy(self) -> Dataset:
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        return other
 
 
 class _CachedRenderer:

@@ -110,7 +110,12 @@ def read_image(path: str | Path, frame: int | None = None, window: bool = True, 
         raise ParameterError(f"depth={depth}: give the bits of a 16-bit picture that are in use, 1 to 16")
     kind = _kind(path)
     if kind == "DICOM":
-        grey, notices = _read_dicom(path, frame, window)
+        with _QUIET, _errors(path, kind):
+            from cxrkit.data.dicom import read_header, stored_pixels
+            from cxrkit.data.presentation import displayed
+
+            header = read_header(path, pixels=True)
+            grey, notices = displayed(header, stored_pixels(header, frame), window), header.notices
     elif frame not in (None, 0):
         raise ParameterError(f"frame={frame}: {path} is a {kind} image, which has only frame 0")
     else:
@@ -186,15 +191,6 @@ def _errors(path: Path, kind: str):
         raise DataError(f"{path}: is too large for the memory that is left") from None
     except Exception:  # the libraries raise whatever the damage leads to, struct.error included
         raise DataError(f"{path}: the {kind} file is truncated or damaged") from None
-
-
-def _read_dicom(path: Path, frame: int | None, window: bool) -> tuple[np.ndarray, list[str]]:
-    with _QUIET, _errors(path, "DICOM"):
-        from cxrkit.data.dicom import read_header, stored_pixels
-        from cxrkit.data.presentation import displayed
-
-        header = read_header(path, pixels=True)
-        return displayed(header, stored_pixels(header, frame), window), header.notices
 
 
 # PNG and JPEG

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import cxrkit
+from cxrkit.data.files import region
 from cxrkit.data.public.covid_cohen import finding_paths, load_covid_cohen
-from cxrkit.data.regions import region
 from cxrkit.data.tables import collecting
 from cxrkit.errors import DataError, ParameterError
 

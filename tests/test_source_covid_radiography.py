@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import cxrkit
+from cxrkit.data.files import region
 from cxrkit.data.public.covid_radiography import CLASSES, load_covid_radiography
-from cxrkit.data.regions import region
 from cxrkit.data.tables import collecting
 from cxrkit.errors import DataError, ParameterError
 

@@ -153,7 +153,8 @@ def _there(root: Path, files: pd.Series) -> pd.Series:
     """Whether each file is there; each folder is listed once, since asking for every file takes long on a network."""
     folders = {os.path.dirname(file) for file in files}
     listed = {folder: set(os.listdir(root / folder)) if os.path.isdir(root / folder) else set() for folder in folders}
-    there = [os.path.basename(file) in listed[os.path.dirname(file)] for file in files]
+    # Where letter case or form does not count, a name may differ from the one listed.
+    there = [os.path.basename(file) in listed[os.path.dirname(file)] or os.path.isfile(root / file) for file in files]
     return pd.Series(there, index=files.index, dtype=bool)
 
 

@@ -120,7 +120,7 @@ def test_missing_files_do_not_hide_the_rest(root, monkeypatch, tmp_path):
     def load_partial(root, *, size=224, seed=0, missing="refuse"):
         calls.append(missing)
         if missing == "refuse":
-            folder.refuse(root / "list.csv", "file does not exist", [(7, "'x/7.png'")])
+            folder.tables.refuse(root / "list.csv", "file does not exist", [(7, "'x/7.png'")])
             raise folder.DataError("can't go on")
         return folder.load_folder(root, size=size)
 

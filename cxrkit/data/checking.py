@@ -89,7 +89,7 @@ def _tables(
 ) -> Dataset | None:
     """The dataset as far as it can be read; problems of the tables are added to ``found``."""
     # Files that are not there are told; the others are worth a look all the same.
-    lenient = "missing" in SOURCES[name].options() and "missing" not in options
+    lenient = name in SOURCES and "missing" in SOURCES[name].options() and "missing" not in options
     for more in ({}, {"missing": "leave_out"})[: 1 + lenient]:
         dataset = None
         with warnings.catch_warnings(), collecting() as problems:

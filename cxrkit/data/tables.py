@@ -151,7 +151,7 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     # As Python's own text: pandas steps through its own several times as slowly.
     rows = [(row + [""] * len(header))[: len(header)] for row in rows]
     columns = [column or f"column {place}" for place, column in enumerate(header, 1)]
-    table = pd.DataFrame(rows, lines, columns, dtype=object)[even]
+    table = pd.DataFrame(rows, lines, columns, dtype=object)[np.array(even, dtype=bool)]
     return table.drop(columns=[name for name in columns if name not in header and not any(table[name])])
 
 

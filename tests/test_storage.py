@@ -87,7 +87,7 @@ def test_weights_of_another_model_are_refused(saved, tmp_path):
     ("change", "message"),
     [
         ({"architecture": "resnet19"}, "unknown network 'resnet19'"),
-        ({"antialias": "none"}, r"doesn't fit its card model\.json: layer2"),
+        ({"antialias": "none"}, r"model\.safetensors doesn't fit .* Missing .*layer2"),
         ({"labels": ["a", "b", "c"]}, r"fc\.linear\.weight"),
         ({"labels": ["a", "a"]}, "distinct"),
         ({"logit_bias": "none"}, "can't be built"),

@@ -144,19 +144,17 @@ def test_bundle_keeps_present_and_predicted_labels_only():
 def test_bundle_records_what_the_page_shows():
     data = filled().data
     image, series = data["images"][0], data["series"][0]
-    assert image["boxes"] == {0: [[10, 8, 30, 20]]}
+    assert image["outlines"] == {0: [[10, 8, 30, 8], [10, 20, 30, 20], [10, 8, 10, 20], [30, 8, 30, 20]]}
     assert (image["size"], image["grid"], image["targets"]) == ([48, 48], [24, 24], [1, 0, None])
     assert series["logits"][0] == [-1, -3, 2]
     assert series["probabilities"][0] == pytest.approx([0.268941, 0.047426, 0.880797])
 
 
-def test_masks_of_any_shape_get_no_false_box():
+def test_boxes_that_overlap_have_one_outline():
     mask = np.zeros((3, 20, 20), dtype=bool)
-    mask[0, 2:8, 2:8] = mask[0, 6:12, 6:12] = True  # two boxes that overlap are no rectangle
-    mask[1, 1:4, 1:4] = mask[1, 10:15, 5:9] = True
+    mask[0, 2:8, 2:8] = mask[0, 6:12, 6:12] = True
     record = viewer.image_record(np.zeros((20, 20)), "a", LABELS, masks=mask)
-    assert sorted(record["masks"]) == [0, 1]
-    assert record["boxes"] == {1: [[1, 1, 4, 4], [5, 10, 9, 15]]}
+    assert sorted(record["masks"]) == [0]
     edge = [[2, 2, 8, 2], [8, 6, 12, 6], [2, 8, 6, 8], [6, 12, 12, 12]]
     edge += [[2, 2, 2, 8], [6, 8, 6, 12], [8, 2, 8, 6], [12, 6, 12, 12]]
     assert record["outlines"] == {0: edge}
@@ -167,25 +165,18 @@ def test_a_round_region_is_left_to_the_grid():
     mask = np.zeros((3, 64, 64), dtype=bool)
     mask[0] = (rows - 32) ** 2 + (columns - 32) ** 2 < 700
     record = viewer.image_record(np.zeros((64, 64)), "a", LABELS, masks=mask)
-    assert (record["boxes"], record["outlines"], list(record["masks"])) == ({}, {}, [0])
+    assert (record["outlines"], list(record["masks"])) == ({}, [0])
 
 
 def test_large_images_are_shown_smaller_in_their_own_coordinates():
     image = np.zeros((400, 200))
     image[:, 100:] = 1
-    record = viewer.image_record(image, "a", LABELS, boxes={"Mass": [[20, 40, 60, 80]]}, map_size=50, image_size=100)
+    mask = np.zeros((3, 400, 200), dtype=bool)
+    mask[1, 40:80, 20:60] = True
+    record = viewer.image_record(image, "a", LABELS, masks=mask, map_size=50, image_size=100)
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(record["png"]))))
     assert (shown.shape, shown[:, :25].max(), shown[:, 25:].min()) == ((100, 50), 0, 255)
-    assert (record["size"], record["grid"], record["boxes"]) == ([400, 200], [50, 25], {1: [[20, 40, 60, 80]]})
-
-
-def test_boxes_alone_make_the_mask():
-    boxes = {"Mass": [[2, 4, 8, 9.4]]}
-    mask = np.zeros((3, 16, 16), dtype=bool)
-    mask[1, 4:9, 2:8] = True
-    by_boxes = viewer.image_record(np.zeros((16, 16)), "a", LABELS, boxes=boxes)
-    assert by_boxes["masks"] == viewer.image_record(np.zeros((16, 16)), "a", LABELS, masks=mask)["masks"]
-    assert by_boxes["boxes"] == {1: boxes["Mass"]}
+    assert (record["size"], record["grid"], record["outlines"][1][0]) == ([400, 200], [50, 25], [20, 40, 60, 40])
 
 
 def test_add_sample_takes_a_dataset_row():
@@ -194,7 +185,7 @@ def test_add_sample_takes_a_dataset_row():
     )
     bundle = viewer.Bundle(LABELS)
     bundle.add_sample(sample)
-    assert bundle.data["images"][0]["boxes"][2] == [[0, 0, 16, 16]]
+    assert bundle.data["images"][0]["outlines"][2][1] == [0, 16, 16, 16]
 
 
 def test_hostile_text_stays_inside_the_data():
@@ -238,7 +229,6 @@ def test_nothing_in_the_page_points_outside():
         (lambda b: viewer.static_html(viewer.Bundle(["a"])), "no image"),
         (lambda b: b.add_image(np.zeros((3, 8, 8)), "rgb"), "'rgb'"),
         (lambda b: b.add_image(np.zeros((8, 8)), "x", masks=np.zeros((2, 8, 8))), "masks of image 'x'"),
-        (lambda b: b.add_image(np.zeros((8, 8)), "x", boxes={"Fracture": [[0, 0, 1, 1]]}), "Fracture"),
         (lambda b: b.add_series("ResNet", "bcos", np.zeros((2, 3, 48, 48)), np.zeros((2, 3))), "added before"),
         (lambda b: b.add_series("m", "x", np.zeros((2, 3, 48, 48)), np.zeros((2, 2))), "logits of series 'm', 'x'"),
         (lambda b: b.add_series("m", "x", np.zeros((2, 3, 9, 9)), np.ones((2, 3))), "'image-0', 'Effusion'"),
@@ -360,9 +350,11 @@ def test_explorer_refuses_questions_it_does_not_know(explorer, question):
 
 
 def test_explorer_takes_an_own_image(explorer):
-    place = explorer.add_image(torch.ones(1, 16, 16), "<b>mine</b>", boxes={"Mass": [[1, 1, 5, 5]]})
+    masks = torch.zeros(3, 16, 16, dtype=torch.bool)
+    masks[1, 1:5, 1:5] = True
+    place = explorer.add_image(torch.ones(1, 16, 16), "<b>mine</b>", masks=masks)
     assert (place, explorer.bundle["images"][3], explorer.bundle["start"]) == (3, {"id": "<b>mine</b>"}, {"image": 3})
-    assert ask(explorer, type="image", image=3)["record"]["boxes"] == {1: [[1, 1, 5, 5]]}
+    assert ask(explorer, type="image", image=3)["record"]["outlines"][1][0] == [1, 1, 5, 1]
     assert "record" in ask(explorer, type="map", image=3, label=0, series=0)
     with pytest.raises(cxrkit.ParameterError, match="'wrong'"):
         explorer.add_image(torch.ones(3, 16, 16), "wrong")

@@ -81,10 +81,16 @@ def bundle():
     return make_bundle()
 
 
+def corners(record, label):
+    """Upper left and lower right corner of a label's one box."""
+    ends = np.array(record["outlines"][label]).reshape(-1, 2)
+    return ends.min(0).tolist(), ends.max(0).tolist()
+
+
 def expected_scores(bundle, image, label, series, threshold):
     record = bundle.data["images"][image]
     values = codec.unpack_map(bundle.data["series"][series]["maps"][f"{image}/{label}"], record["grid"])
-    (x0, y0, x1, y1) = map(int, record["boxes"][label][0])
+    (x0, y0), (x1, y1) = corners(record, label)
     box = values[y0:y1, x0:x1]
     kept = np.where(values >= threshold * values.max(), values.clip(min=0), 0)
     inside = kept[y0:y1, x0:x1].sum()
@@ -271,7 +277,7 @@ def test_pointing_and_overlap_are_those_of_the_metrics(open_page, bundle):
     ready(page, "bcos", 1)
     record = bundle.data["images"][0]
     masks = torch.zeros(SIZE, SIZE, dtype=torch.bool)
-    (x0, y0, x1, y1) = map(int, record["boxes"][0][0])
+    (x0, y0), (x1, y1) = corners(record, 0)
     masks[y0:y1, x0:x1] = True
     for threshold in (0.0, 0.6):
         page.get_by_role("slider", name="Threshold").fill(str(threshold))

@@ -23,7 +23,6 @@ from torch.autograd.function import once_differentiable
 __all__ = ["TrainableBatchNorm", "TrainableBcosConv2d", "merged_scales"]
 
 _EPSILON = 1e-6  # of the package, under the root of the patch norm
-_CACHED = 1 << 17  # numbers per thread that stay in its cache
 
 _merging: ContextVar[bool] = ContextVar("merging", default=False)
 
@@ -101,7 +100,7 @@ def _full_precision(x: Tensor) -> bool:
 
 def _slope(response: Tensor, patch_norm: Tensor, weight_norm: Tensor) -> Tensor:
     """|response| / (patch_norm * weight_norm^2), shaped like the response."""
-    return response.abs().div_(patch_norm).mul_(weight_norm.square().reciprocal_()[:, None, None])
+    return response.abs().div_(patch_norm).div_(weight_norm.square()[:, None, None])
 
 
 class _SquaredCosine(Function):
@@ -113,52 +112,34 @@ class _SquaredCosine(Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, stride: tuple, padding: tuple) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        pointwise = weight.shape[2:] == (1, 1) and stride == (1, 1) and padding == (0, 0) and not x.is_cuda
-        # As a product of matrices a pointwise convolution skips the copies that some CPU kernels make.
-        product = _maps(torch.mm(_rows(x), weight.flatten(1).t()), x) if pointwise else None
-        response = F.conv2d(x, weight, None, stride, padding) if product is None else product
-        kernel = weight.shape[2:]
+        response = F.conv2d(x, weight, None, stride, padding)
         squares = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_()
+        kernel = weight.shape[2:]
         patch_norm = F.avg_pool2d(squares, kernel, stride, padding).mul_(kernel.numel()).add_(_EPSILON).sqrt_()
         weight_norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3))
         ctx.save_for_backward(x, weight, response, patch_norm, weight_norm)
-        ctx.geometry = pointwise, stride, padding
-        rows = _rows(response)
-        out = torch.empty_like(rows)
-        by_row, by_column = _rows(patch_norm.reciprocal()), weight_norm.square().reciprocal_()
-        for piece in _pieces(rows):
-            torch.abs(rows[piece], out=out[piece]).mul_(rows[piece]).mul_(by_column).mul_(by_row[piece])
-        return _maps(out, response)
+        ctx.geometry = stride, padding
+        return _slope(response, patch_norm, weight_norm).mul_(response)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight, response, patch_norm, weight_norm = ctx.saved_tensors
-        pointwise, stride, padding = ctx.geometry
-        rows, given = _rows(response), _rows(gradient)
-        out = torch.empty_like(rows)
-        by_row, by_column = _rows(patch_norm.reciprocal()), weight_norm.square().reciprocal_()
-        per_row, per_column = torch.empty_like(by_row), torch.zeros_like(by_column)
-        for piece in _pieces(rows):
-            some = torch.abs(rows[piece], out=out[piece]).mul_(given[piece]).mul_(by_column).mul_(by_row[piece])
-            product = some * rows[piece]  # gradient times output
-            torch.sum(product, 1, keepdim=True, out=per_row[piece])
-            per_column.add_(product.sum(0))
-            some.mul_(2)
-        scaled = _maps(out, response)
-        needed = list(ctx.needs_input_grad[:2])
-        if pointwise:
-            for_x, for_weight = _product_gradients(scaled, x, weight, needed)
-        else:
-            for_x, for_weight, _ = torch.ops.aten.convolution_backward(
-                scaled, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, [*needed, False]
-            )
+        stride, padding = ctx.geometry
+        scaled = _slope(response, patch_norm, weight_norm).mul_(gradient)
+        product = scaled * response  # gradient times output
+        per_patch, per_output = product.sum(1, keepdim=True), product.sum((0, 2, 3))
+        needed = [*ctx.needs_input_grad[:2], False]
+        for_x, for_weight, _ = torch.ops.aten.convolution_backward(
+            scaled.mul_(2), x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, needed
+        )
         if needed[0]:
             # d patch_norm / d squares = kernel elements * pooling / (2 patch_norm), and d squares / d x = 2 x.
-            through = per_row.view_as(patch_norm).div_(patch_norm.square()).neg_()
-            for_x.addcmul_(x, _spread(through, x, weight.shape[2:], stride, padding))
+            through, kernel = per_patch.div_(patch_norm.square()).neg_(), weight.shape[2:]
+            spread = torch.ops.aten.avg_pool2d_backward(through, x[:, :1], kernel, stride, padding, False, True, None)
+            for_x.addcmul_(x, spread.mul_(kernel.numel()))
         if needed[1]:
-            for_weight.addcmul_(weight, (-2 * per_column / weight_norm.square())[:, None, None, None])
+            for_weight.addcmul_(weight, (-2 * per_output / weight_norm.square())[:, None, None, None])
         return for_x, for_weight, None, None
 
 
@@ -180,45 +161,8 @@ class _UncentredNorm(Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor, _) -> tuple[Tensor, Tensor, None]:
         x, weight, mean, inverse = ctx.saved_tensors
-        rows, given = _rows(x), _rows(gradient)
-        product = torch.zeros_like(mean)
-        for piece in _pieces(rows):
-            product.add_((given[piece] * rows[piece]).sum(0))
-        scale = weight * inverse
-        through_variance = scale * inverse.square() * product / (x.numel() // x.shape[1])
-        out, shift = torch.empty_like(rows), through_variance * mean
-        for piece in _pieces(rows):
-            torch.mul(given[piece], scale, out=out[piece]).addcmul_(rows[piece], -through_variance).add_(shift)
-        return _maps(out, x), product * inverse, None
-
-
-def _rows(maps: Tensor) -> Tensor:
-    """[B, C, H, W] as [B H W, C]; a view where the channels come last in memory."""
-    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
-
-
-def _maps(rows: Tensor, like: Tensor) -> Tensor:
-    """[B H W, C] as [B, C, H, W], a view; `like` tells B, H and W."""
-    return rows.view(like.shape[0], *like.shape[2:], -1).permute(0, 3, 1, 2)
-
-
-def _pieces(rows: Tensor) -> list[slice]:
-    """Slices of rows that stay in a CPU's cache from one operation to the next; a GPU takes all at once."""
-    count, width = rows.shape
-    step = max(1, _CACHED * torch.get_num_threads() // width) if rows.device.type == "cpu" else max(1, count)
-    return [slice(start, start + step) for start in range(0, count, step)]
-
-
-def _product_gradients(gradient: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) -> list[Tensor | None]:
-    given = _rows(gradient)
-    for_x = _maps(torch.mm(given, weight.flatten(1)), x) if needed[0] else None
-    return [for_x, torch.mm(given.t(), _rows(x)).view_as(weight) if needed[1] else None]
-
-
-def _spread(per_patch: Tensor, x: Tensor, kernel: torch.Size, stride: tuple, padding: tuple) -> Tensor:
-    """Sum over the patches that each position of x lies in: [B, 1, H, W]; the transpose of a sum over patches."""
-    if kernel == (1, 1) and stride == (1, 1) and padding == (0, 0):
-        return per_patch
-    like = x[:, :1]
-    spread = torch.ops.aten.avg_pool2d_backward(per_patch, like, kernel, stride, padding, False, True, None)
-    return spread.mul_(kernel.numel())
+        product, scale = (gradient * x).sum((0, 2, 3)), weight * inverse
+        through = scale * inverse.square() * product / (x.numel() // x.shape[1])
+        for_x = gradient * scale[:, None, None]
+        for_x.addcmul_(x, -through[:, None, None]).add_((through * mean)[:, None, None])
+        return for_x, product * inverse, None

@@ -11,12 +11,14 @@ from safetensors.torch import save_file
 from cxrkit.errors import CxrkitError, ModelError
 from cxrkit.files import checksum, replace_file
 from cxrkit.models.classifier import Classifier
-from cxrkit.models.weights import read_state
+from cxrkit.models.weights import fill, read_state
 from cxrkit.models.zoo import NOTICE, create
 
 __all__ = ["load", "save"]
 
 _FORMAT = 1
+_OPTIONS = ("antialias", "protocol", "seed", "logit_bias", "encoding", "antialias_stem", "auxiliary")  # of create
+_NEEDED = ("architecture", "labels", *_OPTIONS[:5], "file")
 
 
 def save(model: Classifier, path: str | os.PathLike) -> Path:
@@ -58,25 +60,14 @@ def load(path: str | os.PathLike) -> Classifier:
     if card["file"]["sha256"] != checksum(path):
         raise ModelError(f"{path} isn't the file that {card_path.name} describes: the checksums differ")
     state = read_state(path)
+    options = {key: card[key] for key in _OPTIONS if key in card}  # cards from before some options lack them
+    if card["encoding"] != "add_inverse":
+        del options["logit_bias"]
     try:
-        model = create(
-            card["architecture"],
-            card["labels"],
-            antialias=card["antialias"],
-            protocol=card["protocol"],
-            seed=card["seed"],
-            logit_bias=card["logit_bias"] if card["encoding"] == "add_inverse" else None,
-            antialias_stem=card.get("antialias_stem", False),  # cards from before these options lack them
-            auxiliary=card.get("auxiliary", False),
-            encoding=card["encoding"],
-        )
+        model = create(card["architecture"], card["labels"], **options)
     except (CxrkitError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{card_path} describes a model that can't be built: {error}") from error
-    own = {key.removeprefix("network."): value for key, value in model.state_dict().items()}
-    differing = own.keys() ^ state.keys() | {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}
-    if differing:
-        raise ModelError(f"{path} doesn't fit its card {card_path.name}: {', '.join(sorted(differing)[:5])}")
-    model.network.load_state_dict(state)
+    fill(model.network, state, path)
     model.card = {key: value for key, value in card.items() if key not in ("format", "file")}
     return model.eval()
 
@@ -93,8 +84,7 @@ def _read_card(path: Path) -> dict:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is not readable as a model card: {error}") from error
-    needed = ("architecture", "labels", "antialias", "protocol", "seed", "logit_bias", "encoding", "file")
-    absent = [key for key in needed if not isinstance(card, dict) or key not in card]
+    absent = [key for key in _NEEDED if not isinstance(card, dict) or key not in card]
     if absent or not isinstance(card["file"], dict) or "sha256" not in card["file"]:
         raise ModelError(f"{path} is no model card: it lacks {', '.join(absent) or 'file.sha256'}")
     if card.get("format") != _FORMAT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cxrkit.errors import ModelError
 from cxrkit.files import checksum
 from cxrkit.models.sources import locate, xrv_card
 
-__all__ = ["CHEXNET_LABELS", "load_into", "read_state"]
+__all__ = ["CHEXNET_LABELS", "fill", "load_into", "read_state"]
 
 # The outputs of CheXNet (paper `relevance`), in their order: those of NIH ChestX-ray14.
 CHEXNET_LABELS = (
@@ -58,10 +59,19 @@ def load_into(
     for each in heads:
         _fit_head(state, own, each, known, labels)
     fresh = {key for key in own if key.startswith(tuple(f"{name}." for name in (*heads, *replaced, *unused)))}
-    _check(state, own, fresh, unused, path)
-    network.load_state_dict(state, strict=False)
+    beyond = tuple(f"{name}." for name in unused)
+    fitting = {key: value for key, value in state.items() if key in own or not key.startswith(beyond)}
+    fill(network, {key: own[key] for key in fresh} | fitting, path)
     random = sorted({key.rsplit(".", 1)[0] for key in fresh if key not in state})
     return origin | {"file": path.name, "sha256": checksum(path), "random_layers": random}
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load the state dict of a file into a network, all of it; ModelError names the first keys that don't fit."""
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(f"{path.name} doesn't fit this network: {textwrap.shorten(str(error), 800)}") from error
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -165,24 +175,3 @@ def _output_names(state: Mapping, path: Path, head: str, origin: dict) -> tuple[
     except (OSError, ValueError, KeyError, TypeError):
         chexnet = "final_sigmoid" in origin and len(state.get(f"{head}.weight", ())) == len(CHEXNET_LABELS)
         return CHEXNET_LABELS if chexnet else ()  # else there is no card of ours: the shape is all there is to go by
-
-
-def _check(state: Mapping, own: Mapping, fresh: set[str], unused: Sequence[str], path: Path) -> None:
-    missing = [key for key in own if key not in state and key not in fresh and not _optional(key)]
-    unexpected = [key for key in state if key not in own and not key.startswith(tuple(f"{name}." for name in unused))]
-    wrong = [
-        f"{key} {list(value.shape)} instead of {list(own[key].shape)}"
-        for key, value in state.items()
-        if key in own and value.shape != own[key].shape
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
-    if found := [f"{what}: {_some(keys)}" for what, keys in problems.items() if keys]:
-        raise ModelError(f"{path.name} doesn't fit this network; {'; '.join(found)}")
-
-
-def _optional(key: str) -> bool:
-    return key.endswith("num_batches_tracked")  # files from before this counter existed lack it
-
-
-def _some(keys: Sequence[str], most: int = 5) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -14,7 +14,7 @@ import numpy as np
 
 from cxrkit.phantom.anatomy import Anatomy, Frame, Grid
 from cxrkit.phantom.body import Thickness
-from cxrkit.phantom.shapes import SHAPES, Box
+from cxrkit.phantom.shapes import SHAPES, Box, around
 from cxrkit.phantom.texture import cloud, net, vessels
 
 __all__ = ["EDGE", "FRAME", "Finding", "Part", "apply", "finding_box", "finding_shape"]
@@ -55,8 +55,7 @@ class Finding:
     @property
     def bounds(self) -> Box:
         """x0, y0, x1, y1 in cm around all parts."""
-        corners = np.array([part.bounds for part in self.parts])
-        return (*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0))
+        return around(part.bounds for part in self.parts)
 
 
 def finding_shape(finding: Finding, anatomy: Anatomy, grid: Grid) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from cxrkit.phantom.anatomy import Anatomy, Ellipse
 from cxrkit.phantom.findings import Finding, Part
-from cxrkit.phantom.shapes import Box
+from cxrkit.phantom.shapes import around
 
 __all__ = ["curve", "foreign_objects", "wire"]
 
@@ -35,11 +35,6 @@ def foreign_objects(label: str, rng: np.random.Generator, anatomy: Anatomy) -> l
     return [Finding(label, parts) for parts in kind(rng, anatomy)]
 
 
-def _around(ellipses: list[Ellipse]) -> Box:
-    corners = np.array([ellipse.bounds() for ellipse in ellipses])
-    return (*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0))
-
-
 def _disc(x: float, y: float, radius: float, amount: float) -> Part:
     ellipse = Ellipse(x, y, radius, radius, 0.0)
     return Part("slab", {"ellipse": ellipse}, ellipse.bounds(), "metal", amount)
@@ -47,7 +42,7 @@ def _disc(x: float, y: float, radius: float, amount: float) -> Part:
 
 def _beads(points: np.ndarray, radius: float, amount: float) -> Part:
     beads = [Ellipse(x, y, radius, radius, 0.0) for x, y in points.tolist()]
-    return Part("specks", {"specks": beads}, _around(beads), "metal", amount)
+    return Part("specks", {"specks": beads}, around(bead.bounds() for bead in beads), "metal", amount)
 
 
 def _somewhere(rng: np.random.Generator, anatomy: Anatomy) -> Point:

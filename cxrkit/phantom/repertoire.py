@@ -10,6 +10,7 @@ import numpy as np
 from cxrkit.phantom.anatomy import PER_CM, ROWS, START, Anatomy, Ellipse
 from cxrkit.phantom.findings import Finding, Part
 from cxrkit.phantom.foreign import curve, foreign_objects, wire
+from cxrkit.phantom.shapes import around
 
 __all__ = ["MAKERS", "enlarge"]
 
@@ -70,8 +71,7 @@ def _patch(
 
 @_maker("Cardiomegaly")
 def _cardiomegaly(label: str, rng: np.random.Generator, anatomy: Anatomy) -> list[Finding]:
-    corners = np.array([ellipse.bounds() for ellipse in anatomy.heart])
-    bounds = (*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0))
+    bounds = around(ellipse.bounds() for ellipse in anatomy.heart)
     return [Finding(label, (Part("heart", {}, bounds, "none"),))]
 
 
@@ -146,8 +146,7 @@ def _calcification(label: str, rng: np.random.Generator, anatomy: Anatomy) -> li
     for _ in range(rng.integers(6, 11)):
         dx, dy = rng.normal(0, 1.3, 2)
         specks.append(Ellipse(x + dx, y + dy, *rng.uniform(0.4, 0.7, 2), rng.uniform(0, 3)))
-    corners = np.array([speck.bounds() for speck in specks])
-    bounds = (*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0))
+    bounds = around(speck.bounds() for speck in specks)
     return [Finding(label, (Part("specks", {"specks": specks}, bounds, "bone", 2.3),))]
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from cxrkit.phantom.anatomy import Anatomy, Ellipse, Grid
 from cxrkit.phantom.texture import cloud
 
-__all__ = ["SHAPES", "Box"]
+__all__ = ["SHAPES", "Box", "around"]
 
 Box = tuple[float, float, float, float]
 Shape = Callable[[Mapping, Anatomy, Grid], np.ndarray]
 SHAPES: dict[str, Shape] = {}
+
+
+def around(boxes: Iterable[Box]) -> Box:
+    """The smallest box that holds them all."""
+    corners = np.array(list(boxes))
+    return (*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0))
 
 
 def _shape(function: Shape) -> Shape:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from scipy.special import ndtri
 
 from cxrkit.data import covid_labels
 from cxrkit.errors import ParameterError
+from cxrkit.yaml_files import read_yaml
 
 __all__ = ["VIEWS", "Assignment", "View"]
 
@@ -104,116 +106,9 @@ class View:
         return [name, "ARDS"] if name == "COVID-19" and worse and "ARDS" in prevalence else [name]
 
 
-_VINBIG = {
-    "Aortic enlargement": 0.17,
-    "Atelectasis": 0.14,
-    "Calcification": 0.14,
-    "Cardiomegaly": 0.18,
-    "Consolidation": 0.14,
-    "ILD": 0.13,
-    "Infiltration": 0.14,
-    "Lung Opacity": 0.08,
-    "Nodule/Mass": 0.16,
-    "Other lesion": 0.16,
-    "Pleural effusion": 0.17,
-    "Pleural thickening": 0.15,
-    "Pneumothorax": 0.13,
-    "Pulmonary fibrosis": 0.13,
-}
-_CHRONIC = ("Aortic enlargement", "Calcification", "Cardiomegaly", "ILD", "Pleural thickening", "Pulmonary fibrosis")
-# Shared causes: a failing heart, an infection, a scarred lung.
-_LOADINGS = {
-    "Cardiomegaly": (0.6, 0.0, 0.0),
-    "Aortic enlargement": (0.55, 0.0, 0.1),
-    "Pleural effusion": (0.35, 0.35, 0.0),
-    "Atelectasis": (0.15, 0.35, 0.1),
-    "Consolidation": (0.0, 0.55, 0.0),
-    "Infiltration": (0.1, 0.5, 0.0),
-    "Lung Opacity": (0.0, 0.4, 0.0),
-    "ILD": (0.0, 0.0, 0.4),
-    "Pulmonary fibrosis": (0.0, 0.0, 0.55),
-    "Pleural thickening": (0.0, 0.0, 0.45),
-    "Calcification": (0.1, 0.0, 0.35),
-    "Other lesion": (0.3, 0.1, 0.0),
-}
+def _view(labels: list[str], chronic: Sequence[str] = (), **facts) -> View:
+    return View(labels=tuple(labels), chronic=frozenset(chronic), **facts)
 
-_MULTILABEL = View(
-    labels=tuple(_VINBIG),
-    prevalence=_VINBIG,
-    hierarchy={"Consolidation": "Lung Opacity", "Infiltration": "Lung Opacity"},
-    healthy=0.26,
-    chronic=frozenset(_CHRONIC),
-    loadings=_LOADINGS,
-)
 
-# Negatives of RSNA are often not healthy either; what they show is drawn, but not labelled.
-_BINARY = View(
-    labels=("Pneumonia",),
-    prevalence={
-        "Pneumonia": 0.22,
-        "Cardiomegaly": 0.15,
-        "Aortic enlargement": 0.1,
-        "Pleural effusion": 0.08,
-        "Nodule/Mass": 0.06,
-        "Calcification": 0.06,
-        "Other lesion": 0.15,
-        "Pneumothorax": 0.03,
-    },
-    chronic=frozenset(("Cardiomegaly", "Aortic enlargement", "Calcification")),
-    loadings={**_LOADINGS, "Pneumonia": (0.1, 0.4, 0.0)},
-)
-
-_COVID = View(
-    labels=covid_labels.LABELS,
-    prevalence={
-        "COVID-19": 0.2,
-        "SARS": 0.04,
-        "Viral Pneumonia": 0.13,
-        "Bacterial Pneumonia": 0.14,
-        "Streptococcus": 0.04,
-        "Klebsiella": 0.02,
-        "Legionella": 0.02,
-        "Chlamydophila": 0.02,
-        "Pneumocystis": 0.03,
-        "ARDS": 0.02,
-    },
-    hierarchy=covid_labels.HIERARCHY,
-    exclusive=True,
-)
-
-# Half of the images are spoilt near the centre, as in the private set of cardiac MR, whatever else they show.
-_QUALITY = View(
-    labels=("Local artefact",),
-    prevalence={
-        "Local artefact": 0.5,
-        "Cardiomegaly": 0.15,
-        "Aortic enlargement": 0.1,
-        "Pleural effusion": 0.08,
-        "Nodule/Mass": 0.06,
-    },
-    chronic=frozenset(("Cardiomegaly", "Aortic enlargement")),
-    loadings={name: _LOADINGS[name] for name in ("Cardiomegaly", "Aortic enlargement", "Pleural effusion")},
-)
-
-# Objects on half of the images, as in Object-CXR.
-_OBJECTS = replace(
-    _QUALITY,
-    labels=("Foreign object",),
-    prevalence={"Foreign object": 0.5, **{name: share for name, share in _QUALITY.prevalence.items() if share < 0.5}},
-)
-
-# One of three, as in the COVID-19 Radiography Database.
-_DIAGNOSIS = View(
-    labels=("COVID-19", "Lung Opacity", "No Finding"),
-    prevalence={"COVID-19": 0.3, "Lung Opacity": 0.3},
-    exclusive=True,
-)
-
-VIEWS = {
-    "multilabel": _MULTILABEL,
-    "binary": _BINARY,
-    "covid": _COVID,
-    "quality": _QUALITY,
-    "objects": _OBJECTS,
-    "diagnosis": _DIAGNOSIS,
-}
+VIEWS = {name: _view(**facts) for name, facts in read_yaml(Path(__file__).with_name("views.yaml")).items()}
+VIEWS["covid"] = replace(VIEWS["covid"], labels=covid_labels.LABELS, hierarchy=covid_labels.HIERARCHY)

@@ -48,8 +48,8 @@ def diagram(
         ax = figure.add_axes((0, 0, 1, 1))
         ax.set(xlim=(-0.5, across - 0.5), ylim=(down - 0.5, -0.5))
         ax.axis("off")
-        for arrow in arrows:
-            _arrow(ax, nodes[arrow[0]], nodes[arrow[1]], arrow[2] if len(arrow) > 2 else "")
+        for start, end, *text in arrows:
+            _arrow(ax, nodes[start], nodes[end], "".join(text))
         for node in nodes.values():
             _box(figure, ax, node, across, down)
     return describe(figure, caption, {})
@@ -78,11 +78,8 @@ def _box(figure: Figure, ax: Any, node: Node, across: float, down: float) -> Non
 def _arrow(ax: Any, start: Node, end: Node, text: str) -> None:
     gap = np.array([end.column - start.column, end.row - start.row], dtype=float)
     level = abs(gap[0]) >= abs(gap[1])
-    reach = np.array([np.sign(gap[0]) * _WIDE / 2, 0]) if level else np.array([0, np.sign(gap[1]) * _HIGH / 2])
-    a = np.array([start.column, start.row]) + reach
-    b = np.array([end.column, end.row]) - reach
+    reach = np.sign(gap) * ((_WIDE / 2, 0) if level else (0, _HIGH / 2))
+    a, b = np.array([start.column, start.row]) + reach, np.array([end.column, end.row]) - reach
     ax.add_patch(FancyArrowPatch(tuple(a), tuple(b), arrowstyle="-|>", mutation_scale=9, color=SOFT, lw=1.2, zorder=0))
-    if text:
-        middle = (a + b) / 2
-        box = {"fc": "white", "ec": RULE, "lw": 0, "pad": 0.5}
-        ax.text(*middle, text, ha="center", va="bottom" if level else "center", fontsize=7, color=SOFT, bbox=box)
+    box = {"fc": "white", "ec": RULE, "lw": 0, "pad": 0.5}
+    ax.text(*(a + b) / 2, text, ha="center", va="bottom" if level else "center", fontsize=7, color=SOFT, bbox=box)

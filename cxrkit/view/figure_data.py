@@ -17,7 +17,6 @@ __all__ = ["LARGEST_DATA", "drawn", "packed"]
 
 LARGEST_DATA = 400_000  # bytes that a figure's data may add to a page
 _SMALLEST = 16  # pixels: an image of fewer isn't made smaller
-_BITS = (23, 10, 7)  # of a number's mantissa: all, three decimal digits, two
 
 
 def drawn(figure: Figure) -> pd.DataFrame | dict[str, np.ndarray] | None:
@@ -47,27 +46,23 @@ def packed(data: pd.DataFrame | Mapping[str, Any]) -> tuple[str, str, bytes, str
 
 
 def _table(frame: pd.DataFrame) -> tuple[str, str, bytes, str]:
-    content = frame.to_csv(index=False).encode()
-    if len(content) <= LARGEST_DATA:
-        return "csv", "text/csv", content, ""
-    content = frame.to_csv(index=False, float_format="%.4g").encode()
-    if len(content) <= LARGEST_DATA:
-        return "csv", "text/csv", content, "rounded"
+    for form, remark in ((None, ""), ("%.4g", "rounded")):
+        content = frame.to_csv(index=False, float_format=form).encode()
+        if len(content) <= LARGEST_DATA:
+            return "csv", "text/csv", content, remark
     return "csv.gz", "application/gzip", gzip.compress(content, mtime=0), "rounded"
 
 
 def _archive(data: Mapping[str, Any]) -> tuple[str, str, bytes, str]:
     arrays = {name: _plain(values) for name, values in data.items()}
-    step = 1
-    for bits in _BITS:
-        content = _npz({name: _rounded(values, bits) for name, values in arrays.items()})
-        if len(content) <= LARGEST_DATA:
-            return "npz", "application/octet-stream", content, "" if bits == _BITS[0] else "rounded"
-    while len(content) > LARGEST_DATA and any(map(_shrinks, arrays.values())):
-        step *= 2
-        arrays = {name: _halved(values) if _shrinks(values) else values for name, values in arrays.items()}
-        content = _npz({name: _rounded(values, _BITS[-1]) for name, values in arrays.items()})
-    return "npz", "application/octet-stream", content, f"rounded, 1/{step} as wide" if step > 1 else "rounded"
+    content, remark, step = _npz(arrays), "", 1
+    while len(content) > LARGEST_DATA and (not remark or any(map(_shrinks, arrays.values()))):
+        if remark:  # rounded once already
+            step *= 2
+            arrays = {name: _halved(values) if _shrinks(values) else values for name, values in arrays.items()}
+        content = _npz({name: _rounded(values) for name, values in arrays.items()})
+        remark = f"rounded, 1/{step} as wide" if step > 1 else "rounded"
+    return "npz", "application/octet-stream", content, remark
 
 
 def _plain(values: Any) -> np.ndarray:
@@ -81,13 +76,12 @@ def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     return stream.getvalue()
 
 
-def _rounded(values: np.ndarray, bits: int) -> np.ndarray:
-    """Numbers with so many bits of their mantissa: the zeros in place of the others take no room in the archive."""
-    if values.dtype != np.float32 or bits == _BITS[0]:
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Numbers with 8 bits of their mantissa, two decimal digits: the zeros after them take no room in the archive."""
+    if values.dtype != np.float32:
         return values
-    drop = _BITS[0] - bits
-    whole = (values.view(np.uint32) + np.uint32(1 << (drop - 1))) & np.uint32(~((1 << drop) - 1) & 0xFFFFFFFF)
-    return np.where(np.isfinite(values), whole.view(np.float32), values)
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.round(mantissa * 256) / 256, exponent)
 
 
 def _shrinks(values: np.ndarray) -> bool:

@@ -122,7 +122,7 @@ def exports(
                         torch.stack(list(shown["maps"].values())),
                         list(shown["maps"]),
                         {**told, "caption": f"{told['image']}: {told['label']}"},
-                        shown["regions"] if told["boxes"] else [],
+                        shown["region"] if told["boxes"] else None,
                         shown["truth"] if told["true_mask"] else None,
                     )
                     written = export_figure(figure, path, told, [kind])
@@ -183,7 +183,7 @@ def change_region(image: Tensor, box: tuple[int, int, int, int], fill: str = "me
 def what_if(explorer: Explorer, image: Tensor, image_id: str, **regions: Any) -> widgets.VBox:
     """Controls that erase or paint a region of an image ``[1, H, W]``; the explorer shows the changed image.
 
-    ``regions``: the image's ``masks``, ``boxes``, ``truth`` and ``targets`` as in :meth:`Explorer.add_image`; the
+    ``regions``: the image's ``masks``, ``truth`` and ``targets`` as in :meth:`Explorer.add_image`; the
     changed image keeps them, so that its maps get the same scores as those before. A table tells every label's
     logit before and after, for each model of the explorer.
     """

@@ -52,14 +52,14 @@ def show_overlays(
     maps: Any,
     titles: Sequence[str],
     look: Mapping[str, Any],
-    regions: Sequence[Any] = (),
+    region: Any = None,
     truth: Any = None,
 ) -> Figure:
     """Maps ``[M, H, W]`` over one image ``[1, H, W]`` or ``[H, W]``, at most three in a row, one title per map.
 
     ``look``: ``caption``; ``overlay`` and ``threshold`` in [0, 1]; ``smooth``; ``zoom`` from 1, and ``left`` and
     ``top``, the corner of the part that is shown, as shares of the image; ``panels``: per map its ``colours`` and
-    ``full_colour``, as in :func:`coloured`. ``regions``: masks ``[H, W]``, each outlined; ``truth``: bool ``[H, W]``.
+    ``full_colour``, as in :func:`coloured`. ``region``, outlined, and ``truth``: bool ``[H, W]``.
     """
     maps = stack(maps, "maps")
     height, width = maps.shape[-2:]
@@ -74,9 +74,7 @@ def show_overlays(
             ax.imshow(layer, interpolation="bilinear" if look["smooth"] else "nearest")
             lowest = -panel["full_colour"] if panel["colours"] == "signed" else 0
             ax.set_xlabel(f"{panel['colours']}: {lowest:.2g} … {panel['full_colour']:.2g}", fontsize=8)
-            for region in regions:
-                draw_region(ax, region_of(None, array(region).astype(bool), (height, width)), None)
-            draw_region(ax, None, truth)
+            draw_region(ax, region_of(None, region, (height, width)), truth)
             left, top, side = look["left"] * width - 0.5, look["top"] * height - 0.5, 1 / look["zoom"]
             ax.set(xlim=(left, left + side * width), ylim=(top + side * height, top))
     text = f"{look['caption']}: the image under maps by {', '.join(titles)}."

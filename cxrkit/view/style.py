@@ -8,6 +8,8 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -46,37 +48,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # Black with a white rim shows on a dark image, on a pale map and on a saturated one.
 RIM, OUTLINE = {"colors": "white", "linewidths": 2.6}, {"colors": "black", "linewidths": 1.1}
 
-_RC = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlepad": 5,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": SOFT,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": False,
-    "grid.color": RULE,
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-    "image.interpolation": "nearest",
-    # A dollar in a label is a dollar.
-    "text.parse_math": False,
-    "svg.hashsalt": "cxrkit",  # else SVG names its parts at random
-}
 # In a page a chart takes these from the page, light or dark; elsewhere they are what they are.
 _NAMED = {INK: "ink", SOFT: "soft", RULE: "rule", "#000000": "ink", "#ffffff": "paper"}
 # The links borrow the picture's own bytes when they are used, so that the page doesn't hold them twice.
@@ -106,8 +77,13 @@ class Picture(Figure):
 @contextmanager
 def style() -> Iterator[None]:
     """The settings of matplotlib for our figures; those of the caller are back afterwards."""
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(_settings()):
         yield
+
+
+@cache
+def _settings() -> matplotlib.RcParams:
+    return matplotlib.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
 
 
 def new_figure(width: float, height: float) -> Picture:

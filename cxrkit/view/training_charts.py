@@ -26,36 +26,33 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None = None) -> Fig
     """
     if "epoch" not in history or history.empty:
         raise ParameterError(f"history needs the column 'epoch' and a row; it has {list(history.columns)}")
-    losses = {f"{split}_loss": ("loss", name) for split, name in _SPLITS.items() if f"{split}_loss" in history}
-    areas = {f"{split}_auc": ("AUC", split) for split in ("validation", "test")}
-    areas = {column: place for column, place in areas.items() if column in history and history[column].notna().any()}
-    places = losses | areas
+    places = {f"{split}_loss": ("loss", name) for split, name in _SPLITS.items()}
+    places |= {f"{split}_auc": ("AUC", split) for split in ("validation", "test")}
+    places = {column: place for column, place in places.items() if column in history and history[column].notna().any()}
     if "learning_rate" in history and history["learning_rate"].nunique() > 1:
         places["learning_rate"] = ("learning rate", "learning rate")
     long = history.melt("epoch", list(places), "column", "value")
     long["panel"], long["line"] = ([places[column][place] for column in long["column"]] for place in (0, 1))
-    epochs = history["epoch"]
-    sentences = [_change(f"{name} loss", history[column], ".3f") for column, (_, name) in losses.items()]
+    epochs, sentences = history["epoch"], []
     with style():
         figure, axes = line_panels(long, "epoch", "value", "line", "panel", shared=False)
-        for ax in axes:
-            ax.set(ylabel=ax.get_title(), title="")
-            ax.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
+        panel = {ax.get_title(): ax for ax in axes}
+        for name, ax in panel.items():
+            ax.set(ylabel=name, title="", xlim=(epochs.min() - 0.5, epochs.max() + 0.5))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        if areas:
-            sentences.append(_mark_epoch(axes[bool(losses)], epochs, history[next(iter(areas))], best_epoch))
-        if "learning_rate" in places:
-            rate = history["learning_rate"]
-            if (rate > 0).all():
-                axes[-1].set_yscale("log")
-                axes[-1].yaxis.set_major_formatter(LogFormatter())
-            sentences.append(_change("learning rate", rate, ".1e"))
+        for column, (kind, name) in places.items():
+            if kind != "AUC":
+                digits, of = (".3f", f"{name} loss") if kind == "loss" else (".1e", kind)
+                first, last = history[column].iloc[[0, -1]]
+                sentences.append(f"The {of} goes from {first:{digits}} to {last:{digits}}.")
+        if "AUC" in panel:
+            area = next(column for column, (kind, _) in places.items() if kind == "AUC")
+            sentences.append(_mark_epoch(panel["AUC"], epochs, history[area], best_epoch))
+        if "learning_rate" in places and (history["learning_rate"] > 0).all():
+            axes[-1].set_yscale("log")
+            axes[-1].yaxis.set_major_formatter(LogFormatter())
     told = f"Learning curves, epochs {epochs.min()} to {epochs.max()}. {' '.join(sentences)}"
     return describe(figure, told, history)
-
-
-def _change(name: str, values: pd.Series, digits: str) -> str:
-    return f"The {name} goes from {values.iloc[0]:{digits}} to {values.iloc[-1]:{digits}}."
 
 
 def _mark_epoch(ax: Axes, epochs: pd.Series, areas: pd.Series, best_epoch: int | None) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from cxrkit.errors import ParameterError
 from cxrkit.view.codec import (
@@ -18,7 +17,6 @@ from cxrkit.view.codec import (
     THRESHOLD_STEP,
     area_resize,
     array,
-    box_mask,
     pack_image,
     pack_map,
     pack_mask,
@@ -72,7 +70,6 @@ def image_record(
     image_id: str,
     labels: Sequence[str],
     masks: Any = None,
-    boxes: Mapping[str, Sequence[Sequence[float]]] | None = None,
     truth: Any = None,
     targets: Any = None,
     map_size: int = 96,
@@ -80,41 +77,30 @@ def image_record(
 ) -> dict[str, Any]:
     """One image as the viewer takes it, at most ``image_size`` pixels long, and its regions, at most ``map_size`` long.
 
-    ``image``: ``[1, H, W]`` or ``[H, W]`` in [0, 1]; ``masks`` and ``truth``: bool ``[L, H, W]``; ``boxes``: label ->
-    boxes as x_min, y_min, x_max, y_max in pixels of ``image``, drawn, and scored where ``masks`` is None;
-    ``targets``: ``[L]`` of 0, 1 or NaN. Raises ParameterError when a shape or a label doesn't fit.
+    ``image``: ``[1, H, W]`` or ``[H, W]`` in [0, 1]; ``masks`` (the union of a label's boxes, outlined and scored) and
+    ``truth``: bool ``[L, H, W]``; ``targets``: ``[L]`` of 0, 1 or NaN. Raises ParameterError when a shape doesn't fit.
     """
     pixels = array(image)
     pixels = pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels
     if pixels.ndim != 2 or not np.isfinite(pixels).all():
         raise ParameterError(f"image {image_id!r}: finite values [1, H, W] or [H, W] expected, got {pixels.shape}")
     shape, count = pixels.shape, len(labels)
-    unknown = sorted(set(boxes or {}) - set(labels))
-    if unknown:
-        raise ParameterError(f"image {image_id!r}: boxes name {unknown}, which are none of the labels {list(labels)}")
-    boxes = {labels.index(label): array(of).reshape(-1, 4) for label, of in (boxes or {}).items()}
-    regions = None if masks is None else _expect(masks, (count, *shape), f"masks of image {image_id!r}")
-    if regions is None and boxes:
-        regions = np.stack([box_mask(boxes.get(label, ()), shape) for label in range(count)])
+    masks, truth = (
+        {} if regions is None else _present(_expect(regions, (count, *shape), f"{name} of image {image_id!r}"))
+        for name, regions in (("masks", masks), ("truth", truth))
+    )
+    targets = None if targets is None else _numbers(_expect(targets, (count,), f"targets of image {image_id!r}"))
     grid = _grid(shape, map_size)
-    record = {
+    return {
         "id": str(image_id),
         "size": list(shape),
         "grid": list(grid),
         "png": pack_image(area_resize(pixels, *_grid(shape, image_size))),
-        "targets": None if targets is None else _numbers(_expect(targets, (count,), f"targets of image {image_id!r}")),
-        "boxes": {label: of.tolist() for label, of in boxes.items() if len(of)},
-        "masks": _regions(regions, grid),
-        "truth": _regions(
-            None if truth is None else _expect(truth, (count, *shape), f"truth of image {image_id!r}"), grid
-        ),
+        "targets": targets,
+        "masks": {label: pack_mask(area_resize(mask, *grid)) for label, mask in masks.items()},
+        "truth": {label: pack_mask(area_resize(mask, *grid)) for label, mask in truth.items()},
+        "outlines": {label: edge for label, mask in masks.items() if (edge := _outline(mask)) is not None},
     }
-    for label in record["masks"]:
-        if label not in record["boxes"] and (found := _rectangles(regions[label])) is not None:
-            record["boxes"][label] = found
-    rest = set(record["masks"]) - set(record["boxes"])
-    record["outlines"] = {label: edge for label in sorted(rest) if (edge := _outline(regions[label])) is not None}
-    return record
 
 
 class Bundle:
@@ -133,19 +119,18 @@ class Bundle:
         self.data = new_bundle(labels, note)
         self.labels: list[str] = self.data["labels"]
         self._sizes = {"map_size": map_size, "image_size": image_size}
-        self._predicted: set[tuple[int, int]] = set()
+        self._chosen = np.zeros((0, len(labels)), dtype=bool)  # by the series so far
 
     def add_image(
         self,
         image: Any,
         image_id: str,
         masks: Any = None,
-        boxes: Mapping[str, Sequence[Sequence[float]]] | None = None,
         truth: Any = None,
         targets: Any = None,
     ) -> None:
         """Add one image; arguments as in :func:`image_record`."""
-        record = image_record(image, image_id, self.labels, masks, boxes, truth, targets, **self._sizes)
+        record = image_record(image, image_id, self.labels, masks, truth, targets, **self._sizes)
         self.data["images"].append(record)
 
     def add_sample(self, sample: Any) -> None:
@@ -206,12 +191,10 @@ class Bundle:
             np.equal(record["targets"] or np.zeros(len(self.labels)), 1).astype(bool) for record in self.data["images"]
         ]
         best = logits == logits.max(axis=1, keepdims=True)
+        chosen = np.reshape(present, logits.shape) | (odds >= 0.5) | best
         # What an earlier series kept is kept again, so that panels side by side are rarely one-sided.
-        earlier = np.zeros(logits.shape, dtype=bool)
-        for place in self._predicted:
-            earlier[place] = True
-        chosen = np.reshape(present, logits.shape) | (odds >= 0.5) | best | earlier
-        self._predicted |= {(image, label) for image, label in np.argwhere(chosen).tolist()}
+        chosen[: len(self._chosen)] |= self._chosen
+        self._chosen = chosen
         return chosen
 
     def start(self, image: int = 0, label: str | None = None, panels: Sequence[tuple[str, str]] = ()) -> Bundle:
@@ -277,16 +260,15 @@ def _grid(shape: tuple[int, int], map_size: int) -> tuple[int, int]:
     return max(1, round(shape[0] * shrink)), max(1, round(shape[1] * shrink))
 
 
-def _regions(masks: np.ndarray | None, grid: tuple[int, int]) -> dict[int, str]:
-    """Packed coverage of every label that has a region."""
-    present = [] if masks is None else [label for label, mask in enumerate(masks) if mask.any()]
-    return {label: pack_mask(area_resize(masks[label], *grid)) for label in present}
+def _present(masks: np.ndarray) -> dict[int, np.ndarray]:
+    """The mask of every label that has a region."""
+    return {label: mask for label, mask in enumerate(masks) if mask.any()}
 
 
 def _outline(mask: np.ndarray) -> list[list[int]] | None:
     """The straight pieces of a region's edge as x0, y0, x1, y1; None where there are more than some boxes have.
 
-    Boxes that overlap are drawn with this, corner by corner; a rounder shape is traced on the map's grid.
+    Boxes, also those that overlap, are drawn with this, corner by corner; a rounder shape is traced on the map's grid.
     """
     inside, pieces = np.pad(mask.astype(bool), 1), []
     for across, between in ((True, inside[1:] != inside[:-1]), (False, (inside[:, 1:] != inside[:, :-1]).T)):
@@ -297,12 +279,3 @@ def _outline(mask: np.ndarray) -> list[list[int]] | None:
                 ends = [(start - 1, place), (stop - 1, place)]
                 pieces.append([value for end in ends for value in (end if across else end[::-1])])
     return pieces if len(pieces) <= MOST_PIECES else None
-
-
-def _rectangles(mask: np.ndarray) -> list[list[float]] | None:
-    """The boxes that a mask is the union of, or None where they overlap or it has another shape."""
-    pieces, _ = ndimage.label(mask)
-    slices = ndimage.find_objects(pieces)
-    if any(not mask[piece].all() for piece in slices):
-        return None
-    return [[float(v) for v in (x.start, y.start, x.stop, y.stop)] for y, x in slices]

@@ -20,7 +20,6 @@ from cxrkit.errors import CxrkitError, ParameterError
 from cxrkit.view import viewer
 from cxrkit.view.codec import area_resize, pack_map
 from cxrkit.view.overlays import full_colour
-from cxrkit.view.panels import region_of
 
 __all__ = ["Explorer", "explain"]
 
@@ -100,7 +99,7 @@ class Explorer(anywidget.AnyWidget):
     def add_image(self, image: Tensor, image_id: str = "own image", **regions: Any) -> int:
         """Offer one more image and show it; returns its position.
 
-        ``image``: ``[1, H, W]`` in [0, 1]; ``regions``: ``masks``, ``boxes``, ``truth`` and ``targets`` as in
+        ``image``: ``[1, H, W]`` in [0, 1]; ``regions``: ``masks``, ``truth`` and ``targets`` as in
         :func:`cxrkit.view.viewer.image_record`, which raises ParameterError when they don't fit.
         """
         image = torch.as_tensor(image, dtype=torch.float32)
@@ -226,12 +225,11 @@ class Explorer(anywidget.AnyWidget):
         return dict(zip(getattr(model, "labels", self.bundle["labels"]), values, strict=True))
 
     def shown(self) -> dict[str, Any]:
-        """State of the front end: image [1, H, W], regions and truth bool [H, W], raw maps by panel, parameters.
+        """State of the front end: image [1, H, W], region and truth bool [H, W], raw maps by panel, parameters.
 
-        ``regions``: one per box, or one of another shape; ``truth`` may be None. The parameters hold all that makes
-        the picture, and per panel model, method, ``colours`` and ``full_colour``, the magnitude of the strongest one.
-        Maps that a method refused, or that are being computed, are left out. Raises ParameterError before anything is
-        shown.
+        ``region`` and ``truth`` may be None. The parameters hold all that makes the picture, and per panel model,
+        method, ``colours`` and ``full_colour``, the magnitude of the strongest one. Maps that a method refused, or that
+        are being computed, are left out. Raises ParameterError before anything is shown.
         """
         if not self.selection:
             raise ParameterError("nothing is shown yet; open the explorer first")
@@ -248,12 +246,9 @@ class Explorer(anywidget.AnyWidget):
                 panels.append(about | _colours(values.numpy(), panel, look))
         if not maps:
             raise ParameterError("no map of this image and label has been computed yet")
-        record = self.answer({"type": "image", "image": image})["record"]
-        mask, truth = (None if sample.get(name) is None else sample[name][label] for name in ("masks", "truth"))
-        boxes = [region_of([box], None, sample["image"].shape[-2:]) for box in record["boxes"].get(label, [])]
-        regions = boxes or ([] if mask is None else [mask])
+        region, truth = (None if sample.get(name) is None else sample[name][label] for name in ("masks", "truth"))
         own = {"image": sample["image_id"], "label": self.bundle["labels"][label]}
-        told = {"regions": regions, "truth": truth, "maps": maps, "parameters": {**own, **look, "panels": panels}}
+        told = {"region": region, "truth": truth, "maps": maps, "parameters": {**own, **look, "panels": panels}}
         return {"image": sample["image"], **told}
 
 

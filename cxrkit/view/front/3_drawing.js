@@ -45,11 +45,6 @@ function legendGradient(name, strength) {
 
 // ---- Outlines, as line segments in fractions of the image ----------------------------------------------------
 
-function frame([x0, y0, x1, y1], [height, width]) {
-  const [a, b, c, d] = [x0 / width, y0 / height, x1 / width, y1 / height];
-  return [[a, b, c, b], [c, b, c, d], [c, d, a, d], [a, d, a, b]];
-}
-
 const contourOf = perRegion(contour); // an image has one grid
 
 // The edge of a region of any shape: where coverage crosses one half between neighbouring cell centres.

@@ -113,9 +113,8 @@ class Viewer {
     const [bitmap, region, truth] = await Promise.all([
       decodeImage(record), decodeMask(record.masks, state.label, record.grid), decodeMask(record.truth, state.label, record.grid)]);
     if (turn !== this.turn) return;
-    const [high, wide] = record.size, pieces = record.outlines?.[state.label];
-    const boxes = record.boxes[state.label]?.flatMap((box) => frame(box, record.size))
-      ?? pieces?.map(([a, b, c, d]) => [a / wide, b / high, c / wide, d / high]);
+    const [high, wide] = record.size;
+    const boxes = record.outlines[state.label]?.map(([a, b, c, d]) => [a / wide, b / high, c / wide, d / high]);
     // Traced when they are first drawn.
     const edges = { boxes: () => boxes ?? contourOf(region, record.grid), truth: () => contourOf(truth, record.grid) };
     Object.assign(this, { record, bitmap, region, edges });

@@ -113,21 +113,19 @@ def make_case(
     """Draw the parameters of one image. Every part has a random stream of its own."""
     prevalence = prevalence or view.prevalence
     plain = _anatomy(seed, patient)
-    assignment = view.assign(prevalence, _rng(seed, patient, 0, _LABELS), _rng(seed, patient, image + 1, _LABELS))
+    positive, looks = view.assign(prevalence, _rng(seed, patient, 0, _LABELS), _rng(seed, patient, image + 1, _LABELS))
     rng = _rng(seed, patient, image + 1, _IMAGE)
     frame, exposure = sample_frame(rng, plain), sample_exposure(rng)
-    anatomy = enlarge(plain, assignment.looks, _rng(seed, patient, 0, _FINDING), conspicuity)
+    anatomy = enlarge(plain, looks, _rng(seed, patient, 0, _FINDING), conspicuity)
     order = list(MAKERS)
     findings: list[Finding] = []
-    for look in assignment.looks:
+    for look in looks:
         if look in MAKERS:
             when = 0 if look in view.chronic else image + 1
             findings += MAKERS[look](look, _rng(seed, patient, when, _FINDING, order.index(look)), anatomy)
-    frame, marker = _plant(planted, assignment.positive, frame, _rng(seed, patient, image + 1, _PLANTED))
+    frame, marker = _plant(planted, positive, frame, _rng(seed, patient, image + 1, _PLANTED))
     noise = (seed, patient, image + 1, _NOISE)
-    return Case(
-        view.labels, assignment.positive, anatomy, plain, frame, exposure, tuple(findings), marker, conspicuity, noise
-    )
+    return Case(view.labels, positive, anatomy, plain, frame, exposure, tuple(findings), marker, conspicuity, noise)
 
 
 def _plant(

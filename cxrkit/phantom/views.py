@@ -13,18 +13,7 @@ from cxrkit.data import covid_labels
 from cxrkit.errors import ParameterError
 from cxrkit.yaml_files import read_yaml
 
-__all__ = ["VIEWS", "Assignment", "View"]
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """The labels that are positive, and the looks to draw, which are keys of MAKERS.
-
-    A look that is not among the view's labels has no box and no truth.
-    """
-
-    positive: tuple[str, ...]
-    looks: tuple[str, ...]
+__all__ = ["VIEWS", "View"]
 
 
 @dataclass(frozen=True)
@@ -73,12 +62,16 @@ class View:
 
     def assign(
         self, prevalence: Mapping[str, float], patient: np.random.Generator, image: np.random.Generator
-    ) -> Assignment:
-        """Draw the labels of one image; the patient's generator must stand where it stood for the other images."""
+    ) -> tuple[tuple[str, ...], list[str]]:
+        """Draw the positive labels of one image, and the looks to draw, which are keys of MAKERS.
+
+        A look that is not among the view's labels has no box and no truth. The patient's generator must stand where it
+        stood for the other images.
+        """
         draw = self._one if self.exclusive else self._several
         looks = draw(prevalence, patient, image)
         positive = {name for look in looks for name in self.ancestors(look)} & set(self.labels)
-        return Assignment(tuple(label for label in self.labels if label in positive), tuple(looks))
+        return tuple(label for label in self.labels if label in positive), looks
 
     def _several(self, prevalence, patient, image) -> list[str]:
         """A Gaussian copula: each look is there when its latent value passes the threshold of its prevalence."""

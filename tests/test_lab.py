@@ -220,21 +220,20 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
     written = []
     for folder in ("a", "b"):
         figure = figures.show_maps(np.eye(8), np.eye(8)[None], ["map"])
-        written.append(
-            [file.read_bytes() for file in export.export_figure(figure, tmp_path / folder / "x", {"seed": 0})]
-        )
+        kinds = [export.export_figure(figure, tmp_path / folder / "x", {"seed": 0}, kind) for kind in export.FORMATS]
+        written.append([file.read_bytes() for file in kinds])
     assert written[0] == written[1]
 
 
 def test_wrong_exports_are_refused_and_leave_nothing(tmp_path):
     figure = figures.show_maps(np.eye(8), np.eye(8)[None], ["map"])
     with pytest.raises(cxrkit.ParameterError, match="gif"):
-        export.export_figure(figure, tmp_path / "x", {}, ["png", "gif"])
+        export.export_figure(figure, tmp_path / "x", {}, "gif")
     with pytest.raises(cxrkit.ParameterError, match="one shape"):
         export.export_maps(tmp_path / "x", np.eye(8), {"a": np.eye(8), "b": np.eye(9)}, {})
     broken = SimpleNamespace(savefig=lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        export.export_figure(broken, tmp_path / "x", {}, ["png"])
+        export.export_figure(broken, tmp_path / "x", {}, "png")
     assert list(tmp_path.iterdir()) == []
     assert [export.file_name(text) for text in ("../../etc", "", ".x", "a b/c")] == ["etc", "image", "x", "a-b-c"]
 

@@ -75,8 +75,8 @@ class Accumulator:
         if "label" in self._keys:
             others = [key for key in self._keys if key != "label"]
             macros = [
-                self._macro(part, _where(table, key), n, seed, confidence).assign(**key, label="macro")
-                for key, part in _groups(frame, others)
+                self._macro(part, of_labels, n, seed, confidence).assign(**key, label="macro")
+                for (key, part), (_, of_labels) in zip(_groups(frame, others), _groups(table, others), strict=True)
             ]
             table = pd.concat([table, *macros])
         return table[[*self._keys, *(name for name in table if name not in self._keys)]].reset_index(drop=True)
@@ -111,14 +111,10 @@ class Accumulator:
 
 def _groups(frame: pd.DataFrame, keys: list[str]) -> list[tuple[dict[str, object], pd.DataFrame]]:
     """Rows by their values of ``keys``, in order of appearance."""
-    kinds = frame[keys].drop_duplicates().to_dict("records") if keys else [{}]
-    return [(key, _where(frame, key)) for key in kinds]
-
-
-def _where(frame: pd.DataFrame, key: dict[str, object]) -> pd.DataFrame:
-    for name, value in key.items():
-        frame = frame[frame[name] == value]
-    return frame
+    if not keys:
+        return [({}, frame)]
+    groups = frame.groupby(keys, sort=False, dropna=False)
+    return [(dict(zip(keys, values, strict=True)), part) for values, part in groups]
 
 
 def _column(name: str, values: object, size: int) -> object:

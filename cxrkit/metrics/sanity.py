@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 from torch import Tensor
 
 from cxrkit.errors import ParameterError
@@ -93,14 +94,8 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Ranks ``[..., N]`` from 0 along the last axis; equal values share the mean of their places."""
-    ordered, order = values.sort(-1)
-    place = torch.arange(values.shape[-1], dtype=torch.float64, device=values.device).expand(values.shape)
-    changes = ordered[..., 1:] != ordered[..., :-1]
-    edge = torch.ones_like(changes[..., :1])
-    first = place.where(torch.cat([edge, changes], -1), 0).cummax(-1).values
-    last = place.where(torch.cat([changes, edge], -1), torch.inf).flip(-1).cummin(-1).values.flip(-1)
-    return torch.empty_like(place).scatter(-1, order, (first + last) / 2)
+    """Ranks ``[..., N]`` along the last axis; equal values share the mean of their places."""
+    return torch.from_numpy(rankdata(values.cpu().numpy(), axis=-1)).to(values.device)
 
 
 def _varied(maps: Tensor) -> Tensor:

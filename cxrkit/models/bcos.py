@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from cxrkit.errors import ModelError
 
-__all__ = ["builder", "calibrate", "default_logit_bias", "plain_vit_builder", "set_logit_bias", "vit_builder"]
+__all__ = [
+    "builder",
+    "calibrate",
+    "default_logit_bias",
+    "mode_restored",
+    "plain_vit_builder",
+    "set_logit_bias",
+    "vit_builder",
+]
 
 
 def builder(name: str, **options) -> Callable[[int], nn.Module]:
@@ -128,18 +137,26 @@ def calibrate(
     chosen = list(model.modules()) if norms is None else list(norms)
     norms = [module for module in chosen if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    training = {module: module.training for module in model.modules()}
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average over the batches
-            norm.train()
-        with torch.no_grad():
+    with mode_restored(model), torch.no_grad():
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain average over the batches
+                norm.train()
             for batch in batches if norms else ():
                 model(batch.to(next(model.parameters(), batch).device))
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+    return model
+
+
+@contextmanager
+def mode_restored(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module is in training or evaluation mode as before."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
         for module, mode in training.items():
             module.training = mode
-    return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,31 +29,23 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-.")[:120] or "image"
 
 
-def export_figure(
-    figure: Any, path: str | Path, parameters: Mapping[str, Any], formats: Sequence[str] = FORMATS
-) -> list[Path]:
-    """Write a figure as ``path`` with the suffix of each format; returns the files.
+def export_figure(figure: Any, path: str | Path, parameters: Mapping[str, Any], kind: str) -> Path:
+    """Write a figure as ``path`` with the suffix ``kind``, one of FORMATS; returns the file.
 
     ``parameters`` (JSON-able) stand in the file's own description field, with a notice that this is no medical device.
-    The same figure gives the same bytes. Each file is whole or not there. Raises ParameterError for an unknown format.
+    The same figure gives the same bytes. The file is whole or not there. Raises ParameterError for an unknown format.
     """
-    if unknown := [name for name in formats if name not in FORMATS]:
-        raise ParameterError(f"formats {unknown} are unknown; known: {', '.join(FORMATS)}")
-    text = _text(parameters)
-    written = []
-    for name in formats:
-        target = Path(path).with_name(f"{Path(path).name}.{name}")
-        look = {
-            "format": name,
-            "dpi": PNG_DPI,
-            "facecolor": "white",
-            "metadata": _UNDATED[name] | {_FIELDS[name]: text},
-        }
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with style():
-            replace_file(target, lambda file, look=look: figure.savefig(file, **look))
-        written.append(target)
-    return written
+    if kind not in FORMATS:
+        raise ParameterError(f"format {kind!r} is unknown; known: {', '.join(FORMATS)}")
+    metadata = _UNDATED[kind] | {_FIELDS[kind]: _text(parameters)}
+    target = Path(path).with_name(f"{Path(path).name}.{kind}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with style():
+        replace_file(
+            target,
+            lambda file: figure.savefig(file, format=kind, dpi=PNG_DPI, facecolor="white", metadata=metadata),
+        )
+    return target
 
 
 def export_maps(path: str | Path, image: Any, maps: Mapping[str, Any], parameters: Mapping[str, Any]) -> Path:

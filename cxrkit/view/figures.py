@@ -63,14 +63,22 @@ def show_maps(
     shown, deep = broken(titles, min(columns, len(maps) + 1))
     with style():
         figure, axes = panels(len(maps) + 1, columns, caption=caption, deep=deep)
-        draw_image(axes[0], image, "image")
         full = limits(maps, scale, signed)
-        for ax, values, title, limit in zip(axes[1:], maps, shown, full, strict=False):
-            draw_map(ax, values, limit, signed, title)
-        for ax in axes[: len(maps) + 1]:
-            draw_region(ax, region, truth)
+        _draw_row(axes, image, maps, ["image", *shown], full, signed, region, truth)
         colour_bar(figure, axes, full[0] if scale == "row" else None, signed)
     return describe(figure, _maps_text(maps, titles, region, caption), {"image": array(image).squeeze(), "maps": maps})
+
+
+def _draw_row(
+    axes: np.ndarray, image: Any, maps: np.ndarray, titles: Sequence[str], full: np.ndarray, signed: bool,
+    region: np.ndarray | None, truth: Any,
+) -> None:  # fmt: skip
+    """An image and its maps, each with its title and the outlines."""
+    draw_image(axes[0], image, titles[0])
+    for ax, values, title, limit in zip(axes[1:], maps, titles[1:], full, strict=False):
+        draw_map(ax, values, limit, signed, title)
+    for ax in axes[: len(maps) + 1]:
+        draw_region(ax, region, truth)
 
 
 def show_colours(image: Any, colours: Any, truth: Any = None, caption: str = "") -> Figure:
@@ -116,13 +124,10 @@ def show_labels(
     with style():
         figure, axes = panels(width * len(maps), width, titles=1, margin=1.0, caption=caption, deep=deep)
         for row, cells in enumerate(axes.reshape(len(maps), width)):
-            draw_image(cells[0], images[row], "image" if row == 0 else "")
-            cells[0].set_ylabel(beside[row], labelpad=4)
+            above = ["image", *shown] if row == 0 else [""] * width
             full = limits(maps[row], scale, signed)
-            for ax, values, title, limit in zip(cells[1:], maps[row], shown, full, strict=True):
-                draw_map(ax, values, limit, signed, title if row == 0 else "")
-            for ax in cells:
-                draw_region(ax, regions[row], truths[row])
+            _draw_row(cells, images[row], maps[row], above, full, signed, regions[row], truths[row])
+            cells[0].set_ylabel(beside[row], labelpad=4)
         colour_bar(figure, axes, None, signed)
     text = " ".join(_maps_text(maps[row], columns, regions[row], rows[row]) for row in range(len(maps)))
     return describe(figure, f"{caption}. {text}" if caption else text, {"images": images, "maps": maps})

@@ -115,7 +115,7 @@ def exports(
                 told = {**(parameters or {}), **shown["parameters"]}
                 path = _free(folder, told, "npz" if kind == "maps" else kind)
                 if kind == "maps":
-                    written = [export_maps(path, shown["image"], shown["maps"], told)]
+                    written = export_maps(path, shown["image"], shown["maps"], told)
                 else:
                     figure = show_overlays(
                         shown["image"],
@@ -125,8 +125,8 @@ def exports(
                         shown["region"] if told["boxes"] else None,
                         shown["truth"] if told["true_mask"] else None,
                     )
-                    written = export_figure(figure, path, told, [kind])
-                said.value = html.escape("Written: " + ", ".join(str(file) for file in written))
+                    written = export_figure(figure, path, told, kind)
+                said.value = html.escape(f"Written: {written}")
             except (CxrkitError, OSError) as error:
                 said.value = html.escape(str(error))
 

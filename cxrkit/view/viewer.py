@@ -145,23 +145,20 @@ class Bundle:
         logits: Any,
         signed: bool = True,
         keep: Any = None,
-        probabilities: Any = None,
     ) -> None:
         """Add the maps of one method for one model, for all images added so far and in their order.
 
-        ``maps``: ``[B, L, H, W]``, raw; ``logits``: ``[B, L]``; ``probabilities``: ``[B, L]``, the sigmoid of the
-        logits by default; ``signed``: whether negative values mean something, which sets the colours. ``keep``: bool
-        ``[B, L]``, the maps to store; by default those of labels that are present, predicted (probability at least
-        one half) or the image's highest logit; ``"all"`` stores every one. Raises ParameterError for shapes that don't
-        fit and for maps that aren't finite, naming image and label.
+        ``maps``: ``[B, L, H, W]``, raw; ``logits``: ``[B, L]``; ``signed``: whether negative values mean
+        something, which sets the colours. ``keep``: bool ``[B, L]``, the maps to store; by default those of labels that
+        are present, predicted (probability at least one half) or the image's highest logit; ``"all"`` stores every one.
+        Raises ParameterError for shapes that don't fit and for maps that aren't finite, naming image and label.
         """
         images, labels = self.data["images"], self.labels
         if any((entry["model"], entry["method"]) == (model, method) for entry in self.data["series"]):
             raise ParameterError(f"series {model!r}, {method!r} was added before; give it another name")
         name = f"of series {model!r}, {method!r}"
         logits = _expect(logits, (len(images), len(labels)), f"logits {name}")
-        odds = 1 / (1 + np.exp(-logits.clip(-80, 80))) if probabilities is None else array(probabilities)
-        odds = _expect(odds, logits.shape, f"probabilities {name}")
+        odds = 1 / (1 + np.exp(-logits.clip(-80, 80)))
         maps = array(maps)
         if maps.shape[:2] != logits.shape or maps.ndim != 4:
             raise ParameterError(f"maps {name}: shape {maps.shape}, expected {(*logits.shape, 'H', 'W')}")

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import anywidget
@@ -16,7 +15,9 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
+from cxrkit.attribution.api import device_of
 from cxrkit.errors import CxrkitError, ParameterError
+from cxrkit.models.bcos import mode_restored
 from cxrkit.view import viewer
 from cxrkit.view.codec import area_resize, pack_map
 from cxrkit.view.overlays import full_colour
@@ -202,9 +203,9 @@ class Explorer(anywidget.AnyWidget):
         logits = self._logits[entry["model"], image]
         if name not in logits:
             raise ParameterError(f"{entry['model']} does not know the label {name!r}; it knows {list(logits)}")
-        with _evaluating(model):
-            told = {"progress": tell} if self._tells and tell else {}
-            values = self.explain(model, pixels.to(_device(model)), entry["method"], name, **told)
+        told = {"progress": tell} if self._tells and tell else {}
+        with mode_restored(model):
+            values = self.explain(model.eval(), pixels.to(device_of(model, pixels)), entry["method"], name, **told)
         grid = self.answer({"type": "image", "image": image})["record"]["grid"]
         values = torch.as_tensor(values).detach().cpu()
         if values.shape != pixels.shape[-2:]:
@@ -220,8 +221,8 @@ class Explorer(anywidget.AnyWidget):
     def logits(self, name: str, image: Tensor) -> dict[str, float]:
         """The logit of every label that the model ``name`` knows, for one image ``[1, H, W]``."""
         model = self.models[name]
-        with _evaluating(model), torch.no_grad():
-            values = model(image[None].to(_device(model)))[0].float().cpu().tolist()
+        with mode_restored(model), torch.no_grad():
+            values = model.eval()(image[None].to(device_of(model, image)))[0].float().cpu().tolist()
         return dict(zip(getattr(model, "labels", self.bundle["labels"]), values, strict=True))
 
     def shown(self) -> dict[str, Any]:
@@ -265,19 +266,3 @@ def _colours(values: Any, panel: Mapping[str, Any], look: Mapping[str, Any]) -> 
     if colours == "auto":
         colours = "signed" if values.min() < 0 else "heat"
     return {"colours": colours, "full_colour": full_colour(values, colours == "signed", look["scale"])}
-
-
-def _device(model: nn.Module) -> torch.device | str:
-    parameter = next(model.parameters(), None)
-    return "cpu" if parameter is None else parameter.device
-
-
-@contextmanager
-def _evaluating(model: nn.Module):
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode

@@ -134,15 +134,11 @@ def lines(
     by: str,
     title: str = "",
     columns: str | None = None,
-    level: float | None = None,
 ) -> Figure:
     """A line per value of ``by``, a panel per value of ``columns``; columns low and high, if any, are a band."""
     _needs(frame, [x, y, by, *([columns] if columns else [])], "lines")
     with style():
         figure, axes = line_panels(frame, x, y, by, columns)
-        if level is not None:
-            for ax in axes:
-                ax.axhline(level, color=INK, lw=1.1, ls=(0, (1, 1)))
         axes[0].set_ylabel(y)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=9)
@@ -278,9 +274,7 @@ def clouds(points: Any, groups: Sequence[str], titles: Sequence[str] = ("",), ca
     return describe(figure, f"{caption or 'Points'}: {len(groups)} points of {', '.join(names)}.", data)
 
 
-def matrix(
-    values: Any, rows: Sequence[str], columns: Sequence[str], title: str = "", digits: int = 0, of: str = ""
-) -> Figure:
+def matrix(values: Any, rows: Sequence[str], columns: Sequence[str], title: str = "", digits: int = 0) -> Figure:
     """A table as tinted cells with its numbers written in, such as a confusion matrix (rows: truth)."""
     values = np.asarray(values, dtype=float)
     if values.shape != (len(rows), len(columns)):
@@ -301,7 +295,7 @@ def matrix(
             side.set_visible(False)
         ax.tick_params(length=0)
     told = "; ".join(f"{r}, {c}: {values[i, j]:.{digits}f}" for i, r in enumerate(rows) for j, c in enumerate(columns))
-    data = pd.DataFrame(values, columns=list(columns)).assign(**{of or "row": list(rows)})
+    data = pd.DataFrame(values, columns=list(columns)).assign(row=list(rows))
     return describe(figure, f"{title or 'Table'}: {told}.", data)
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import html
-import io
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+import pandas as pd
 import torch
 from torch import Tensor
 
 from cxrkit.errors import CxrkitError, ParameterError
-from cxrkit.view.export import FORMATS, export_figure, export_maps, file_name
-from cxrkit.view.overlays import show_overlays
+from cxrkit.view.export import FORMATS, export_figure, export_maps, file_name, show_overlays
 from cxrkit.view.widget import Explorer
 
 __all__ = ["FILLS", "change_region", "drop_in", "exports", "looks_inverted", "what_if"]
@@ -209,11 +208,11 @@ def what_if(explorer: Explorer, image: Tensor, image_id: str, **regions: Any) ->
 
 
 def _logits_table(explorer: Explorer, before: Tensor, after: Tensor) -> str:
-    rows = io.StringIO()
-    for name in explorer.models:
-        first, then = explorer.logits(name, before), explorer.logits(name, after)
-        for label in first:
-            cells = (name, label, f"{first[label]:.2f}", f"{then[label]:.2f}", f"{then[label] - first[label]:+.2f}")
-            rows.write("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{title}</th>" for title in ("model", "label", "logit before", "after", "change"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows.getvalue()}</tbody></table>"
+    rows = [
+        (name, label, logit, then[label], then[label] - logit)
+        for name in explorer.models
+        for then in [explorer.logits(name, after)]
+        for label, logit in explorer.logits(name, before).items()
+    ]
+    frame = pd.DataFrame(rows, columns=["model", "label", "logit before", "after", "change"])
+    return frame.to_html(index=False, float_format="{:.2f}".format, formatters={"change": "{:+.2f}".format})

@@ -20,7 +20,7 @@ from cxrkit.errors import CxrkitError, ParameterError
 from cxrkit.models.bcos import mode_restored
 from cxrkit.view import viewer
 from cxrkit.view.codec import area_resize, pack_map
-from cxrkit.view.overlays import full_colour
+from cxrkit.view.export import full_colour
 
 __all__ = ["Explorer", "explain"]
 

@@ -12,7 +12,7 @@ import torch
 from cxrkit import metrics
 from cxrkit.errors import ParameterError
 
-CARDS = metrics.metric_cards()
+CARDS = tuple(metrics.METRICS.values())
 # Exported functions that prepare, compare or sum up scores, and are none themselves.
 TOOLS = {
     "bootstrap",
@@ -27,7 +27,6 @@ TOOLS = {
     "isotropic_grid_energy",
     "localisation_scores",
     "metric_card",
-    "metric_cards",
     "operating_cutoffs",
     "over_seeds",
     "pointing_chance",

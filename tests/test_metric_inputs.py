@@ -22,7 +22,7 @@ from cxrkit.errors import CxrkitError, ParameterError
 from cxrkit.metrics import inputs
 
 # Not functions of arrays: a copy of a network, and texts.
-OTHERS = {"randomised", "metric_card", "metric_cards"}
+OTHERS = {"randomised", "metric_card"}
 FUNCTIONS = sorted(n for n in metrics.__all__ if inspect.isfunction(getattr(metrics, n)) and n not in OTHERS)
 N, L, SIDE = 3, 2, 16
 DTYPES = [

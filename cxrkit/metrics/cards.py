@@ -8,7 +8,7 @@ from pathlib import Path
 from cxrkit.attribution.registry import unknown
 from cxrkit.yaml_files import read_yaml
 
-__all__ = ["METRICS", "MetricCard", "metric_card", "metric_cards"]
+__all__ = ["METRICS", "MetricCard", "metric_card"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,3 @@ def metric_card(name: str) -> MetricCard:
     if base not in METRICS:
         raise unknown("metric", name, METRICS)
     return METRICS[base]
-
-
-def metric_cards() -> tuple[MetricCard, ...]:
-    """Cards of all metrics."""
-    return tuple(METRICS.values())

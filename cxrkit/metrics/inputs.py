@@ -107,34 +107,33 @@ def pair(maps: ArrayLike | Tensor, masks: ArrayLike | Tensor) -> tuple[Tensor, T
 
     Maps so large that sums over their pixels would overflow come back divided by a power of two.
     """
-    maps, masks = real("maps", maps), boolean(masks)
-    _same_size("maps", maps, "masks", masks)
+    maps, masks = _same_size(maps=real("maps", maps), masks=boolean(masks))
     bound = torch.finfo(maps.dtype).max / maps.shape[-2:].numel()
     if maps.numel() and not all(abs(end) < bound for end in maps.aminmax()):
         large = maps.abs().amax((-2, -1), keepdim=True) >= bound
         maps = maps * torch.where(large, 2.0**-40, 1.0).to(maps.dtype)
-    return maps, masks.to(maps.device)
+    return maps, masks
 
 
 def pair_of_maps(maps: ArrayLike | Tensor, others: ArrayLike | Tensor) -> tuple[Tensor, Tensor]:
     """Two maps of one size on one device, float64."""
-    maps, others = real("maps", maps), real("others", others)
-    _same_size("maps", maps, "others", others)
-    return maps.double(), others.to(maps.device).double()
+    maps, others = _same_size(maps=real("maps", maps), others=real("others", others))
+    return maps.double(), others.double()
 
 
 def pair_of_regions(predictions: ArrayLike | Tensor, masks: ArrayLike | Tensor) -> tuple[Tensor, Tensor]:
     """Two bool regions of one size on one device."""
-    predictions, masks = boolean(predictions, "predictions"), boolean(masks)
-    _same_size("predictions", predictions, "masks", masks)
-    return predictions, masks.to(predictions.device)
+    return _same_size(predictions=boolean(predictions, "predictions"), masks=boolean(masks))
 
 
-def _same_size(name: str, maps: Tensor, other: str, others: Tensor) -> None:
-    shapes = f"{name} {tuple(maps.shape)} and {other} {tuple(others.shape)}"
-    if maps.ndim < 2 or maps.shape[-2:] != others.shape[-2:] or 0 in maps.shape[-2:]:
+def _same_size(**named: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors on the device of the first; ParameterError unless they end in the same [H, W]."""
+    first, second = named.values()
+    shapes = " and ".join(f"{name} {tuple(values.shape)}" for name, values in named.items())
+    if first.ndim < 2 or first.shape[-2:] != second.shape[-2:] or 0 in first.shape[-2:]:
         raise ParameterError(f"{shapes} must end in the same [H, W]")
-    fit_together(shapes, maps.shape[:-2], others.shape[:-2])
+    fit_together(shapes, first.shape[:-2], second.shape[:-2])
+    return first, second.to(first.device)
 
 
 def fit_together(shapes: str, *leading: Sequence[int]) -> None:

@@ -40,14 +40,14 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None = None) -> Fig
         for name, ax in panel.items():
             ax.set(ylabel=name, title="", xlim=(epochs.min() - 0.5, epochs.max() + 0.5))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        area = next((column for column, (kind, _) in places.items() if kind == "AUC"), None)
         for column, (kind, name) in places.items():
-            if kind != "AUC":
+            if column == area:
+                sentences.append(_mark_epoch(panel["AUC"], epochs, history[area], best_epoch))
+            elif kind != "AUC":
                 digits, of = (".3f", f"{name} loss") if kind == "loss" else (".1e", kind)
                 first, last = history[column].iloc[[0, -1]]
                 sentences.append(f"The {of} goes from {first:{digits}} to {last:{digits}}.")
-        if "AUC" in panel:
-            area = next(column for column, (kind, _) in places.items() if kind == "AUC")
-            sentences.append(_mark_epoch(panel["AUC"], epochs, history[area], best_epoch))
         if "learning_rate" in places and (history["learning_rate"] > 0).all():
             axes[-1].set_yscale("log")
             axes[-1].yaxis.set_major_formatter(LogFormatter())

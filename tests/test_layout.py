@@ -106,14 +106,14 @@ BUDGET = {
 }
 HELD: dict[str, int] = {
     "data": 6427,
-    "phantom": 2311,
-    "models": 1699,
+    "phantom": 2196,
+    "models": 1639,
     "attribution": 4917,
-    "metrics": 2311,
+    "metrics": 2296,
     "train": 1744,
     "study": 2645,
     "grid": 2259,
-    "view": 2506,
+    "view": 2394,
     "": 832,
 }
 

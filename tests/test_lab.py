@@ -165,8 +165,8 @@ def test_a_written_picture_is_the_shown_one_and_tells_how(explorer, tmp_path, mo
     show(explorer)
     shown = {"panels": [{"colours": "viridis", "full_colour": 2.0}]}
     explorer.selection = {**explorer.selection, **LOOK, **shown}
-    drawn, export = [], lab.export_figure
-    monkeypatch.setattr(lab, "export_figure", lambda figure, *rest: drawn.append(figure) or export(figure, *rest))
+    drawn, write = [], lab.export_figure
+    monkeypatch.setattr(lab, "export_figure", lambda figure, *rest: drawn.append(figure) or write(figure, *rest))
     lab.exports(explorer, tmp_path).children[0].children[0].click()
     (file,) = tmp_path.iterdir()
     told = json.loads(Image.open(file).info["Description"])

@@ -237,7 +237,7 @@ def test_a_norm_with_a_shift_is_named():
     model = Classifier(NARROW["vit"](3), LABELS, "add_inverse", logit_bias=BIAS).eval()
     norm = model.network[0].transformer.encoder_3.ff.net.norm
     norm.bias = nn.Parameter(torch.full_like(norm.weight, 0.1))
-    with pytest.raises(AttributionError, match=r"beside the image adds to the logit \(.*encoder_3\.ff\.net\.norm\.bias"):
+    with pytest.raises(AttributionError, match=r"adds to the logit \(.*encoder_3\.ff\.net\.norm\.bias"):
         bcos_shares(model, pictures(1, 32, torch.float32))
 
 

@@ -111,7 +111,7 @@ HELD: dict[str, int] = {
     "attribution": 4917,
     "metrics": 2296,
     "train": 1744,
-    "study": 2645,
+    "study": 2650,
     "grid": 2259,
     "view": 2394,
     "": 832,

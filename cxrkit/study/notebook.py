@@ -57,6 +57,11 @@ class NotebookParameters(Parameters):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The parameters by name."""
+        return self.model_dump()
+
 
 def parameters_for(notebook: str | Path) -> type[Parameters]:
     """The class of a notebook's parameters: the one that belongs to its file name, else one made of its parameters

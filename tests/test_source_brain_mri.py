@@ -8,28 +8,21 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 import cxrkit
 from cxrkit.data.public.brain_mri import LABELS, load_brain_mri, read_slice
 from cxrkit.data.tables import collecting
-from cxrkit.errors import DataError, ParameterError
+from cxrkit.errors import DataError
 
 EDGES = ["x_min", "y_min", "x_max", "y_max"]
 HEADER = b"MATLAB 7.3 MAT-file, Platform: PCWIN64, Created on: Sat Nov 21 2015 HDF5 schema 1.00 ."
 
 
-def write_mat(path, label=1, patient="100360", image=None, mask=None, border=None, swapped=False, without=()):
+def write_mat(path, label=1, patient="100360", image=None, mask=None, without=()):
     """One file as MATLAB 7.3 writes it: a user block with its header, arrays with columns first, text as codes."""
     image = np.zeros((12, 20), np.int16) if image is None else image
     mask = np.zeros(image.shape, np.uint8) if mask is None else mask
-    if border is None:
-        rows, columns = np.nonzero(mask) if mask.any() else ([3], [5])
-        corners = [(min(columns), min(rows)), (max(columns), min(rows)), (max(columns), max(rows))]
-        border = np.array(corners, dtype=float) + 1
-    border = np.asarray(border, dtype=float)
-    border = border[:, ::-1] if swapped else border
     with h5py.File(path, "w", userblock_size=512) as file:
         group = file.create_group("cjdata")
         group.attrs["MATLAB_class"] = np.bytes_("struct")
@@ -37,7 +30,6 @@ def write_mat(path, label=1, patient="100360", image=None, mask=None, border=Non
             "label": np.array([[float(label)]]),
             "PID": np.array([[ord(letter)] for letter in patient], dtype=np.uint16).reshape(-1, 1),
             "image": image.T,
-            "tumorBorder": border.reshape(-1, 1),
             "tumorMask": mask.T,
         }
         for name, value in values.items():
@@ -64,14 +56,14 @@ def slice_of(row):
 def folder(tmp_path):
     """Write slices 1 to 20 of ten patients, two each, over four folders as the download has them; returns the root."""
 
-    def write(flat=False, below="", folds=True, swapped=False, **changes):
+    def write(flat=False, below="", folds=True, **changes):
         root = tmp_path / below
         for number in range(1, 21):
             place = root if flat else root / f"brainTumorDataPublic_{'1-766' if number < 11 else '767-1532'}"
             place.mkdir(parents=True, exist_ok=True)
             image, mask = slice_of(number)
             given = {"label": number % 3 + 1, "patient": f"MR{(number + 1) // 2:05d}", "image": image, "mask": mask}
-            write_mat(place / f"{number}.mat", **{**given, **changes.get(f"_{number}", {})}, swapped=swapped)
+            write_mat(place / f"{number}.mat", **{**given, **changes.get(f"_{number}", {})})
         if folds:
             write_folds(root / "cvind.mat", [(number + 1) // 2 % 5 + 1 for number in range(1, 21)])
         return tmp_path
@@ -108,13 +100,11 @@ def test_image_and_mask_are_turned_back_alike(folder):
     assert not sample.truth[1, 5:].any()
 
 
-@pytest.mark.parametrize("swapped", [False, True])
-def test_boxes_bound_the_tumour_whichever_way_the_outline_is_written(folder, swapped):
-    data = load_brain_mri(folder(swapped=swapped), size=60)
-    assert data.boxes[EDGES].to_numpy().tolist() == [[13, 2, 18, 5]] * 20
+def test_boxes_bound_the_tumour(folder):
+    data = load_brain_mri(folder(_2={"mask": np.zeros((12, 20), np.uint8)}), size=60)
+    assert data.boxes[EDGES].to_numpy().tolist() == [[13, 2, 18, 5]] * 19  # the second slice shows none
     assert data.boxes["label"].iloc[0] == "glioma"
     sample = data[0]
-    assert torch.equal(sample.mask[1], load_brain_mri(folder(), size=60)[0].mask[1])
     outside = (sample.truth & ~sample.mask).sum()
     assert outside == 0
 
@@ -173,15 +163,41 @@ def test_what_the_slices_may_look_like(folder):
     [
         (3, {"label": 4}, "label is none of 1, 2, 3: 3.mat"),
         (3, {"patient": ""}, "PID is empty: 3.mat"),
-        (3, {"without": ("tumorMask",)}, r"3.mat: its struct cjdata lacks \['tumorMask'\]"),
-        (3, {"mask": np.zeros((4, 4), np.uint8)}, r"image and tumorMask have the shapes \(20, 12\) and \(4, 4\)"),
-        (3, {"border": np.zeros((0, 2))}, "tumorBorder holds no point: 3.mat"),
-        (3, {"border": np.full((2, 2), np.nan)}, "tumorBorder holds no point: 3.mat"),
+        (3, {"without": ("tumorMask",)}, r"3.mat: .* holds no numbers of its own as cjdata/tumorMask"),
+        (3, {"mask": np.zeros((4, 0), np.uint8)}, r"3.mat: tumorMask has the shape \(4, 0\)"),
     ],
 )
 def test_files_that_are_refused(folder, number, changes, problem):
     with pytest.raises(DataError, match=problem):
         load_brain_mri(folder(**{f"_{number}": changes}))
+
+
+def test_a_mask_of_another_size_is_refused(folder):
+    data = load_brain_mri(folder(_3={"mask": np.ones((4, 4), np.uint8)}))
+    with pytest.raises(DataError, match=r"3\.mat: is 20 x 12 pixels, tumorMask says 4 x 4"):
+        data[2]
+
+
+@pytest.mark.parametrize("field", ["PID", "image", "tumorMask"])
+@pytest.mark.parametrize("kind", ["link", "virtual", "raw"])
+def test_arrays_of_other_files_are_not_shown(folder, tmp_path, field, kind):
+    """A file may name another one of the machine as the place of an array."""
+    root = folder()
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["values"] = np.full((20, 12), 65, np.uint16)
+    with h5py.File(root / "brainTumorDataPublic_1-766" / "2.mat", "r+") as file:
+        del file["cjdata"][field]
+        if kind == "link":
+            file["cjdata"][field] = h5py.ExternalLink(str(secret), "/values")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((20, 12), dtype="u2")
+            layout[:] = h5py.VirtualSource(str(secret), "values", shape=(20, 12))
+            file["cjdata"].create_virtual_dataset(field, layout)
+        else:
+            file["cjdata"].create_dataset(field, (20, 12), dtype="u1", external=[(str(secret), 0, 240)])
+    with pytest.raises(DataError, match=rf"2\.mat.* no numbers of its own as cjdata/{field}"):
+        load_brain_mri(root)[1]
 
 
 def test_damage_is_named(folder, tmp_path):
@@ -221,8 +237,6 @@ def test_folds_that_are_refused(folder, tmp_path):
     (root / "cvind.mat").write_bytes(b"no")
     with pytest.raises(DataError, match=r"cvind\.mat: is no MATLAB 7\.3 file"):
         load_brain_mri(root)
-    with pytest.raises(ParameterError, match="split_by='random'"):
-        load_brain_mri(root, split_by="random")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no 1\.mat or cvind\.mat"):
         load_brain_mri(tmp_path / "empty")

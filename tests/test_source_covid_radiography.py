@@ -130,8 +130,6 @@ def test_a_partial_download(folder, tmp_path):
     assert len(found) == 2
     with pytest.raises(DataError, match="holds no COVID/images"):
         load_covid_radiography(tmp_path / "COVID-19_Radiography_Dataset" / "COVID" / "masks")
-    with pytest.raises(ParameterError, match="missing='all'"):
-        load_covid_radiography(root, missing="all")
 
 
 def test_folds_and_the_cacheable_door(folder):

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, Field, PositiveInt, model_validator
 
-from cxrkit.data.dataset import BOX_COLUMNS, Dataset
-from cxrkit.data.files import file_dataset
-from cxrkit.data.preprocessing import SQUASH, Preprocessing
-from cxrkit.data.public.layout import choose, find_folder, keep_present, subfolders
+from cxrkit.data.dataset import BOX_COLUMNS
+from cxrkit.data.public.layout import find_folder, subfolders
+from cxrkit.data.public.loader import Missing, present, public_loader, read_json
+from cxrkit.data.public.outlines import RUNS, Outlines, rle_box, rle_runs
 from cxrkit.data.size_limits import check_pixels
-from cxrkit.data.tables import places, read_table, refuse
+from cxrkit.data.tables import read_table, sound_rows
 from cxrkit.errors import DataError
 
-__all__ = ["LABELS", "Outlines", "load_chexpert", "rle_box", "rle_mask", "rle_runs"]
+__all__ = ["LABELS", "load_chexpert"]
 
 LABELS = (
     *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),
@@ -32,112 +31,80 @@ HIERARCHY = {
     **dict.fromkeys(("Lung Lesion", "Edema", "Consolidation", "Atelectasis"), "Lung Opacity"),
     "Pneumonia": "Consolidation",
 }
-# Part, names of its table and names of its folder: CheXpert's own, then those of the CheXlocalize release.
-PARTS = (
-    ("train", ("train.csv",), ("train",)),
-    ("validation", ("valid.csv", "val_labels.csv"), ("valid", "val")),
-    ("test", ("test.csv", "test_labels.csv"), ("test",)),
-)
+# Tables of each part and their folders: CheXpert's own, then those of the CheXlocalize release.
+PARTS = {
+    "train": {"train.csv": "train"},
+    "validation": {"valid.csv": "valid", "val_labels.csv": "val"},
+    "test": {"test.csv": "test", "test_labels.csv": "test"},
+}
 OUTLINES = {"validation": "gt_segmentations_val.json", "test": "gt_segmentations_test.json"}
 RENAMED = {"Airspace Opacity": "Lung Opacity"}
-UNCERTAIN = {"nan": np.nan, "zeros": 0.0, "ones": 1.0}
-_TAIL = re.compile(r"(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<view>view\d+_(?:frontal|lateral))\.\w+$")
-# Cells of a table to the positions of their values: negative, positive, uncertain, not mentioned.
-_CODES = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": 2, "-1.0": 2, "": 3}
-_LONGEST = 40  # bits of a run: none is longer than an image
-_KEPT = {"Sex": "sex", "Age": "age", "AP/PA": "projection"}
+POLICIES = {"nan": np.nan, "zeros": 0.0, "ones": 1.0}
+_TAIL = r"(?P<file>(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<view>view\d+_(?P<side>frontal|lateral))\.\w+)$"
+_COLUMNS = {"Sex": "sex", "Age": "age", "AP/PA": "projection"}
 
 
+@public_loader
 def load_chexpert(
     root: str | Path,
     *,
-    size: int = 224,
-    seed: int = 0,
-    preprocessing: Preprocessing = SQUASH,
-    uncertain: str = "nan",
-    unmentioned: str = "zeros",
+    uncertain: Literal["nan", "zeros", "ones"] = "nan",
+    unmentioned: Literal["zeros", "nan"] = "zeros",
     frontal_only: bool = False,
-    split_by: str = "official",
-    missing: str = "refuse",
-) -> Dataset:
+    split_by: Literal["official", "patients"] = "official",
+    missing: Missing = "refuse",
+) -> dict[str, Any]:
     """CheXpert-v1.0 or CheXpert-v1.0-small, or the folders CheXpert and CheXlocalize of the CheXlocalize release.
 
-    14 labels in published order. ``uncertain``: what -1 becomes, "nan", "zeros" or "ones"; ``unmentioned``: what an
-    empty cell becomes, "zeros" (as its authors count it) or "nan". ``frontal_only`` leaves lateral views out.
-    ``split_by``: "official" (train.csv, valid.csv and, where it is there, the test table) or "patients" (five folds
-    of our own). Where gt_segmentations_val.json or gt_segmentations_test.json is in the folder or one beside it,
-    ``truth`` holds the radiologists' outlines of ten labels on those images, and a box bounds each; an image not
-    named there has none of them. ``missing``: whether a patient's folder is there is looked at, not every file.
-    ``seed`` is not used. Raises DataError naming file and line.
+    14 labels in published order. Where gt_segmentations_val.json or gt_segmentations_test.json is in the folder or one
+    beside it, ``truth`` holds the radiologists' outlines of ten labels on those images, and a box bounds each; an image
+    not named there has none of them. Whether a patient's folder is there is looked at, not every file. Options: see
+    data_manifests/chexpert.yaml. Raises DataError naming file and line.
     """
-    choose("uncertain", uncertain, tuple(UNCERTAIN))
-    choose("unmentioned", unmentioned, ("zeros", "nan"))
-    choose("split_by", split_by, ("official", "patients"))
     root = Path(root)
-    home = find_folder(root, *(table for _, tables, _ in PARTS for table in tables))
-    values = (0.0, 1.0, UNCERTAIN[uncertain], UNCERTAIN[unmentioned])
+    home = find_folder(root, *(name for tables in PARTS.values() for name in tables))
+    cells = {"0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "": POLICIES[unmentioned]}
+    cells |= dict.fromkeys(("-1", "-1.0"), POLICIES[uncertain])
     parts = []
-    for part, tables, folders in PARTS:
-        path = next((home / name for name in tables if (home / name).is_file()), None)
-        if path is not None:
-            folder = next((home / name for name in folders if (home / name).is_dir()), home / folders[0])
-            parts.append(_read_part(part, path, folder, values, frontal_only, missing))
+    for part, tables in PARTS.items():
+        name = next((name for name in tables if (home / name).is_file()), None)
+        if name is not None:
+            part_table = _read_part(home / name, home / tables[name], cells, frontal_only)
+            parts.append(present(home / name, part_table, missing, "Path").drop(columns="Path").assign(split=part))
     table = pd.concat(parts, ignore_index=True)
     if table.empty:
         raise DataError(f"{home}: its tables name no image that is there")
-    outlines, covered = _read_outlines(root, home, table)
-    boxes, frames = _boxes(outlines, table)
-    truth = Outlines(outlines, table["image_id"].tolist(), table["split"].isin(covered).tolist())
-    return file_dataset(
-        "chexpert",
-        LABELS,
-        table.drop(columns="split") if split_by == "patients" else table,
-        boxes,
-        size,
-        preprocessing,
-        frames=frames,
-        hierarchy=HIERARCHY,
-        truth=truth,
-    )
-
-
-# Tables
-
-
-def _read_part(
-    part: str, path: Path, folder: Path, values: tuple[float, ...], frontal_only: bool, missing: str
-) -> pd.DataFrame:
-    raw = read_table(path, ("Path", *LABELS))
-    # One pass in plain Python: several times faster than the string methods of a DataFrame, and these are many rows.
-    found = [_TAIL.search(cell) for cell in raw["Path"]]
-    unknown = np.array([match is None for match in found])
-    refuse(path, "Path does not end in patient/study/view", places(raw["Path"], unknown))
-    codes = np.column_stack([raw[label].map(_CODES) for label in LABELS])
-    for position, label in enumerate(LABELS):
-        refuse(path, f"{label} is none of 1, 0, -1 and empty", places(raw[label], np.isnan(codes[:, position])))
-    image_id = pd.Series(["" if match is None else "_".join(match.groups()[:3]) for match in found])
-    twice = image_id.duplicated().to_numpy() & ~unknown
-    refuse(path, "an image occurs twice", places(raw["Path"], twice))
-    sound = ~(unknown | twice | np.isnan(codes).any(axis=1))
-    if frontal_only:
-        sound &= image_id.str.endswith("frontal").to_numpy(dtype=bool)
-    raw, codes, image_id = raw[sound], codes[sound].astype(int), image_id[sound]
-    found = [match for match, kept in zip(found, sound, strict=True) if kept]
-    here = _names(folder)
-    there = np.array([match["patient"] in here for match in found], dtype=bool)
-    keep = keep_present("chexpert", path, raw["Path"], there, missing)
-    columns = {
-        "image_id": image_id.to_numpy(),
-        "patient_id": [match["patient"] for match in found],
-        "path": [os.path.join(folder, match[0]) for match in found],
+    shapes, grids, boxes = _read_outlines([root, home, *subfolders(root)], table)
+    return {
+        "labels": LABELS,
+        "table": table,
+        "boxes": pd.DataFrame(boxes, columns=list(BOX_COLUMNS)),
+        "frames": np.array([(np.nan, np.nan) if grid == (1, 1) else grid for grid in grids]),
+        "hierarchy": HIERARCHY,
+        "truth": Outlines(LABELS, grids, shapes),
     }
-    targets = np.array([*values], dtype=np.float32)[codes]
-    columns |= {label: targets[:, position] for position, label in enumerate(LABELS)}
-    for column in (column for column in _KEPT if column in raw.columns):
-        columns[_KEPT[column]] = raw[column].where(raw[column] != "").to_numpy()
-    columns["view"] = np.where(image_id.str.endswith("frontal"), "frontal", "lateral")
-    columns["split"] = part
-    return pd.DataFrame(columns)[keep]
+
+
+def _read_part(path: Path, folder: Path, cells: Mapping[str, float], frontal_only: bool) -> pd.DataFrame:
+    raw = read_table(path, ("Path", *LABELS))
+    named = raw["Path"].str.extract(_TAIL)
+    table = pd.DataFrame({"image_id": named["patient"] + "_" + named["study"] + "_" + named["view"]})
+    table["patient_id"] = named["patient"]
+    table["path"] = (os.path.join(folder, "") + named["file"]).where(named["patient"].isin(_names(folder)))
+    for label in LABELS:
+        table[label] = raw[label].map(cells).astype(np.float32)
+    for column in _COLUMNS:
+        if column in raw.columns:
+            table[_COLUMNS[column]] = raw[column].where(raw[column] != "")
+    table = table.assign(view=named["side"], Path=raw["Path"])
+    unknown = named["file"].isna()
+    problems = {
+        "Path does not end in patient/study/view": (raw["Path"], unknown),
+        "an image occurs twice": (raw["Path"], table["image_id"].duplicated() & ~unknown),
+    }
+    problems |= {f"{name} is none of 1, 0, -1 and empty": (raw[name], ~raw[name].isin(list(cells))) for name in LABELS}
+    table = sound_rows(path, table, problems)
+    return table[table["view"] == "frontal"] if frontal_only else table
 
 
 def _names(folder: Path) -> set[str]:
@@ -147,112 +114,45 @@ def _names(folder: Path) -> set[str]:
 # Outlines
 
 
-def _read_outlines(root: Path, home: Path, table: pd.DataFrame) -> tuple[dict[str, dict[str, dict]], set[str]]:
-    """Run-length codes by image and label, for the images of ``table``, and the parts whose file was there."""
-    outlines, covered = {}, set()
+class _Outline(BaseModel):
+    """The mask of a label as run-length code; size: height and width."""
+
+    size: tuple[PositiveInt, PositiveInt]
+    counts: list[Annotated[int, Field(ge=0, le=10**9)]] | str
+
+    @model_validator(mode="after")
+    def _fill(self):
+        runs = rle_runs(self.counts)
+        if (runs < 0).any() or runs.sum() != self.size[0] * self.size[1]:
+            raise ValueError(f"the runs do not fill {self.size[1]} x {self.size[0]} pixels")
+        self.counts = runs.tolist()
+        return self
+
+
+def _read_outlines(places: list[Path], table: pd.DataFrame) -> tuple[list, list[tuple[int, int]], list[tuple]]:
+    """Shapes and grid of each row, as :class:`Outlines` takes them, and the rows of the table of boxes."""
+    found: dict[str, tuple[Path, dict[str, dict[str, _Outline]]]] = {}
     for part, name in OUTLINES.items():
-        path = next((place / name for place in (root, home, *subfolders(root)) if (place / name).is_file()), None)
-        if path is None:
+        path = next((place / name for place in places if (place / name).is_file()), None)
+        if path is not None:
+            wanted = "a table of outlines, image -> label -> size and counts"
+            found[part] = path, read_json(path, dict[str, dict[str, _Outline]], wanted)
+    shapes, grids, boxes = [None] * len(table), [(1, 1)] * len(table), []
+    for row, (image, part) in enumerate(zip(table["image_id"], table["split"], strict=True)):
+        if part not in found:
             continue
-        covered.add(part)
-        try:
-            found = dict(json.loads(path.read_text(encoding="utf-8")).items())
-            images = set(table["image_id"]) & set(found)
-            for image in sorted(images):
-                named = {RENAMED.get(label, label): code for label, code in found[image].items()}
-                unknown = [label for label in named if label not in LABELS]
-                if unknown:
-                    raise DataError(f"{path}: {image} has the unknown labels {unknown}")
-                outlines[image] = {label: _checked(path, image, label, code) for label, code in named.items()}
-                sizes = {(code["width"], code["height"]) for code in outlines[image].values()}
-                if len(sizes) > 1:
-                    raise DataError(f"{path}: the outlines on {image} have the sizes {sorted(sizes)}; one is right")
-        except (ValueError, AttributeError, TypeError):
-            raise DataError(f"{path}: is not a table of outlines, image -> label -> size and counts") from None
-    return outlines, covered
-
-
-def _checked(path: Path, image: str, label: str, code: Mapping) -> dict:
-    try:
-        height, width = (int(side) for side in code["size"])
-        runs = rle_runs(code["counts"])
-    except (KeyError, TypeError, ValueError, UnicodeEncodeError):
-        raise DataError(f"{path}: the outline of {label} on {image} holds no size and counts") from None
-    if min(height, width) < 1 or (runs < 0).any() or runs.sum() != height * width:
-        raise DataError(f"{path}: the outline of {label} on {image} does not fill its {width} x {height} pixels")
-    check_pixels(path, width, height)
-    return {"height": height, "width": width, "runs": runs}
-
-
-def _boxes(outlines: Mapping[str, Mapping[str, dict]], table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    rows, frames = [], np.full((len(table), 2), np.nan)
-    position = dict(zip(table["image_id"], range(len(table)), strict=True))
-    for image, of_label in outlines.items():
-        for label, code in of_label.items():
-            frames[position[image]] = code["width"], code["height"]
-            box = rle_box(code["runs"], code["height"])
-            if box is not None:
-                rows.append((image, label, *box, "CheXlocalize"))
-    return pd.DataFrame(rows, columns=list(BOX_COLUMNS)), frames
-
-
-@dataclass(frozen=True)
-class Outlines:
-    """The exact masks of each row, bool ``[L, H, W]``, or None where no file of outlines covers the row's part."""
-
-    of_image: Mapping[str, Mapping[str, dict]]
-    images: list[str]
-    covered: list[bool]
-
-    def __call__(self, row: int) -> np.ndarray | None:
-        of_label = self.of_image.get(self.images[row], {})
-        if not of_label:
-            # A file of outlines leaves out the images on which there was nothing to outline.
-            return np.zeros((len(LABELS), 1, 1), dtype=bool) if self.covered[row] else None
-        first = next(iter(of_label.values()))
-        masks = np.zeros((len(LABELS), first["height"], first["width"]), dtype=bool)
-        for label, code in of_label.items():
-            masks[LABELS.index(label)] = rle_mask(code["runs"], code["height"], code["width"])
-        return masks
-
-
-def rle_runs(counts: str | list[int]) -> np.ndarray:
-    """Run lengths of a COCO mask, int64 ``[R]``: outside, inside, outside, ... in column-major order.
-
-    ``counts``: the compressed text, or the list of run lengths. In the text each number takes characters of five bits
-    (code minus 48, low bits first, bit 5 says that more follow, the last bit 4 is the sign); from the fourth number on
-    it is the difference to the number two before. Raises ValueError for text that ends within a number.
-    """
-    if not isinstance(counts, str):
-        return np.array(counts, dtype=np.int64)
-    runs, number, place = [], 0, 0
-    for code in counts.encode("ascii"):
-        if not 48 <= code < 112 or place > _LONGEST:
-            raise ValueError("not a run-length code")
-        number |= (code - 48 & 31) << place
-        place += 5
-        if code - 48 & 32 == 0:
-            number -= (code - 48 & 16) << place - 4
-            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
-            number, place = 0, 0
-    if place or not runs:
-        raise ValueError("not a run-length code")
-    return np.array(runs, dtype=np.int64)
-
-
-def rle_mask(runs: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The mask of run lengths: bool ``[height, width]``."""
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
-
-
-def rle_box(runs: np.ndarray, height: int) -> tuple[int, int, int, int] | None:
-    """The bounding box of run lengths, half-open, without drawing the mask; None for an empty mask."""
-    ends = np.cumsum(runs)[1::2]
-    inside = runs[1::2] > 0
-    if not inside.any():
-        return None
-    first, last = (ends - runs[1::2])[inside], ends[inside] - 1
-    # A run that goes on in the next column touches the lower edge and the upper.
-    whole = (first // height != last // height).any()
-    low, high = (0, height - 1) if whole else ((first % height).min(), (last % height).max())
-    return int((first // height).min()), int(low), int((last // height).max()) + 1, int(high) + 1
+        path, outlines = found[part]
+        # The file leaves out the images on which there was nothing to outline.
+        shapes[row] = []
+        for name, outline in outlines.get(image, {}).items():
+            label, (height, width) = RENAMED.get(name, name), outline.size
+            if label not in LABELS:
+                raise DataError(f"{path}: {image} has the unknown label {label!r}; known are {', '.join(LABELS)}")
+            if shapes[row] and grids[row] != (width, height):
+                raise DataError(f"{path}: {image} has outlines of {grids[row]} and of {(width, height)} pixels")
+            check_pixels(path, width, height)
+            runs, grids[row] = np.array(outline.counts), (width, height)
+            shapes[row].append((label, RUNS, runs))
+            if box := rle_box(runs, height):
+                boxes.append((image, label, *box, "CheXlocalize"))
+    return shapes, grids, boxes

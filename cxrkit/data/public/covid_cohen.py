@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cxrkit.data.dataset import Dataset
-from cxrkit.data.files import file_dataset
-from cxrkit.data.preprocessing import SQUASH, Preprocessing
-from cxrkit.data.public.layout import choose, find_folder, images_in, keep_present
+from cxrkit.data.public.layout import find_folder, images_in
+from cxrkit.data.public.loader import Missing, present, public_loader, with_labels
 from cxrkit.data.tables import EDGES, box_table, leaves_folder, read_table, sound_rows
 from cxrkit.errors import DataError, ParameterError
 
-__all__ = [
-    "NO_FINDING",
-    "UNKNOWN",
-    "VIEWS",
-    "cohen_table",
-    "finding_paths",
-    "load_covid_cohen",
-    "located",
-    "radiographs",
-]
+__all__ = ["PATHS", "VIEWS", "finding_paths", "load_covid_cohen", "radiographs"]
 
 VIEWS = ("PA", "AP", "AP Supine")
 NO_FINDING = "No Finding"
@@ -42,83 +33,67 @@ PATHS = {name: f"{above}/{name}" for above, names in _ABOVE.items() for name in 
 PATHS["Mycoplasma Bacterial Pneumonia"] = "Pneumonia/Bacterial/Mycoplasma"
 _LUNG_BOXES = "annotations/imageannotation_ai_lung_bounding_boxes.json"
 _LUNG_MASKS = "annotations/lungVAE-masks"
-_KEPT = ("offset", "sex", "age", "view", "survival", "date", "location", "license", "url", "doi")
+_COLUMNS = ("offset", "sex", "age", "view", "survival", "date", "location", "license", "url", "doi")
 
 
+@public_loader
 def load_covid_cohen(
-    root: str | Path,
-    *,
-    size: int = 224,
-    seed: int = 0,
-    preprocessing: Preprocessing = SQUASH,
-    views: tuple[str, ...] = VIEWS,
-    missing: str = "refuse",
-) -> Dataset:
+    root: str | Path, *, views: tuple[str, ...] = VIEWS, missing: Missing = "refuse"
+) -> dict[str, Any]:
     """The repository covid-chestxray-dataset: metadata.csv with images/, of any vintage.
 
-    Labels are the paths of the finding and all above them ("Pneumonia", "Pneumonia/Viral",
-    "Pneumonia/Viral/COVID-19"), in order of name; findings joined by commas, as the table had them in 2020, become
-    the same paths. "No Finding" is 0 everywhere, "todo" and "Unknown" are NaN everywhere. ``views``: which to keep;
-    CT slices and lateral views have others. ``table`` keeps finding, offset (days), sex, age, view, licence and
-    more; ``lung_mask`` where the repository holds one (see :func:`cxrkit.data.region`). Boxes are of the
-    lungs, which are no labels. ``missing``: "refuse", or "leave_out" for a partial download. ``seed`` is not used.
-    Raises DataError naming file and line. Source: paper `covid`, section on data.
+    Labels are the paths of the finding and all above them ("Pneumonia", "Pneumonia/Viral"), in order of name. "No
+    Finding" is 0 everywhere, "todo" and "Unknown" are NaN everywhere. ``table`` keeps finding, offset (days), sex, age,
+    view, licence and more; ``lung_mask`` where the repository holds one (see :func:`cxrkit.data.region`). Boxes
+    are of the lungs, which are no labels. Options: see data_manifests/covid_cohen.yaml. Raises DataError naming file
+    and line. Source: paper `covid`, section on data.
     """
     root = find_folder(root, ("metadata.csv", "images"))
-    table = cohen_table(root, views, missing)
+    table = radiographs(root / "metadata.csv", views, missing)
     labels, targets, hierarchy = _labels(table["finding"])
-    table = pd.concat([table, pd.DataFrame(targets, columns=list(labels))], axis=1)
-    masks = images_in(root / _LUNG_MASKS)
-    if masks:
-        stem = table["image_id"].str.rsplit(".", n=1).str[0]
-        table["lung_mask"] = (stem + "_mask.png").map(masks)
-    boxes, frames = _lungs(root / _LUNG_BOXES, table)
-    return file_dataset("covid_cohen", labels, table, boxes, size, preprocessing, frames=frames, hierarchy=hierarchy)
+    table = with_labels(table, labels, targets)
+    if masks := images_in(root / _LUNG_MASKS):
+        table["lung_mask"] = (table["image_id"].str.rsplit(".", n=1).str[0] + "_mask.png").map(masks)
+    boxes, frames = _lungs(root / _LUNG_BOXES, table["image_id"])
+    return {"labels": labels, "table": table, "boxes": boxes, "frames": frames, "hierarchy": hierarchy}
 
 
-def cohen_table(root: Path, views: tuple[str, ...] = VIEWS, missing: str = "refuse") -> pd.DataFrame:
-    """One row per radiograph of these views: image_id (the file's name), patient_id, path, finding, columns kept."""
-    choose("missing", missing, ("refuse", "leave_out"))
-    path = root / "metadata.csv"
-    rows = radiographs(path, views)
-    folder = rows["folder"].replace("", "images") if "folder" in rows.columns else pd.Series("images", rows.index)
-    held = {name: images_in(root / name) for name in folder.unique() if not leaves_folder(name)}
-    paths = [held.get(where, {}).get(name) for where, name in zip(folder, rows["filename"], strict=True)]
-    return located("covid_cohen", path, rows, pd.Series(paths, index=rows.index, dtype=object), missing)
+def radiographs(
+    path: Path, views: tuple[str, ...], missing: str, elsewhere: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """One row per image of a metadata.csv that shows one of these views: image_id (the file's name), patient_id, path,
+    finding, and the other columns that this package keeps.
 
-
-def radiographs(path: Path, views: tuple[str, ...]) -> pd.DataFrame:
-    """The sound rows of a metadata.csv that show one of these views, as text; lines as index."""
-    rows = read_table(path, ("finding", "view", "filename")).rename(columns={"Patientid": "patientid"})
-    if "patientid" not in rows.columns:
-        raise DataError(f"{path}: lacks the column 'patientid'; it has {list(rows.columns)}")
+    ``elsewhere``: paths by name of the file; by default they are in the folders that the table names, images or others.
+    """
+    rows = read_table(path, ("finding", "view", "filename", "patientid"))
     if isinstance(views, str):
         raise ParameterError(f"views={views!r}: give a list of views, such as [{views!r}]")
-    unknown = [view for view in views if view not in set(rows["view"])]
-    if len(unknown) == len(views):
-        raise DataError(f"{path}: holds no radiograph of the views {list(views)}; it has {sorted(set(rows['view']))}")
+    held = sorted(set(rows["view"]))
     rows = rows[rows["view"].isin(views)]
+    if rows.empty:
+        raise DataError(f"{path}: holds no radiograph of the views {list(views)}; it has {held}")
+    file = rows["filename"]
     problems = {
         "patientid is empty": (rows["patientid"], rows["patientid"] == ""),
-        "filename is empty": (rows["filename"], rows["filename"] == ""),
-        "filename leaves the folder": (rows["filename"], rows["filename"].map(leaves_folder)),
-        "filename occurs twice": (rows["filename"], rows["filename"].duplicated()),
+        "filename is empty": (file, file == ""),
+        "filename leaves the folder": (file, file.map(leaves_folder)),
+        "filename occurs twice": (file, file.duplicated()),
     }
-    return sound_rows(path, rows, problems)
-
-
-def located(name: str, path: Path, rows: pd.DataFrame, paths: pd.Series, missing: str) -> pd.DataFrame:
-    """Rows of a metadata.csv with the files found for them (None where there is none), under this package's names."""
-    keep = keep_present(name, path, rows["filename"], paths.notna().to_numpy(), missing)
-    rows, paths = rows[keep], paths[keep]
-    table = pd.DataFrame({"image_id": rows["filename"], "patient_id": rows["patientid"], "path": paths})
+    rows = sound_rows(path, rows, problems)
+    table = pd.DataFrame({"image_id": rows["filename"], "patient_id": rows["patientid"]})
+    if elsewhere is None:
+        folder = rows["folder"].replace("", "images") if "folder" in rows.columns else pd.Series("images", rows.index)
+        there = {name: images_in(path.parent / name) for name in folder.unique() if not leaves_folder(name)}
+        table["path"] = [there.get(name, {}).get(file) for name, file in zip(folder, rows["filename"], strict=True)]
+    else:
+        table["path"] = rows["filename"].map(elsewhere)
     table["finding"] = rows["finding"]
-    for column in (column for column in _KEPT if column in rows.columns):
+    for column in (column for column in _COLUMNS if column in rows.columns):
         table[column] = rows[column].where(rows[column] != "")
-    for column in ("offset", "age"):
-        if column in table.columns:
+        if column in ("offset", "age"):
             table[column] = pd.to_numeric(table[column], errors="coerce")
-    return table.reset_index(drop=True)
+    return present(path, table, missing).reset_index(drop=True)
 
 
 def finding_paths(finding: str) -> tuple[str, ...]:
@@ -129,36 +104,36 @@ def finding_paths(finding: str) -> tuple[str, ...]:
 
 def _labels(finding: pd.Series) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
     """Labels in order of name, targets ``[N, L]``, and child -> parent."""
-    chains = {}
+    chains, hierarchy = {}, {}
     for cell in finding.unique():
-        steps = [] if cell in UNKNOWN else [path.split("/") for path in finding_paths(cell)]
-        chains[cell] = [["/".join(path[: depth + 1]) for depth in range(len(path))] for path in steps]
-    labels = tuple(sorted({name for found in chains.values() for chain in found for name in chain}))
-    hierarchy = {child: parent for found in chains.values() for chain in found for parent, child in pairwise(chain)}
-    rows = {cell: np.isin(labels, [name for chain in found for name in chain]) for cell, found in chains.items()}
-    targets = np.array([rows[cell] for cell in finding], dtype=np.float64).reshape(len(finding), len(labels))
+        chains[cell] = set()
+        for path in () if cell in UNKNOWN else finding_paths(cell):
+            steps = list(accumulate(path.split("/"), "{}/{}".format))
+            chains[cell].update(steps)
+            hierarchy |= {child: parent for parent, child in pairwise(steps)}
+    labels = tuple(sorted(set().union(*chains.values())))
+    targets = np.array([[label in chains[cell] for label in labels] for cell in finding], dtype=float)
+    targets = targets.reshape(len(finding), len(labels))
     targets[finding.isin(UNKNOWN)] = np.nan
     return labels, targets, hierarchy
 
 
-def _lungs(path: Path, table: pd.DataFrame) -> tuple[pd.DataFrame | None, np.ndarray]:
+def _lungs(path: Path, image_ids: pd.Series) -> tuple[pd.DataFrame | None, np.ndarray]:
     """Boxes of the lungs from the repository's COCO file, and the image sizes that stand there (NaN for the others)."""
-    frames = np.full((len(table), 2), np.nan)
     if not path.is_file():
-        return None, frames
+        return None, np.full((len(image_ids), 2), np.nan)
     try:
-        annotated = json.loads(path.read_text(encoding="utf-8"))
-        images = pd.DataFrame(annotated["images"])[["id", "file_name", "width", "height"]]
-        boxed = pd.DataFrame(annotated["annotations"])[["image_id", "category_id", "bbox"]]
-        names = {category["id"]: category["name"] for category in annotated["categories"]}
+        held = json.loads(path.read_text(encoding="utf-8"))
+        images = pd.DataFrame(held["images"]).set_index("id")[["file_name", "width", "height"]]
+        # Images that the annotators skipped stand there with boxes of nulls.
+        boxed = pd.DataFrame(held["annotations"])[["image_id", "category_id", "bbox"]]
+        names = {category["id"]: category["name"] for category in held["categories"]}
         edges = np.array(boxed["bbox"].tolist(), dtype=np.float64).reshape(-1, 4)
     except (ValueError, KeyError, TypeError, UnicodeDecodeError):
         raise DataError(f"{path}: is not the COCO file of lung boxes that the repository holds") from None
-    files = dict(zip(images["id"], images["file_name"], strict=True))
     # COCO gives corner and extent.
     edges[:, 2:] += edges[:, :2]
-    boxes = box_table(boxed["image_id"].map(files), boxed["category_id"].map(names), edges, "General Blockchain")
-    # Images that the annotators skipped stand there with boxes of nulls.
-    boxes = boxes.dropna(subset=list(EDGES))
-    extent = images.drop_duplicates("file_name").set_index("file_name").reindex(table["image_id"])
-    return boxes, extent[["width", "height"]].to_numpy(dtype=np.float64)
+    files, sides = boxed["image_id"].map(images["file_name"]), boxed["category_id"].map(names)
+    boxes = box_table(files, sides, edges, "General Blockchain").dropna(subset=list(EDGES))
+    extent = images.drop_duplicates("file_name").set_index("file_name").reindex(image_ids)
+    return boxes, extent.to_numpy(dtype=np.float64)

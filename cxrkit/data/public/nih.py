@@ -7,15 +7,14 @@ The folder as downloaded: ``images_001/images/*.png`` to ``images_012`` (or all 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from cxrkit.data.dataset import Dataset
-from cxrkit.data.files import file_dataset
-from cxrkit.data.preprocessing import SQUASH, Preprocessing
-from cxrkit.data.public.layout import choose, find_folder, stems_in, subfolders, with_files
-from cxrkit.data.public.xrv_tables import TABLES, Annotations, carried_file
+from cxrkit.data.public.layout import find_folder, stems_in, subfolders
+from cxrkit.data.public.loader import Missing, present, public_loader, with_labels
+from cxrkit.data.public.xrv_tables import Annotations, Tables, table_path
 from cxrkit.data.splits import with_validation
 from cxrkit.data.tables import box_table, corner_boxes, places, read_table, refuse, sound_rows, whole_boxes
 from cxrkit.errors import DataError
@@ -32,70 +31,55 @@ NO_FINDING = "No Finding"
 ENTRIES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 BOXES = "BBox_List_2017.csv"
 LISTS = ("train_val_list.txt", "test_list.txt")
-# Cells of the headers, whose last names hold commas that nobody quoted.
-_ACQUIRED = ("OriginalImage[Width", "Height]")
-_ENTRY = ("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "View Position", *_ACQUIRED)
+# Columns of the published table and ours. The last names of its header hold commas that nobody quoted.
+_NUMBERS = {"Follow-up #": "follow_up", "OriginalImage[Width": "acquired_width", "Height]": "acquired_height"}
+_ENTRY = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position", *_NUMBERS)
 _SEX = ("Patient Sex", "Patient Gender")
 _BOX = ("Bbox [x", "y", "w", "h]")
 _OLDEST = 120
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 
 
+@public_loader
 def load_nih(
     root: str | Path,
     *,
-    size: int = 224,
     seed: int = 0,
-    preprocessing: Preprocessing = SQUASH,
-    split_by: str = "official",
-    tables: str = "folder",
-    missing: str = "refuse",
-) -> Dataset:
+    split_by: Literal["official", "patients"] = "official",
+    tables: Tables = "folder",
+    missing: Missing = "refuse",
+) -> dict[str, Any]:
     """Load NIH ChestX-ray14. Boxes are in pixels of the published 1024 x 1024 images; "Infiltrate" is "Infiltration".
 
-    ``split_by``: "official", test_list.txt against train_val_list.txt, of whose patients an eighth, chosen by ``seed``,
-    validates; "patients", this package's own folds. ``tables``: "torchxrayvision" takes the labels and boxes which that
-    package carries (those of 2020) when the folder holds none; the lists it does not carry. ``missing``: "leave_out"
-    loads the images that are there. The table has follow_up, age (years; NaN where it claims more than 120), sex, view
-    and the size of the image that was acquired. Raises DataError naming file and rows. Source: paper `relevance`.
+    The table has follow_up, age (years; NaN where it claims more than 120), sex, view and the size of the image that
+    was acquired. Of the patients in train_val_list.txt an eighth, chosen by ``seed``, validates. Options: see
+    data_manifests/nih.yaml. Raises DataError naming file and rows. Source: paper `relevance`.
     """
-    choose("split_by", split_by, ("official", "patients"))
     folder = find_folder(root, *ENTRIES, "images", "images_001")
     found = read_annotations(folder, tables)
     table = found.images
     if split_by == "official":
-        table["split"] = _official_split(folder, found, seed)
+        is_test = _official_test_part(folder, found)
+        table["split"] = with_validation(is_test, table["patient_id"], table[list(LABELS)].to_numpy(), seed)
     parts = [part for part in subfolders(folder) if part.name.startswith("images")]
     files = stems_in(folder, *parts, *(part / "images" for part in parts if part.name != "images"))
-    table = with_files("nih", found.path, table, files, missing)
-    return file_dataset("nih", LABELS, table, found.boxes, size, preprocessing, side=SIDE)
+    table["path"] = table["image_id"].map(files)
+    return {"labels": LABELS, "table": present(found.path, table, missing), "boxes": found.boxes, "side": SIDE}
 
 
 def read_annotations(folder: Path, tables: str = "folder") -> Annotations:
     """Labels and boxes of all images, in the table's order, without looking at images."""
-    choose("tables", tables, TABLES)
-    path = next((folder / file for file in ENTRIES if (folder / file).is_file()), None)
-    if path is None:
-        if tables == "folder":
-            raise DataError(
-                f"{folder}: lacks {' or '.join(ENTRIES)}; "
-                "tables='torchxrayvision' takes the copy which that package carries"
-            )
-        path = carried_file(ENTRIES[0])
+    path = table_path(folder, *ENTRIES, tables=tables)
     rows = _sound_entries(path)
     patient = rows["Patient ID"].astype(int).astype(str).astype(object)
     images = pd.DataFrame({"image_id": rows["Image Index"].str.removesuffix(".png"), "patient_id": patient})
-    images = pd.concat([images, _findings(path, rows["Finding Labels"])], axis=1)
-    for column, name in zip(
-        ("Follow-up #", *_ACQUIRED), ("follow_up", "acquired_width", "acquired_height"), strict=True
-    ):
+    images = with_labels(images, LABELS, _findings(path, rows["Finding Labels"]))
+    for column, name in _NUMBERS.items():
         images[name] = pd.to_numeric(rows[column], errors="coerce")
     images["age"] = _age(path, rows["Patient Age"])
     images[["sex", "view"]] = rows[["sex", "View Position"]]
-    boxes = folder / BOXES
-    if tables == "torchxrayvision" and not boxes.is_file():
-        boxes = carried_file(BOXES)
-    return Annotations(LABELS, images, _boxes(boxes, images["image_id"]), path)
+    boxes = _boxes(table_path(folder, BOXES, tables=tables), images["image_id"])
+    return Annotations(LABELS, images, boxes, path)
 
 
 def _sound_entries(path: Path) -> pd.DataFrame:
@@ -116,7 +100,7 @@ def _sound_entries(path: Path) -> pd.DataFrame:
     return sound_rows(path, rows.rename(columns={sex: "sex"}), problems)
 
 
-def _findings(path: Path, cells: pd.Series) -> pd.DataFrame:
+def _findings(path: Path, cells: pd.Series) -> np.ndarray:
     # Few of the cells differ: each kind is looked at once.
     kind_of, kinds = pd.factorize(cells)
     found = pd.Series(kinds, dtype=object).str.get_dummies("|")
@@ -125,7 +109,7 @@ def _findings(path: Path, cells: pd.Series) -> pd.DataFrame:
     found = found.reindex(columns=[*LABELS, NO_FINDING], fill_value=0)
     contradicts = ((found[NO_FINDING] == 1) == found[list(LABELS)].any(axis=1)).to_numpy()[kind_of]
     refuse(path, f"Finding Labels needs either findings or {NO_FINDING!r}", places(cells, contradicts & ~unknown))
-    return pd.DataFrame(found[list(LABELS)].to_numpy(dtype=np.float32)[kind_of], cells.index, LABELS)
+    return found[list(LABELS)].to_numpy()[kind_of]
 
 
 def _age(path: Path, cells: pd.Series) -> np.ndarray:
@@ -138,21 +122,17 @@ def _age(path: Path, cells: pd.Series) -> np.ndarray:
 
 def _boxes(path: Path, image_ids: pd.Series) -> pd.DataFrame:
     rows = read_table(path, ("Image Index", "Finding Label", *_BOX))
-    boxes = box_table(
-        rows["Image Index"].str.removesuffix(".png"),
-        rows["Finding Label"].replace("Infiltrate", "Infiltration"),
-        corner_boxes(path, rows, _BOX),
-        "NIH",
-    )
+    image, label = rows["Image Index"], rows["Finding Label"].replace("Infiltrate", "Infiltration")
+    boxes = box_table(image.str.removesuffix(".png"), label, corner_boxes(path, rows, _BOX), "NIH")
     problems = {
-        "Image Index is not in the table of images": (rows["Image Index"], ~boxes["image_id"].isin(image_ids)),
+        "Image Index is not in the table of images": (image, ~boxes["image_id"].isin(image_ids)),
         "Finding Label is unknown": (rows["Finding Label"], ~boxes["label"].isin(LABELS)),
     }
     boxes = sound_rows(path, boxes, problems)
     return whole_boxes(path, boxes, np.full((len(boxes), 2), SIDE)).reset_index(drop=True)
 
 
-def _official_split(folder: Path, found: Annotations, seed: int) -> np.ndarray:
+def _official_test_part(folder: Path, found: Annotations) -> np.ndarray:
     listed = []
     for name in LISTS:
         path = folder / name
@@ -162,5 +142,4 @@ def _official_split(folder: Path, found: Annotations, seed: int) -> np.ndarray:
     train, test = listed
     where = places(found.images["image_id"], train == test)
     refuse(found.path, f"the image is in both or neither of {' and '.join(LISTS)}", where)
-    targets = found.images[list(LABELS)].to_numpy()
-    return with_validation(test.to_numpy(), found.images["patient_id"], targets, seed)
+    return test.to_numpy()

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from cxrkit.data.dataset import Dataset
-from cxrkit.data.files import file_dataset
-from cxrkit.data.preprocessing import SQUASH, Preprocessing
-from cxrkit.data.public.layout import choose, find_folder, stems_in, with_files
-from cxrkit.data.public.xrv_tables import Annotations, table_of
+from cxrkit.data.public.layout import find_folder, stems_in
+from cxrkit.data.public.loader import Missing, present, public_loader, with_labels
+from cxrkit.data.public.xrv_tables import Annotations, Tables, table_path
 from cxrkit.data.readers import read_image
 from cxrkit.data.splits import FOLDS, image_folds, with_validation
 from cxrkit.data.tables import box_table, corner_boxes, places, read_table, refuse, sound_rows, whole_boxes
@@ -32,47 +31,41 @@ IMAGES = "stage_2_train_images"
 _BOX = ["x", "y", "width", "height"]
 
 
+@public_loader
 def load_rsna(
     root: str | Path,
     *,
-    size: int = 224,
     seed: int = 0,
     fold: int = 0,
-    preprocessing: Preprocessing = SQUASH,
-    labels: str = "binary",
-    split_by: str = "paper",
-    tables: str = "folder",
-    missing: str = "refuse",
-) -> Dataset:
+    labels: Literal["binary", "classes"] = "binary",
+    split_by: Literal["paper", "patients"] = "paper",
+    tables: Tables = "folder",
+    missing: Missing = "refuse",
+) -> dict[str, Any]:
     """Load RSNA stage 2; pixels are the stored ones divided by 255, no window is applied.
 
-    ``labels``: "binary", the label "Lung Opacity" (the challenge's Target), or "classes", the three detailed classes.
-    Boxes are listed one by one, ``Sample.mask`` is their union. ``split_by``: "paper", the five stratified folds of
-    paper `bcos` (scikit-learn, random state 42, patients in order of their id), of which ``fold`` is the test part and
-    an eighth of the others validates; "patients", this package's own folds. ``tables``: "torchxrayvision" takes the
-    labels which that package carries when the folder holds none. ``missing``: "leave_out" loads the images that are
-    there. Raises DataError naming file and rows. Source: paper `bcos`, its published code.
+    Boxes are listed one by one, ``Sample.mask`` is their union. ``fold`` of the paper's five tests, an eighth of the
+    others, chosen by ``seed``, validates. Options: see data_manifests/rsna.yaml. Raises DataError naming file and
+    rows. Source: paper `bcos`, its published code.
     """
-    choose("split_by", split_by, ("paper", "patients"))
     folder = find_folder(root, LABELS_CSV, IMAGES)
     found = read_annotations(folder, tables, labels)
     table = found.images
     if split_by == "paper":
         table["split"] = _paper_split(table, found.labels, fold, seed)
-    files = stems_in(folder / IMAGES if (folder / IMAGES).is_dir() else folder)
-    table = with_files("rsna", found.path, table, files, missing)
+    table["path"] = table["image_id"].map(stems_in(folder / IMAGES if (folder / IMAGES).is_dir() else folder))
+    table = present(found.path, table, missing)
     read = partial(read_image, window=False)
-    return file_dataset("rsna", found.labels, table, found.boxes, size, preprocessing, side=SIDE, read=read)
+    return {"labels": found.labels, "table": table, "boxes": found.boxes, "side": SIDE, "read": read}
 
 
 def read_annotations(folder: Path, tables: str = "folder", labels: str = "binary") -> Annotations:
     """Labels and boxes of all patients, in order of their id, without looking at images."""
-    choose("labels", labels, ("binary", "classes"))
-    path, rows = table_of(folder, LABELS_CSV, ["patientId", *_BOX, "Target"], tables)
-    rows = _sound(path, rows)
+    path = table_path(folder, LABELS_CSV, tables=tables)
+    rows = _sound(path, read_table(path, ["patientId", *_BOX, "Target"]))
     first = rows.sort_values("patientId", kind="stable").drop_duplicates("patientId")
     images = pd.DataFrame({"image_id": first["patientId"], "patient_id": first["patientId"]})
-    images[OPACITY] = (first["Target"] == "1").astype(np.float32)
+    images = with_labels(images, [OPACITY], first["Target"].to_numpy() == "1")
     classes = _classes(folder / CLASSES_CSV, images)
     if classes is None and labels == "classes":
         raise DataError(f"{folder}: labels='classes' needs {CLASSES_CSV}, which is not there")
@@ -111,12 +104,15 @@ def _classes(path: Path, images: pd.DataFrame) -> pd.Series | None:
     patient, name = rows["patientId"], rows["class"]
     positive = patient.map(images.set_index("image_id")[OPACITY])
     problems = {
-        f"class is none of {list(CLASSES)}": ~name.isin(CLASSES),
-        f"patientId is not in {LABELS_CSV}": positive.isna(),
-        "class differs between rows of a patient": name.groupby(patient).transform("nunique") > 1,
-        f"class does not fit Target in {LABELS_CSV}": positive.notna() & ((name == OPACITY) != (positive == 1)),
+        f"class is none of {list(CLASSES)}": (patient, ~name.isin(CLASSES)),
+        f"patientId is not in {LABELS_CSV}": (patient, positive.isna()),
+        "class differs between rows of a patient": (patient, name.groupby(patient).transform("nunique") > 1),
+        f"class does not fit Target in {LABELS_CSV}": (
+            patient,
+            positive.notna() & ((name == OPACITY) != (positive == 1)),
+        ),
     }
-    sound_rows(path, rows, {problem: (patient, wrong) for problem, wrong in problems.items()})
+    sound_rows(path, rows, problems)
     found = images["image_id"].map(rows.drop_duplicates("patientId").set_index("patientId")["class"])
     refuse(path, "has no row for a patient; the line is that of the labels", places(images["image_id"], found.isna()))
     return found
@@ -125,8 +121,7 @@ def _classes(path: Path, images: pd.DataFrame) -> pd.Series | None:
 def _paper_split(table: pd.DataFrame, labels: tuple[str, ...], fold: int, seed: int) -> np.ndarray:
     positive = table[OPACITY].to_numpy(dtype=int)
     if min(positive.sum(), (1 - positive).sum()) < FOLDS:
-        raise DataError(
-            f"rsna: the paper's folds need {FOLDS} patients with and {FOLDS} without opacity; use split_by='patients'"
-        )
+        needed = f"{FOLDS} patients with and {FOLDS} without opacity"
+        raise DataError(f"rsna: the paper's folds need {needed}; use split_by='patients'")
     is_test = image_folds(positive, table["patient_id"]) == fold
     return with_validation(is_test, table["patient_id"], table[list(labels)].to_numpy(), seed * FOLDS + fold)

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
-from cxrkit.data.public.layout import choose
-from cxrkit.data.tables import read_table
-from cxrkit.errors import DataError
+from cxrkit.errors import DataError, ParameterError
 
-__all__ = ["TABLES", "Annotations", "annotations", "carried_file", "table_of"]
+__all__ = ["Annotations", "Tables", "annotations", "carried_file", "table_path"]
 
-TABLES = ("folder", "torchxrayvision")
+Tables = Literal["folder", "torchxrayvision"]
 _FILES = {
     "Data_Entry_2017_v2020.csv": "Data_Entry_2017_v2020.csv.gz",
     "BBox_List_2017.csv": "BBox_List_2017.csv.gz",
@@ -50,24 +48,21 @@ def annotations(name: str) -> Annotations:
     VinBigData counts a label when any reader boxed it. Raises ParameterError for another name, DataError where
     the package is not installed.
     """
-    choose("name", name, ("nih", "rsna", "vinbigdata"))
+    if name not in (known := ("nih", "rsna", "vinbigdata")):
+        raise ParameterError(f"name={name!r} is unknown; use one of {list(known)}")
     module = importlib.import_module(f"cxrkit.data.public.{name}")
     return module.read_annotations(_package() / "data", tables="torchxrayvision")
 
 
-def table_of(folder: Path, file: str, required: Sequence[str], tables: str) -> tuple[Path, pd.DataFrame]:
-    """Where a table lies and what it holds, as :func:`cxrkit.data.tables.read_table` returns it.
-
-    ``tables``: "folder" reads ``file`` in ``folder``; "torchxrayvision" falls back to the copy it carries.
-    """
-    choose("tables", tables, TABLES)
-    path = folder / file
-    if path.is_file():
-        return path, read_table(path, required)
-    if tables == "folder":
-        raise DataError(f"{folder}: lacks {file}; tables='torchxrayvision' takes the copy which that package carries")
-    path = carried_file(file)
-    return path, read_table(path, required)
+def table_path(folder: Path, *files: str, tables: str) -> Path:
+    """The first of ``files`` that ``folder`` holds; or, where tables="torchxrayvision", the copy of the first."""
+    for file in files:
+        if (folder / file).is_file():
+            return folder / file
+    if tables == "torchxrayvision":
+        return carried_file(files[0])
+    cure = "tables='torchxrayvision' takes the copy which that package carries"
+    raise DataError(f"{folder}: lacks {' or '.join(files)}; {cure}")
 
 
 def carried_file(file: str) -> Path:

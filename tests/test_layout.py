@@ -105,7 +105,7 @@ BUDGET = {
     "": 800,
 }
 HELD: dict[str, int] = {
-    "data": 6084,
+    "data": 6086,
     "phantom": 2196,
     "models": 1639,
     "attribution": 4917,

@@ -115,11 +115,21 @@ def test_the_detailed_classes_as_labels(folder):
     assert (found.sum(axis=1) == 1).all()
 
 
+def test_the_normal_are_those_called_so(folder):
+    data = load_rsna(folder(), labels="normal", split_by="patients")
+    kinds = {image: kind for image, kind in zip(IDS, KINDS, strict=True) if kind != "No Lung Opacity / Not Normal"}
+    assert dict(zip(data.table["image_id"], data.table["detailed_class"], strict=True)) == kinds
+    assert data.labels == ("Lung Opacity",)
+    assert len(data.boxes) == 7
+
+
 def test_without_detailed_classes(folder):
     root = folder(classes=None)
     assert "detailed_class" not in load_rsna(root).table
     with pytest.raises(DataError, match=r"labels='classes' needs stage_2_detailed_class_info.csv"):
         load_rsna(root, labels="classes")
+    with pytest.raises(DataError, match="labels='normal' needs"):
+        load_rsna(root, labels="normal")
 
 
 def test_one_level_deeper(folder):

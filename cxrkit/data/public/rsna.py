@@ -37,7 +37,7 @@ def load_rsna(
     *,
     seed: int = 0,
     fold: int = 0,
-    labels: Literal["binary", "classes"] = "binary",
+    labels: Literal["binary", "classes", "normal"] = "binary",
     split_by: Literal["paper", "patients"] = "paper",
     tables: Tables = "folder",
     missing: Missing = "refuse",
@@ -67,13 +67,15 @@ def read_annotations(folder: Path, tables: str = "folder", labels: str = "binary
     images = pd.DataFrame({"image_id": first["patientId"], "patient_id": first["patientId"]})
     images = with_labels(images, [OPACITY], first["Target"].to_numpy() == "1")
     classes = _classes(folder / CLASSES_CSV, images)
-    if classes is None and labels == "classes":
-        raise DataError(f"{folder}: labels='classes' needs {CLASSES_CSV}, which is not there")
+    if classes is None and labels != "binary":
+        raise DataError(f"{folder}: labels={labels!r} needs {CLASSES_CSV}, which is not there")
     names = CLASSES if labels == "classes" else (OPACITY,)
     for name in names[1:]:
         images[name] = (classes == name).to_numpy(dtype=np.float32)
     if classes is not None:
         images["detailed_class"] = classes.to_numpy()
+    if labels == "normal":
+        images = images[images["detailed_class"].isin((OPACITY, "Normal"))]
     boxed = rows[rows["Target"] == "1"]
     boxes = box_table(boxed["patientId"], OPACITY, corner_boxes(path, boxed, _BOX), "RSNA")
     boxes = whole_boxes(path, boxes, np.full((len(boxes), 2), SIDE)).reset_index(drop=True)

@@ -273,6 +273,9 @@ class Propagation:
                 y = y.detach()
             else:
                 raise self._refusal(call, "a product of which neither factor or each is a gate has no relevance rule")
+            result = self.passed(call, x, y, **kwargs)
+            self._bounds.pop(result, None)  # a gate depends on the image
+            return result
         return self.passed(call, x, y, **kwargs)
 
     def gated(self, call: Call, *args, **kwargs):

@@ -254,7 +254,8 @@ def test_two_of_four_workers_killed_and_the_outcome_is_the_same(project, cluster
     assert state["state"].value_counts().to_dict() == {"done": 18, "failed": 2}
     assert 1 <= kinds.count("repeat") <= 2
     assert all("died" in event.message for event in events if event.kind == "repeat")
-    assert kinds.count("start") == 20 + kinds.count("repeat")
+    # A run whose worker died before it began has no start.
+    assert 20 <= kinds.count("start") <= 20 + kinds.count("repeat")
     begun = [
         line.split()[0].rpartition(".")[0] for line in (project / "results" / "begun.txt").read_text().splitlines()
     ]

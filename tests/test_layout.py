@@ -108,7 +108,7 @@ HELD: dict[str, int] = {
     "data": 6086,
     "phantom": 2196,
     "models": 1639,
-    "attribution": 4920,
+    "attribution": 4923,
     "metrics": 2296,
     "train": 1744,
     "study": 2650,

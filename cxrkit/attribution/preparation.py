@@ -116,6 +116,7 @@ class Snapshot:
 
     def __init__(self, modules: Iterable[nn.Module]):
         self._contents: list[tuple] = []  # containers with their items
+        self._empty: list = []  # containers without, most of all, such as of hooks
         tensors: list[Tensor] = []
         simple: list[object] = []
         containers: list = []
@@ -132,7 +133,7 @@ class Snapshot:
                 if kind in _SIMPLE:
                     simple.append(value)
                 elif kind in _CONTAINERS:
-                    containers.append(value)
+                    (containers if value else self._empty).append(value)
                 elif kind is tuple and _SIMPLE.issuperset(map(type, value)):
                     simple.append(value)
                 elif isinstance(value, Tensor):
@@ -167,6 +168,8 @@ class Snapshot:
                 tensor.requires_grad_(trainable)
             if tensor.grad is not gradient:
                 tensor.grad = gradient
+        for container in filter(None, self._empty):
+            container.clear()
         for container, items in self._contents:
             if not _has(container, items):
                 container.clear()

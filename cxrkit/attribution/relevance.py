@@ -93,12 +93,12 @@ def rap(explained: Explained, images: Tensor, *, protocol: str = "corrected", ch
 
     `protocol="paper"` subtracts what came through negative contributions from all neurons that aren't 0, loses the
     relevance of neurons without positive contribution, and shares at sums and averages by signed terms: in networks
-    with residual sums such a map is at the mercy of rounding: in a ResNet-50, maps in single and double precision
-    correlate by 0.3. "corrected" subtracts what is really too much from those
-    that got something, and shares at sums and averages by size. "authors" is the published code: signed sums and
-    averages, the shift of "corrected", and in convolutions negative relevance takes the shares of the negative
-    contributions in place of the positive ones; for networks of rectifiers alone. With `check`, AttributionError where
-    a map of the corrected protocol is off its logit by more than 1 %; always for operations without a rule.
+    with residual sums such a map is at the mercy of rounding: in a ResNet-50, maps of an image in single and double
+    precision correlated by 0.3. "corrected" subtracts what is really too much from those that got something, and shares
+    at sums and averages by size. "authors" is the published code: signed sums and averages, the shift of "corrected",
+    and in convolutions negative relevance takes the shares of the negative contributions in place of the positive ones;
+    for networks of rectifiers alone. With `check`, AttributionError where a map of the corrected protocol is off its
+    logit by more than 1 %; always for operations without a rule.
 
     The shift restores the sum over an image, not at each place. So the sum holds whatever the rule does, and positive
     and negative relevance grow from layer to layer: at 224 pixels and with random weights to 10 times the logit in a

@@ -61,7 +61,7 @@ _PUBLIC = (
 SOURCES = {
     "phantom": Source("cxrkit.phantom.source", "load_phantom", needs_root=False),
     "folder": Source("cxrkit.data.folder", "load_folder"),
-} | {name: Source(f"cxrkit.data.public.{name}", f"load_{name}") for name in (*_PUBLIC.split(), "lvot")}
+} | {name: Source(f"cxrkit.data.public.{name}", f"load_{name}") for name in _PUBLIC.split()}
 
 
 def sources() -> dict[str, dict[str, Any]]:
